@@ -1,0 +1,67 @@
+"""What travels between the parts: shapes, dtypes and units.
+
+Boxes are always ``xyxy`` in pixels of the image they come with: ``x2`` and ``y2`` are exclusive, so a
+box's width is ``x2 - x1``. Labels are 1..K in the order of the data set's class names; 0 is background.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Record(NamedTuple):
+    """One image and its boxes as an annotation file gives them, checked and clipped, not yet decoded."""
+
+    image_id: int | str
+    """The annotation file's own id: COCO's integer, or VOC's file stem. Results carry it."""
+    path: Path
+    width: int
+    """Pixels; 0 where the annotation does not know it (VOC files with a 0x0 size)."""
+    height: int
+    boxes: NDArray[np.float32]
+    """(N, 4) xyxy pixels."""
+    labels: NDArray[np.int64]
+    """(N,) 1..K."""
+    ignore: NDArray[np.bool_]
+    """(N,) COCO ``iscrowd`` or VOC ``difficult``: never a positive, neither hit nor miss in evaluation."""
+    area: NDArray[np.float32]
+    """(N,) square pixels; COCO's own ``area`` where given (it decides small/medium/large), else w * h."""
+
+
+class Target(TypedDict):
+    """The boxes of one image, in pixels of the image tensor they come with."""
+
+    boxes: Tensor
+    """(N, 4) float32 xyxy."""
+    labels: Tensor
+    """(N,) int64, 1..K."""
+    ignore: Tensor
+    """(N,) bool, see :class:`Record`."""
+    area: Tensor
+    """(N,) float32, square pixels of the original image."""
+    index: Tensor
+    """() int64, position in the data set; leads back to its image id."""
+
+
+class Batch(NamedTuple):
+    """Images of different sizes with their targets."""
+
+    images: list[Tensor]
+    """Each (3, H, W) uint8 RGB."""
+    targets: list[Target]
+
+
+class Prediction(TypedDict):
+    """Detections of one image, best first, in pixels of the original image."""
+
+    boxes: Tensor
+    """(N, 4) float32 xyxy."""
+    scores: Tensor
+    """(N,) float32 in [0, 1]."""
+    labels: Tensor
+    """(N,) int64, 1..K."""
