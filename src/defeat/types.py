@@ -33,6 +33,20 @@ class Record(NamedTuple):
     """(N,) square pixels; COCO's own ``area`` where given (it decides small/medium/large), else w * h."""
 
 
+class Annotations(NamedTuple):
+    """A data set as its annotation files give it: what every reader returns and every data set is made of."""
+
+    records: list[Record]
+    classes: tuple[str, ...]
+    """K names; label i stands for ``classes[i - 1]``."""
+    class_ids: tuple[int, ...]
+    """K ids to write into results: COCO's category ids, which may have gaps; 1..K for other formats."""
+    source: str
+    """Where it came from, for messages."""
+    counts: dict[str, int]
+    """What reading changed or left out, by reason, for instance ``boxes clipped`` or ``records skipped``."""
+
+
 class Target(TypedDict):
     """The boxes of one image, in pixels of the image tensor they come with."""
 
