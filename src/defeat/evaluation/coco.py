@@ -1,0 +1,92 @@
+"""The 12 COCO figures and the AP of each class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+from torchmetrics.detection import MeanAveragePrecision
+
+from defeat.evaluation.evaluation import COCO_KEYS
+from defeat.evaluation.image_result import ImageResult
+
+_TORCHMETRICS_KEYS = (
+    *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
+    *("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"),
+)
+
+# torchmetrics' own defaults are these numbers rounded to float32: its 0.6 is 0.60000002, so a box that
+# overlaps by exactly 0.6 misses there and matches in pycocotools. Whole pixels make such overlaps common.
+_IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
+_RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101).tolist()
+
+# torchmetrics takes area 0 for "not given" and puts the box's in its place. Any positive number below
+# 32 ** 2 counts as 0 does.
+_SMALLEST_AREA = 1e-6
+
+
+def coco_figures(
+    images: Sequence[ImageResult], classes: Sequence[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Compute the COCO figures (https://cocodataset.org/#detection-eval), equal to pycocotools' ones.
+
+    At most 100 detections count per image and class. Detections of equal score count in the order of
+    ``images``, then in their order within the image.
+
+    Args:
+        images: Any number of images, none twice.
+        classes: K names; label i stands for ``classes[i - 1]``.
+
+    Returns:
+        The figure of each of the 12 keys, and the AP of each class name; nan where there is no ground truth
+        to measure by.
+    """
+    metric = MeanAveragePrecision(
+        iou_thresholds=_IOU_THRESHOLDS,
+        rec_thresholds=_RECALL_THRESHOLDS,
+        max_detection_thresholds=[1, 10, 100],
+        # The precisions of one run hold the AP of every class; `class_metrics` would run once more for each.
+        extended_summary=True,
+        backend="faster_coco_eval",
+        sync_on_compute=False,  # `images` are already those of all ranks
+    )
+    metric.warn_on_many_detections = False
+    metric.update([_detections(image) for image in images], [_truth(image) for image in images])
+    result = metric.compute()
+    coco = {key: _figure(result[name]) for key, name in zip(COCO_KEYS, _TORCHMETRICS_KEYS, strict=True)}
+    return coco, _per_class(result, classes)
+
+
+def _detections(image: ImageResult) -> dict[str, Tensor]:
+    return {"boxes": image.boxes, "scores": image.scores, "labels": image.labels}
+
+
+def _truth(image: ImageResult) -> dict[str, Tensor]:
+    return {
+        "boxes": image.true_boxes,
+        "labels": image.true_labels,
+        "iscrowd": image.ignore.long(),
+        "area": image.area.clamp_min(_SMALLEST_AREA),
+    }
+
+
+def _figure(value: Tensor) -> float:
+    """COCO's -1 stands for "nothing to measure"; an average over such a -1 would be a wrong number."""
+    return math.nan if value < 0 else float(value)
+
+
+def _per_class(result: dict[str, Tensor], classes: Sequence[str]) -> dict[str, float]:
+    """Average the (T, R, K, A, M) precisions as pycocotools' ``_summarize`` does, for each class apart."""
+    per_class = dict.fromkeys(classes, math.nan)
+    if "precision" not in result:  # no images
+        return per_class
+    all_areas, hundred_detections = 0, -1
+    precision = result["precision"][..., all_areas, hundred_detections]
+    for position, label in enumerate(result["classes"].reshape(-1).tolist()):
+        seen = precision[:, :, position]
+        seen = seen[seen > -1]
+        if seen.numel() > 0:
+            per_class[classes[label - 1]] = float(seen.mean())
+    return per_class
