@@ -1,0 +1,29 @@
+"""Detectors: building them, filling them with weights, and seeing into them."""
+
+from defeat.detectors.builders import faster_rcnn, retinanet
+from defeat.detectors.capture import Anatomy, Captured, Level, capture, examine
+from defeat.detectors.create import Detector, create_detector
+from defeat.detectors.weights import (
+    LoadReport,
+    WeightFile,
+    load_backbone_weights,
+    load_detector_weights,
+    read_weights,
+)
+
+__all__ = [
+    "Anatomy",
+    "Captured",
+    "Detector",
+    "Level",
+    "LoadReport",
+    "WeightFile",
+    "capture",
+    "create_detector",
+    "examine",
+    "faster_rcnn",
+    "load_backbone_weights",
+    "load_detector_weights",
+    "read_weights",
+    "retinanet",
+]

@@ -1,0 +1,172 @@
+"""Typed builders of the detectors that the configs name. Weights are loaded elsewhere, see ``weights.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from defeat.detectors.backbones import Norm, fpn_backbone
+from defeat.errors import ConfigError
+
+Sizes = Sequence[Sequence[int]]
+
+
+def faster_rcnn(
+    num_classes: int,
+    *,
+    backbone: str = "resnet50",
+    fpn_channels: int = 256,
+    returned_layers: Sequence[int] = (1, 2, 3, 4),
+    trainable_layers: int = 3,
+    norm: Norm = "frozen",
+    stride_in_1x1: bool = False,
+    min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
+    anchor_sizes: Sizes | None = None,
+    aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    rpn_pre_nms_top_n_train: int = 2000,
+    rpn_pre_nms_top_n_test: int = 1000,
+    rpn_post_nms_top_n_train: int = 2000,
+    rpn_post_nms_top_n_test: int = 1000,
+    rpn_batch_size_per_image: int = 256,
+    box_head_channels: int = 1024,
+    box_batch_size_per_image: int = 512,
+    box_score_thresh: float = 0.05,
+    box_nms_thresh: float = 0.5,
+    box_detections_per_img: int = 100,
+) -> FasterRCNN:
+    """Faster R-CNN with FPN (Ren et al. 2015; Lin et al. 2017), levels of stride 4..64 by default.
+
+    Parameter names are torchvision's, so ``fasterrcnn_resnet50_fpn`` weights load into
+    ``backbone="resnet50"``.
+
+    Args:
+        num_classes: classes with background, as torchvision counts them.
+        backbone: see :data:`defeat.detectors.backbones.NAMES`.
+        fpn_channels: channels of every pyramid level and of the RPN.
+        returned_layers: backbone stages under the pyramid; a pooled level is added on top.
+        trainable_layers: of the 5 backbone parts, counted from the deepest.
+        norm: ``frozen``, ``batch`` or ``sync``.
+        stride_in_1x1: see :func:`defeat.detectors.backbones.fpn_backbone`.
+        min_size: length of the shorter image side in pixels; several values are drawn from in training
+            and the last one is used in evaluation.
+        max_size: bound on the longer side in pixels.
+        anchor_sizes: pixels, one list per level; None means 8 x stride, one anchor size a level.
+        aspect_ratios: height / width of the anchors.
+        box_head_channels: width of the two fully connected layers of the box head.
+
+    The rest are torchvision's sampling and filtering settings under its names.
+
+    Raises:
+        ConfigError: see :func:`defeat.detectors.backbones.fpn_backbone`; or a list of anchor sizes whose
+            length is not the number of levels.
+    """
+    body = fpn_backbone(
+        backbone,
+        fpn_channels=fpn_channels,
+        returned_layers=returned_layers,
+        trainable_layers=trainable_layers,
+        norm=norm,
+        stride_in_1x1=stride_in_1x1,
+        extra_blocks=LastLevelMaxPool(),
+    )
+    strides = _strides(returned_layers, extra=1)
+    head = TwoMLPHead(fpn_channels * 7 * 7, box_head_channels)
+    detector = FasterRCNN(
+        body,
+        min_size=_sizes(min_size),
+        max_size=max_size,
+        rpn_anchor_generator=_anchors(anchor_sizes or [(8 * s,) for s in strides], aspect_ratios, strides),
+        rpn_pre_nms_top_n_train=rpn_pre_nms_top_n_train,
+        rpn_pre_nms_top_n_test=rpn_pre_nms_top_n_test,
+        rpn_post_nms_top_n_train=rpn_post_nms_top_n_train,
+        rpn_post_nms_top_n_test=rpn_post_nms_top_n_test,
+        rpn_batch_size_per_image=rpn_batch_size_per_image,
+        box_head=head,
+        box_predictor=FastRCNNPredictor(box_head_channels, num_classes),
+        box_batch_size_per_image=box_batch_size_per_image,
+        box_score_thresh=box_score_thresh,
+        box_nms_thresh=box_nms_thresh,
+        box_detections_per_img=box_detections_per_img,
+    )
+    # torchvision names the pooled maps "0".."3"; with fewer stages the last name would be missing.
+    detector.roi_heads.box_roi_pool.featmap_names = [str(i) for i in range(len(returned_layers))]
+    return detector
+
+
+def retinanet(
+    num_classes: int,
+    *,
+    backbone: str = "resnet50",
+    fpn_channels: int = 256,
+    returned_layers: Sequence[int] = (2, 3, 4),
+    trainable_layers: int = 3,
+    norm: Norm = "frozen",
+    stride_in_1x1: bool = False,
+    min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
+    anchor_sizes: Sizes | None = None,
+    aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    score_thresh: float = 0.05,
+    nms_thresh: float = 0.5,
+    detections_per_img: int = 100,
+    topk_candidates: int = 1000,
+) -> RetinaNet:
+    """RetinaNet (Lin et al. 2017), levels of stride 8..128 by default.
+
+    Args:
+        num_classes: classes with background, as torchvision counts them.
+        anchor_sizes: pixels, one list per level; None means 4 x stride in three steps of a third octave.
+        detections_per_img: 100 is what COCO counts; torchvision's own default is 300.
+
+    The other arguments are those of :func:`faster_rcnn` and torchvision's filtering settings.
+
+    Raises:
+        ConfigError: as :func:`faster_rcnn`.
+    """
+    body = fpn_backbone(
+        backbone,
+        fpn_channels=fpn_channels,
+        returned_layers=returned_layers,
+        trainable_layers=trainable_layers,
+        norm=norm,
+        stride_in_1x1=stride_in_1x1,
+        extra_blocks=LastLevelP6P7(fpn_channels, fpn_channels),
+    )
+    strides = _strides(returned_layers, extra=2)
+    octaves = [[int(4 * s * 2 ** (i / 3)) for i in range(3)] for s in strides]
+    return RetinaNet(
+        body,
+        num_classes,
+        min_size=_sizes(min_size),
+        max_size=max_size,
+        anchor_generator=_anchors(anchor_sizes or octaves, aspect_ratios, strides),
+        score_thresh=score_thresh,
+        nms_thresh=nms_thresh,
+        detections_per_img=detections_per_img,
+        topk_candidates=topk_candidates,
+    )
+
+
+def _strides(returned_layers: Sequence[int], extra: int) -> list[int]:
+    deepest = max(returned_layers)
+    return [2 ** (layer + 1) for layer in (*returned_layers, *range(deepest + 1, deepest + 1 + extra))]
+
+
+def _sizes(min_size: int | Sequence[int]) -> tuple[int, ...]:
+    return (min_size,) if isinstance(min_size, int) else tuple(min_size)
+
+
+def _anchors(sizes: Sizes, ratios: Sequence[float], strides: list[int]) -> AnchorGenerator:
+    if len(sizes) != len(strides):
+        raise ConfigError(
+            f"anchor_sizes has {len(sizes)} lists, but this detector has {len(strides)} levels "
+            f"(strides {', '.join(map(str, strides))}): give one list per level"
+        )
+    if len({len(level) for level in sizes}) != 1:
+        raise ConfigError("anchor_sizes must have the same number of sizes on every level")
+    return AnchorGenerator(tuple(tuple(s) for s in sizes), (tuple(ratios),) * len(sizes))

@@ -1,0 +1,140 @@
+"""What a detector computes on its way, seen through forward hooks that go when the forward ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from defeat.errors import ConfigError
+from defeat.types import Target
+
+
+@dataclass
+class Captured:
+    """Tensors of one forward of a detector, filled in while it runs. B images, padded to H x W pixels."""
+
+    images: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(B, 3, H, W) normalised, resized, padded: what the backbone saw."""
+    image_sizes: list[tuple[int, int]] = field(default_factory=list)
+    """(height, width) in pixels before padding."""
+    targets: list[Target] = field(default_factory=list)
+    """Boxes in pixels of the resized images."""
+    stages: dict[str, Tensor] = field(default_factory=dict)
+    """Backbone stages, (B, C, H / stride, W / stride) each."""
+    neck: dict[str, Tensor] = field(default_factory=dict)
+    """Pyramid levels, likewise."""
+    proposals: list[Tensor] = field(default_factory=list)
+    """Sampled proposals, (N_i, 4) xyxy pixels of the resized image; empty for one-stage detectors."""
+    class_logits: Tensor | None = None
+    """(sum N_i, K + 1) on those proposals."""
+
+
+class Level(NamedTuple):
+    """One feature map of a detector."""
+
+    name: str
+    stride: int
+    """Pixels of the resized image per cell."""
+    channels: int
+
+
+class Anatomy(NamedTuple):
+    """The feature maps a detector offers, finest first."""
+
+    stages: tuple[Level, ...]
+    neck: tuple[Level, ...]
+    two_stage: bool
+
+
+@contextmanager
+def capture(detector: nn.Module) -> Iterator[Captured]:
+    """Record the tensors of the forward that runs inside the ``with`` block.
+
+    The hooks are gone afterwards, on an exception too, and nothing else keeps the tensors alive.
+    """
+    seen = Captured()
+    handles: list[RemovableHandle] = []
+    try:
+        for name, hook in _hooks(seen).items():
+            module = _find(detector, name)
+            if module is not None:
+                handles.append(module.register_forward_hook(hook))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooks(seen: Captured) -> dict[str, Callable[[nn.Module, Any, Any], None]]:
+    def transform(module: nn.Module, args: Any, output: Any) -> None:
+        image_list, targets = output
+        seen.images, seen.image_sizes = image_list.tensors, list(image_list.image_sizes)
+        seen.targets = targets or []
+
+    def body(module: nn.Module, args: Any, output: Any) -> None:
+        seen.stages = _as_dict(output)
+
+    def neck(module: nn.Module, args: Any, output: Any) -> None:
+        seen.neck = _as_dict(output)
+
+    def pool(module: nn.Module, args: Any, output: Any) -> None:
+        seen.proposals = list(args[1])
+
+    def predictor(module: nn.Module, args: Any, output: Any) -> None:
+        seen.class_logits = output[0]
+
+    return {
+        "transform": transform,
+        "backbone.body": body,
+        "backbone": neck,
+        "roi_heads.box_roi_pool": pool,
+        "roi_heads.box_predictor": predictor,
+    }
+
+
+def _as_dict(output: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"0": output} if isinstance(output, Tensor) else dict(output)
+
+
+def _find(detector: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return detector.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+@torch.no_grad()
+def examine(detector: nn.Module) -> Anatomy:
+    """Find a detector's feature maps, their strides and channels, by looking at a blank image.
+
+    Raises:
+        ConfigError: the detector has no ``transform`` and ``backbone`` as torchvision's detectors have.
+    """
+    if _find(detector, "backbone") is None or _find(detector, "transform") is None:
+        raise ConfigError(
+            f"{type(detector).__name__} has no `backbone` and `transform`: only detectors built like "
+            "torchvision's can be distilled"
+        )
+    side = 256  # a multiple of every stride up to 256
+    blank = next(detector.parameters()).new_zeros(1, 3, side, side)
+    modes = {module: module.training for module in detector.modules()}
+    detector.eval()  # batch statistics must not move
+    try:
+        with capture(detector) as seen:
+            detector.get_submodule("backbone")(blank)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    two_stage = _find(detector, "roi_heads") is not None
+    return Anatomy(_levels(seen.stages, side), _levels(seen.neck, side), two_stage)
+
+
+def _levels(maps: Mapping[str, Tensor], side: int) -> tuple[Level, ...]:
+    levels = (Level(name, side // x.shape[-1], x.shape[1]) for name, x in maps.items())
+    return tuple(sorted(levels, key=lambda level: level.stride))

@@ -1,0 +1,73 @@
+"""From a config node to a detector that is ready to train: build, fill, report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from defeat.detectors.weights import load_backbone_weights, load_detector_weights, sha256
+from defeat.errors import WeightsError
+
+log = logging.getLogger(__name__)
+
+
+class Detector(NamedTuple):
+    """A built detector and where its weights came from."""
+
+    model: nn.Module
+    source: str | None
+    """The detector weights' path or enum name; None where it starts from a backbone or from nothing."""
+    digest: str | None
+    """SHA-256 of that file, None for an enum (torchvision checks those) or no weights."""
+
+
+def create_detector(
+    model: Callable[..., nn.Module],
+    classes: Sequence[str],
+    *,
+    weights: str | None = None,
+    backbone_weights: str | None = None,
+    new_head: bool = False,
+    download: bool = False,
+) -> Detector:
+    """Build a detector for ``classes`` and load its weights.
+
+    Args:
+        model: a builder that takes ``num_classes`` (with background): one of this package, or any of
+            ``torchvision.models.detection``.
+        classes: K class names without background.
+        weights: whole-detector weights: a path (.pth, .safetensors, a checkpoint of this project) or the
+            name of a torchvision weights enum.
+        backbone_weights: classifier weights for the backbone, the same kinds; not with ``weights``.
+        new_head: accept ``weights`` of another class count.
+        download: allow enums to be fetched.
+
+    Raises:
+        WeightsError: see :mod:`defeat.detectors.weights`; or a checkpoint whose class names differ.
+    """
+    if weights and backbone_weights:
+        raise WeightsError("weights and backbone_weights are both set: whole-detector weights need no backbone")
+    detector = model(num_classes=len(classes) + 1)
+    if backbone_weights:
+        log.info("%s", load_backbone_weights(detector, backbone_weights, download=download))
+    if not weights:
+        return Detector(detector, None, None)
+    report, file = load_detector_weights(detector, weights, new_head=new_head, download=download)
+    log.info("%s", report)
+    if file.classes is not None and not new_head:
+        _check_classes(weights, file.classes, classes)
+    path = Path(weights).expanduser()
+    return Detector(detector, weights, sha256(path) if path.is_file() else None)
+
+
+def _check_classes(source: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Names, not counts: a detector of other or shuffled classes loads perfectly and is useless."""
+    for i, (a, b) in enumerate(zip(theirs, ours, strict=True)):
+        if a != b:
+            raise WeightsError(
+                f"{source} was trained on other classes: its class {i + 1} is {a!r}, this data's is {b!r}"
+            )

@@ -1,0 +1,56 @@
+"""Single parts of a two-stage detector, run on given features: what a frozen teacher is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from defeat.detectors.capture import Captured
+from defeat.types import Target
+
+
+class Proposals(NamedTuple):
+    """Sampled proposals of a batch with their classes."""
+
+    boxes: list[Tensor]
+    """One (N_i, 4) xyxy per image, pixels of the resized image."""
+    labels: Tensor
+    """(sum N_i,) int64: the class of the ground-truth box a proposal is matched to, 0 for background."""
+
+
+def propose(detector: nn.Module, neck: Mapping[str, Tensor], seen: Captured) -> Proposals:
+    """Run a detector's RPN and its training sampler on its own pyramid (method of the paper, section 3.3).
+
+    Args:
+        neck: this detector's pyramid on ``seen.images``.
+        seen: the forward that supplies images, sizes and resized targets.
+    """
+    model = cast(Any, detector)
+    boxes, _ = model.rpn(ImageList(seen.images, seen.image_sizes), dict(neck))
+    boxes, _, labels, _ = model.roi_heads.select_training_samples(boxes, seen.targets)
+    return Proposals(boxes, torch.cat(labels))
+
+
+def match(detector: nn.Module, boxes: list[Tensor], targets: list[Target]) -> Proposals:
+    """Label given proposals by a detector's own matching rule."""
+    _, labels = cast(Any, detector).roi_heads.assign_targets_to_proposals(
+        boxes, [t["boxes"] for t in targets], [t["labels"] for t in targets]
+    )
+    return Proposals(boxes, torch.cat(labels))
+
+
+def score(
+    detector: nn.Module,
+    neck: Mapping[str, Tensor],
+    boxes: list[Tensor],
+    image_sizes: list[tuple[int, int]],
+) -> Tensor:
+    """Class logits (sum N_i, K + 1) of a detector's box head on given proposals."""
+    heads = cast(Any, detector).roi_heads
+    pooled = heads.box_roi_pool(dict(neck), boxes, image_sizes)
+    logits, _ = heads.box_predictor(heads.box_head(pooled))
+    return cast(Tensor, logits)

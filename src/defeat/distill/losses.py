@@ -1,0 +1,107 @@
+"""DeFeat's loss arithmetic: tensors in, scalars out (Guo et al., CVPR 2021, arXiv 2103.14475).
+
+Everything is computed in float32 at least, whatever precision the features come in.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Decoupled(NamedTuple):
+    """The two halves of a decoupled loss, unweighted scalars."""
+
+    object: Tensor
+    background: Tensor
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def decoupled_feature_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Decoupled:
+    """Squared error inside and outside the mask, each over twice its number of elements (Eq. 4-5).
+
+    ``object = sum(M (S - T)^2) / max(1, 2 N_obj)`` and ``background`` likewise with ``1 - M``, where N counts
+    elements, cells times channels, over the whole batch. With a mask of real values N is the mask's sum
+    times the channels.
+
+    Args:
+        student: (B, C, H, W), adapted to the teacher's channels.
+        teacher: (B, C, H, W).
+        mask: (B, H, W) in [0, 1].
+
+    Raises:
+        ValueError: shapes do not agree.
+
+    Example:
+        >>> s, t = torch.zeros(1, 2, 1, 2), torch.tensor([[[[1.0, 2.0]], [[1.0, 2.0]]]])
+        >>> loss = decoupled_feature_loss(s, t, torch.tensor([[[1.0, 0.0]]]))
+        >>> loss.object.item(), loss.background.item()
+        (0.5, 2.0)
+    """
+    if student.shape != teacher.shape or student.shape[:1] + student.shape[2:] != mask.shape:
+        raise ValueError(
+            f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and mask {tuple(mask.shape)} disagree"
+        )
+    error = (_widen(student) - _widen(teacher)).square().sum(1)
+    inside = mask.to(error.dtype)
+    outside = 1 - inside
+    channels = student.shape[1]
+    return Decoupled(
+        (error * inside).sum() / (2 * channels * inside.sum()).clamp(min=1),
+        (error * outside).sum() / (2 * channels * outside.sum()).clamp(min=1),
+    )
+
+
+def decoupled_kl(
+    student: Tensor,
+    teacher: Tensor,
+    is_object: Tensor,
+    *,
+    object_temperature: float = 1.0,
+    background_temperature: float = 1.0,
+) -> Decoupled:
+    """KL divergence of class scores, averaged over object and over background proposals (Eq. 6-9).
+
+    ``T^2 sum_c q_c (log q_c - log p_c)`` with ``q = softmax(teacher / T)``, ``p = softmax(student / T)`` and a
+    temperature for each half. A half without proposals is 0.
+
+    Args:
+        student: (N, K + 1) logits.
+        teacher: (N, K + 1) logits of the same proposals and the same classes.
+        is_object: (N,) bool, True where the proposal is matched to an object.
+
+    Raises:
+        ValueError: shapes do not agree.
+
+    Example:
+        >>> t = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> loss = decoupled_kl(t, t, torch.tensor([True, False]))
+        >>> loss.object.item(), loss.background.item()
+        (0.0, 0.0)
+    """
+    if student.shape != teacher.shape or student.shape[:1] != is_object.shape:
+        raise ValueError(
+            f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and is_object "
+            f"{tuple(is_object.shape)} disagree"
+        )
+    return Decoupled(
+        _mean_where(_kl(student, teacher, object_temperature), is_object),
+        _mean_where(_kl(student, teacher, background_temperature), ~is_object),
+    )
+
+
+def _kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    log_p = F.log_softmax(_widen(student) / temperature, dim=1)
+    log_q = F.log_softmax(_widen(teacher) / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1)
+
+
+def _mean_where(values: Tensor, keep: Tensor) -> Tensor:
+    # where, not a product: a non-finite value on the other half must not spoil this one.
+    return torch.where(keep, values, 0).sum() / keep.sum().clamp(min=1)
