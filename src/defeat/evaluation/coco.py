@@ -47,15 +47,16 @@ def coco_figures(
         iou_thresholds=_IOU_THRESHOLDS,
         rec_thresholds=_RECALL_THRESHOLDS,
         max_detection_thresholds=[1, 10, 100],
-        # The precisions of one run hold the AP of every class; `class_metrics` would run once more for each.
-        extended_summary=True,
+        class_metrics=True,
         backend="faster_coco_eval",
         sync_on_compute=False,  # `images` are already those of all ranks
     )
     metric.warn_on_many_detections = False
     metric.update([_detections(image) for image in images], [_truth(image) for image in images])
     result = metric.compute()
-    coco = {key: _figure(result[name]) for key, name in zip(COCO_KEYS, _TORCHMETRICS_KEYS, strict=True)}
+    coco = {
+        key: _figure(float(result[name])) for key, name in zip(COCO_KEYS, _TORCHMETRICS_KEYS, strict=True)
+    }
     return coco, _per_class(result, classes)
 
 
@@ -72,21 +73,16 @@ def _truth(image: ImageResult) -> dict[str, Tensor]:
     }
 
 
-def _figure(value: Tensor) -> float:
-    """COCO's -1 stands for "nothing to measure"; an average over such a -1 would be a wrong number."""
-    return math.nan if value < 0 else float(value)
+def _figure(value: float) -> float:
+    """COCO's -1 stands for "nothing to measure"; in a table or an average it would be a wrong number."""
+    return math.nan if value < 0 else value
 
 
 def _per_class(result: dict[str, Tensor], classes: Sequence[str]) -> dict[str, float]:
-    """Average the (T, R, K, A, M) precisions as pycocotools' ``_summarize`` does, for each class apart."""
+    """Give each class its AP; torchmetrics lists only the labels that occur, and none if there are no images."""
     per_class = dict.fromkeys(classes, math.nan)
-    if "precision" not in result:  # no images
-        return per_class
-    all_areas, hundred_detections = 0, -1
-    precision = result["precision"][..., all_areas, hundred_detections]
-    for position, label in enumerate(result["classes"].reshape(-1).tolist()):
-        seen = precision[:, :, position]
-        seen = seen[seen > -1]
-        if seen.numel() > 0:
-            per_class[classes[label - 1]] = float(seen.mean())
+    labels = result["classes"].reshape(-1).tolist()
+    values = result["map_per_class"].reshape(-1).tolist() if labels else []
+    for label, value in zip(labels, values, strict=True):
+        per_class[classes[label - 1]] = _figure(value)
     return per_class

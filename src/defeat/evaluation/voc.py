@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,16 +19,19 @@ from torchvision.ops import box_iou
 from defeat.evaluation.image_result import ImageResult
 
 Points = Literal["11", "all"]
+POINTS: tuple[Points, ...] = ("11", "all")
 IOU_THRESHOLD = 0.5
 
 
-class ClassHits(NamedTuple):
-    """The detections of one class over all images, best first, without those on ignored ground truth."""
+class Matches(NamedTuple):
+    """The detections of all images and classes, best first, without those on ignored ground truth."""
 
+    labels: Tensor
+    """(N,) int64, 1..K."""
     hit: Tensor
     """(N,) bool: true positive; the others are false positives."""
-    positives: int
-    """Number of ground truth boxes that are not ignored."""
+    true_labels: Tensor
+    """(M,) int64, 1..K: the ground truth to find, which is all that is not ignored."""
 
 
 def voc_ap(recall: Tensor, precision: Tensor, points: Points) -> float:
@@ -58,35 +62,37 @@ def voc_ap(recall: Tensor, precision: Tensor, points: Points) -> float:
     return float(torch.cat([best_from_here, precision.new_zeros(1)])[reached_at].mean())
 
 
-def match_class(images: Sequence[ImageResult], label: int, iou_threshold: float = IOU_THRESHOLD) -> ClassHits:
-    """Decide for each detection of a class whether it is a true or a false positive.
+def match(images: Sequence[ImageResult], iou_threshold: float = IOU_THRESHOLD) -> Matches:
+    """Decide for each detection whether it is a true or a false positive.
 
-    A detection takes the ground truth that it overlaps most. It is a hit if the overlap is at least
-    ``iou_threshold`` and no better-scored detection took the same box, and does not count at all if that box
-    is ignored. Equal scores count in the order of ``images``, then in their order within the image.
+    A detection takes the ground truth of its class that it overlaps most. It is a hit if the overlap is at
+    least ``iou_threshold`` and no better-scored detection took the same box, and does not count at all if
+    that box is ignored. Equal scores count in the order of ``images``, then in their order within the image.
     """
-    scores, taken, positives = [torch.empty(0, dtype=torch.float64)], [torch.empty(0, dtype=torch.int64)], 0
-    boxes_before = 0
-    for image in images:
-        of_class, true_of_class = image.labels == label, image.true_labels == label
-        ignore = image.ignore[true_of_class]
-        box = _overlapped(image.boxes[of_class], image.true_boxes[true_of_class], iou_threshold)
-        counts = ~torch.cat([ignore, ignore.new_zeros(1)])[box]  # -1, no box, reads the appended False
-        scores.append(image.scores[of_class][counts])
-        taken.append(torch.where(box < 0, box, box + boxes_before)[counts])
-        positives += int((~ignore).sum())
-        boxes_before += ignore.numel()
-    order = torch.cat(scores).argsort(descending=True, stable=True)
-    return ClassHits(_first_of_each(torch.cat(taken)[order]), positives)
+    if not images:
+        nothing = torch.empty(0, dtype=torch.int64)
+        return Matches(nothing, nothing.bool(), nothing)
+    first_box = [0, *accumulate(len(image.true_boxes) for image in images)]
+    taken = torch.cat([_taken(image, iou_threshold, n) for image, n in zip(images, first_box, strict=False)])
+    scores, labels = (torch.cat([getattr(image, name) for image in images]) for name in ("scores", "labels"))
+    true_labels, ignore = (
+        torch.cat([getattr(image, n) for image in images]) for n in ("true_labels", "ignore")
+    )
+
+    best_first = scores.argsort(descending=True, stable=True)
+    on_ignored = torch.cat([ignore, ignore.new_zeros(1)])[taken]  # -1, no box, reads the appended False
+    counted = best_first[~on_ignored[best_first]]
+    return Matches(labels[counted], _first_of_each(taken[counted]), true_labels[~ignore])
 
 
-def average_precision(hits: ClassHits, points: Points) -> float:
+def average_precision(matches: Matches, label: int, points: Points) -> float:
     """Return the AP of one class, nan if it has no ground truth to find."""
-    if hits.positives == 0:
+    positives = int((matches.true_labels == label).sum())
+    if positives == 0:
         return math.nan
-    found = hits.hit.double().cumsum(0)
-    rank = torch.arange(1, hits.hit.numel() + 1, dtype=torch.float64)
-    return voc_ap(found / hits.positives, found / rank, points)
+    hit = matches.hit[matches.labels == label]
+    found = hit.double().cumsum(0)
+    return voc_ap(found / positives, found / torch.arange(1, len(hit) + 1, dtype=torch.float64), points)
 
 
 def voc_figures(images: Sequence[ImageResult], classes: Sequence[str]) -> dict[str, float]:
@@ -96,21 +102,22 @@ def voc_figures(images: Sequence[ImageResult], classes: Sequence[str]) -> dict[s
         images: Any number of images, none twice.
         classes: K names; label i stands for ``classes[i - 1]``.
     """
-    hits = [match_class(images, label) for label in range(1, len(classes) + 1)]
-    return {f"AP50_{points}point": _mean_ap(hits, points) for points in ("11", "all")}
+    matches = match(images)
+    return {f"AP50_{points}point": _mean_ap(matches, len(classes), points) for points in POINTS}
 
 
-def _overlapped(boxes: Tensor, true_boxes: Tensor, iou_threshold: float) -> Tensor:
-    """Return, for each of (N, 4) boxes, the position of the true box it overlaps most, or -1 if too little."""
-    if true_boxes.numel() == 0:
-        return torch.full((len(boxes),), -1, dtype=torch.int64)
-    overlap, position = box_iou(boxes, true_boxes).max(dim=1)
-    return torch.where(overlap >= iou_threshold, position, -1)
+def _taken(image: ImageResult, iou_threshold: float, first_box: int) -> Tensor:
+    """Number, from ``first_box`` on, the true box that each of N detections takes; -1 where it takes none."""
+    if image.true_boxes.numel() == 0:
+        return torch.full_like(image.labels, -1)
+    same_class = image.labels[:, None] == image.true_labels
+    overlap, box = torch.where(same_class, box_iou(image.boxes, image.true_boxes), -1.0).max(dim=1)
+    return torch.where(overlap >= iou_threshold, box + first_box, -1)
 
 
 def _first_of_each(taken: Tensor) -> Tensor:
-    """Mark the first occurrence of each value of (N,) integers; -1 stands for nothing and is never marked."""
-    seen: set[int] = {-1}
+    """Mark the first occurrence of each of (N,) integers; -1 stands for nothing and is never marked."""
+    seen = {-1}
     first = []
     for box in taken.tolist():
         first.append(box not in seen)
@@ -118,6 +125,6 @@ def _first_of_each(taken: Tensor) -> Tensor:
     return torch.tensor(first, dtype=torch.bool)
 
 
-def _mean_ap(hits: Sequence[ClassHits], points: Points) -> float:
-    values = torch.tensor([average_precision(of_class, points) for of_class in hits], dtype=torch.float64)
-    return float(values.nanmean())
+def _mean_ap(matches: Matches, classes: int, points: Points) -> float:
+    values = [average_precision(matches, label, points) for label in range(1, classes + 1)]
+    return float(torch.tensor(values, dtype=torch.float64).nanmean())
