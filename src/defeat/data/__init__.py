@@ -1,0 +1,24 @@
+"""Reading COCO and Pascal VOC, and what Lightning trains and evaluates on."""
+
+from defeat.data.boxes import CleanBoxes, clean_boxes
+from defeat.data.coco import read_coco
+from defeat.data.datamodule import DetectionDataModule
+from defeat.data.dataset import DetectionDataset, collate, drop_undecodable
+from defeat.data.fingerprint import fingerprint
+from defeat.data.images import read_image
+from defeat.data.paths import resolve_inside
+from defeat.data.voc import read_voc
+
+__all__ = [
+    "CleanBoxes",
+    "DetectionDataModule",
+    "DetectionDataset",
+    "clean_boxes",
+    "collate",
+    "drop_undecodable",
+    "fingerprint",
+    "read_coco",
+    "read_image",
+    "read_voc",
+    "resolve_inside",
+]

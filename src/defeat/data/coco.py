@@ -1,0 +1,198 @@
+"""COCO JSON: ids with gaps, crowds as regions to ignore, every field checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from defeat.data.fields import FieldError, check_classes, field, is_finite, show, text, whole
+from defeat.data.paths import Folder
+from defeat.data.problems import OnError, Problems
+from defeat.data.records import BoxColumns, ImageRow, build_records
+from defeat.errors import DataError
+from defeat.types import Annotations
+
+
+def read_coco(
+    annotation_file: str | PathLike[str],
+    image_root: str | PathLike[str],
+    classes: Sequence[str] | None = None,
+    on_error: OnError = "raise",
+) -> Annotations:
+    """Read the annotations of a COCO file (``instances_*.json``); images are looked up, not opened.
+
+    Labels are 1..K in the order of ``classes``, by name. ``iscrowd`` boxes come with ``ignore`` set. Images
+    without boxes stay. Boxes are clipped to their image; degenerate ones and those outside are dropped; one
+    warning says how many. With ``on_error="skip"`` an image that cannot be used is left out with its boxes,
+    and an annotation that cannot be used is left out alone.
+
+    Args:
+        annotation_file: the JSON file.
+        image_root: folder that ``file_name`` starts from and must not leave.
+        classes: names in the order of the labels, for instance those of the training split; an annotation of
+            any other class is an error. By default the file's categories sorted by id. A class that the file
+            does not list gets a free id after its largest.
+        on_error: ``raise`` or ``skip``.
+
+    Raises:
+        DataError: naming file and record: missing or wrong fields, unknown classes or images, missing image
+            files, paths outside the root; always for a file that is no COCO JSON and for ids given twice.
+        ConfigError: ``classes`` or ``on_error`` make no sense.
+    """
+    problems = Problems(str(annotation_file), on_error)
+    names = None if classes is None else check_classes(classes)
+    content = _load(Path(annotation_file), problems)
+    by_id = _categories(content, problems)
+    if names is None:
+        names = tuple(by_id[category] for category in sorted(by_id))
+    images, positions = _images(content, Path(image_root), problems)
+    columns = _boxes(content, by_id, names, positions, problems)
+    records = build_records(images, columns, problems)
+    return Annotations(records, names, _class_ids(by_id, names), problems.source, problems.report())
+
+
+def _load(path: Path, problems: Problems) -> dict[str, Any]:
+    """Parse the file without outlines, which are nine tenths of COCO and which no detector here uses."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            content = json.load(file, object_hook=_without_outline)
+    except OSError as error:
+        problems.fatal(f"cannot be opened: {error.strerror}; check the path of the annotation file")
+    except (ValueError, RecursionError) as error:
+        problems.fatal(f"is not valid JSON: {error}")
+    if not isinstance(content, dict):
+        problems.fatal(f"must hold an object with images, annotations and categories, got {show(content)}")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            problems.fatal(
+                f"must hold a list '{key}', got {show(content.get(key))}; is it a COCO instances file?"
+            )
+    return content
+
+
+def _without_outline(item: dict[str, Any]) -> dict[str, Any]:
+    item.pop("segmentation", None)
+    return item
+
+
+def _categories(content: dict[str, Any], problems: Problems) -> dict[int, str]:
+    """Names by category id. Nothing can be skipped here: a label must mean one thing."""
+    by_id: dict[int, str] = {}
+    for position, item in enumerate(content["categories"]):
+        try:
+            category, name = whole(item, "id"), text(item, "name")
+        except FieldError as error:
+            problems.fatal(f"{_where('categories', position, item)}: {error}")
+        if category in by_id:
+            problems.fatal(f"{_where('categories', position, item)}: id {category} is given twice")
+        if name in by_id.values():
+            problems.fatal(f"{_where('categories', position, item)}: name {name!r} is given twice")
+        by_id[category] = name
+    if not by_id:
+        problems.fatal("its list 'categories' is empty; the classes come from there")
+    return by_id
+
+
+def _class_ids(by_id: dict[int, str], names: tuple[str, ...]) -> tuple[int, ...]:
+    ids = {name: category for category, name in by_id.items()}
+    for name in names:
+        ids.setdefault(name, max(ids.values()) + 1)
+    return tuple(ids[name] for name in names)
+
+
+def _images(
+    content: dict[str, Any], root: Path, problems: Problems
+) -> tuple[list[ImageRow], dict[int, int | None]]:
+    """Rows of the images that can be used, and the row's position by image id; None for an image left out."""
+    if not root.is_dir():
+        problems.fatal(f"its image folder {root} does not exist; check image_root")
+    folder = Folder(root)
+    rows: list[ImageRow] = []
+    positions: dict[int, int | None] = {}
+    for position, item in enumerate(content["images"]):
+        try:
+            image_id = whole(item, "id")
+            if image_id in positions:
+                problems.fatal(f"{_where('images', position, item)}: id {image_id} is given twice")
+            positions[image_id] = None
+            width, height = whole(item, "width", 1), whole(item, "height", 1)
+            rows.append(ImageRow(image_id, folder.find(text(item, "file_name")), width, height))
+        except (FieldError, DataError) as error:
+            problems.reject(
+                "images skipped", f"{problems.source}: {_where('images', position, item)}: {error}"
+            )
+        else:
+            positions[image_id] = len(rows) - 1
+    return rows, positions
+
+
+def _boxes(
+    content: dict[str, Any],
+    by_id: dict[int, str],
+    names: tuple[str, ...],
+    positions: dict[int, int | None],
+    problems: Problems,
+) -> BoxColumns:
+    label_of = {name: label for label, name in enumerate(names, start=1)}
+    columns = BoxColumns()
+    for position, item in enumerate(content["annotations"]):
+        try:
+            owner = _owner(item, positions)
+            if owner is None:  # its image was left out, and counted there
+                continue
+            columns.add(owner, _xyxy(item), _label(item, by_id, label_of), _crowd(item), _area(item))
+        except FieldError as error:
+            where = _where("annotations", position, item)
+            problems.reject("annotations skipped", f"{problems.source}: {where}: {error}")
+    return columns
+
+
+def _owner(item: object, positions: dict[int, int | None]) -> int | None:
+    image_id = whole(item, "image_id")
+    if image_id not in positions:
+        raise FieldError(f"image_id {image_id} is not among the file's images")
+    return positions[image_id]
+
+
+def _xyxy(item: object) -> tuple[float, float, float, float]:
+    box = field(item, "bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
+        raise FieldError(f"bbox must be 4 finite numbers x, y, width, height, got {show(box)}")
+    x, y, width, height = box
+    return x, y, x + width, y + height
+
+
+def _label(item: object, by_id: dict[int, str], label_of: dict[str, int]) -> int:
+    category = whole(item, "category_id")
+    if category not in by_id:
+        raise FieldError(f"category_id {category} is not among the file's categories")
+    if by_id[category] not in label_of:
+        known = show(", ".join(label_of))
+        raise FieldError(
+            f"class {by_id[category]!r} is not among the {len(label_of)} classes asked for ({known})"
+        )
+    return label_of[by_id[category]]
+
+
+def _crowd(item: Any) -> bool:
+    crowd = item.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise FieldError(f"iscrowd must be 0 or 1, got {show(crowd)}")
+    return bool(crowd)
+
+
+def _area(item: Any) -> float:
+    area = item.get("area")
+    if area is None:
+        return float("nan")
+    if not is_finite(area) or area < 0:
+        raise FieldError(f"area must be a finite number of at least 0, got {show(area)}")
+    return area
+
+
+def _where(group: str, position: int, item: object) -> str:
+    given = item.get("id") if isinstance(item, dict) else None
+    return f"{group}[{position}]" if given is None else f"{group}[{position}] (id {show(given)})"

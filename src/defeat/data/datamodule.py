@@ -1,0 +1,189 @@
+"""The splits of a data set as Lightning wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from lightning import LightningDataModule
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+
+from defeat.data.dataset import DetectionDataset, Transforms, collate, drop_undecodable
+from defeat.data.fields import check_classes
+from defeat.data.fingerprint import fingerprint
+from defeat.data.problems import OnError, check_on_error
+from defeat.errors import ConfigError, DataError
+from defeat.types import Annotations, Batch
+
+Split = Literal["train", "val", "test"]
+
+_SPLITS_OF_STAGE: dict[str | None, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("val",),
+    None: ("train", "val", "test"),
+}
+
+_EVALUATED: tuple[Split, ...] = ("val", "test")
+
+
+class DetectionDataModule(LightningDataModule):
+    """Training, validation and test split, each read once and only when a stage needs it.
+
+    The class names, and so the number of classes, come from the training split unless ``classes`` gives them;
+    the other splits are read with the same names, whatever their own order. Without ``classes`` an evaluation
+    alone therefore reads the training annotations too.
+
+    Args:
+        train: reader of the training split with everything but ``classes`` and ``on_error`` bound, for
+            instance ``functools.partial(read_coco, "train.json", "images")``.
+        val: the same for validation.
+        test: the same for testing, if there is a test split.
+        batch_size: images in a training batch.
+        val_batch_size: images in a validation or test batch; ``batch_size`` by default.
+        num_workers: processes that decode; 0 decodes in the main process.
+        train_transforms: see :class:`~defeat.data.dataset.DetectionDataset`; training only.
+        pin_memory: see ``torch.utils.data.DataLoader``.
+        on_error: ``raise`` stops at the first record that cannot be used; ``skip`` leaves such records out,
+            and decodes every image once at the start to find those that cannot be decoded.
+        limit_train: only the first so many training images.
+        limit_val: only the first so many validation and test images.
+        repeat: passes over the training split in one epoch, as usual for VOC's small one.
+        classes: names in the order of the labels.
+
+    Raises:
+        ConfigError: an argument makes no sense; or a test split is asked for and there is none.
+        DataError: from ``setup``: see the readers; or a split holds no image.
+    """
+
+    def __init__(
+        self,
+        train: Callable[..., Annotations],
+        val: Callable[..., Annotations],
+        test: Callable[..., Annotations] | None = None,
+        batch_size: int = 2,
+        val_batch_size: int | None = None,
+        num_workers: int = 0,
+        train_transforms: Transforms | None = None,
+        pin_memory: bool = False,
+        on_error: OnError = "raise",
+        limit_train: int | None = None,
+        limit_val: int | None = None,
+        repeat: int = 1,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        check_on_error(on_error)
+        _check_counts(
+            batch_size=batch_size,
+            val_batch_size=val_batch_size,
+            limit_train=limit_train,
+            limit_val=limit_val,
+            repeat=repeat,
+        )
+        if num_workers < 0:
+            raise ConfigError(f"num_workers must be at least 0, got {num_workers}")
+        self.annotations: dict[Split, Annotations] = {}
+        self._readers: dict[Split, Callable[..., Annotations] | None] = {
+            "train": train,
+            "val": val,
+            "test": test,
+        }
+        self._limits: dict[Split, int | None] = {"train": limit_train, "val": limit_val, "test": limit_val}
+        self._classes = None if classes is None else check_classes(classes)
+        self._batch_size = batch_size
+        self._val_batch_size = val_batch_size or batch_size
+        self._num_workers = num_workers
+        self._train_transforms = train_transforms
+        self._pin_memory = pin_memory
+        self._on_error = on_error
+        self._repeat = repeat
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the splits of a stage: fit, validate, test, predict, or None for all there are."""
+        for split in _SPLITS_OF_STAGE[stage]:
+            if stage is not None or self._readers[split] is not None:
+                self._read(split)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """K names; label i stands for ``classes[i - 1]``. Reads the training split if need be."""
+        return self._classes or self._read("train").classes
+
+    @property
+    def class_ids(self) -> tuple[int, ...]:
+        """K ids to write into results: of the validation split if it was read, else test's, else train's."""
+        evaluated = [self.annotations[split] for split in _EVALUATED if split in self.annotations]
+        return (evaluated[0] if evaluated else self._read("train")).class_ids
+
+    def fingerprints(self) -> dict[str, str]:
+        """Checksum of each split read so far, see :func:`~defeat.data.fingerprint.fingerprint`."""
+        return {split: fingerprint(annotations) for split, annotations in self.annotations.items()}
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled by torch's default generator; an incomplete last batch is dropped unless it is the only
+        one.
+
+        Boxes to ignore are left out here and nowhere else.
+        """
+        dataset = DetectionDataset(self._read("train"), self._train_transforms, drop_ignored=True)
+        repeated: Dataset[Any] = ConcatDataset([dataset] * self._repeat)
+        full = len(dataset) * self._repeat >= self._batch_size
+        return self._loader(repeated, self._batch_size, shuffle=True, drop_last=full)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """In order, with the boxes to ignore."""
+        return self._loader(DetectionDataset(self._read("val")), self._val_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """In order, with the boxes to ignore."""
+        return self._loader(DetectionDataset(self._read("test")), self._val_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The validation split."""
+        return self.val_dataloader()
+
+    def _read(self, split: Split) -> Annotations:
+        if split not in self.annotations:
+            self.annotations[split] = self._read_anew(split)
+        return self.annotations[split]
+
+    def _read_anew(self, split: Split) -> Annotations:
+        reader = self._readers[split]
+        if reader is None:
+            raise ConfigError(f"the data has no {split} split; give the data module a reader for it")
+        if split == "train" and self._classes is None:
+            annotations = reader(on_error=self._on_error)
+        else:
+            annotations = reader(classes=self.classes, on_error=self._on_error)
+        annotations = annotations._replace(records=annotations.records[: self._limits[split]])
+        if self._on_error == "skip":
+            annotations = drop_undecodable(annotations)
+        if not annotations.records:
+            raise DataError(f"{annotations.source}: the {split} split holds no usable image")
+        return annotations
+
+    def _loader(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        shuffle: bool = False,
+        drop_last: bool = False,
+    ) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            collate_fn=collate,
+            num_workers=self._num_workers,
+            persistent_workers=self._num_workers > 0,
+            pin_memory=self._pin_memory,
+        )
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ConfigError(f"{name} must be at least 1, got {count}")

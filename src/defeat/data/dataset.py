@@ -1,0 +1,166 @@
+"""Images with their boxes, decoded when asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from defeat.data.boxes import MIN_SIDE
+from defeat.data.images import read_image
+from defeat.data.problems import Problems
+from defeat.errors import ConfigError, DataError
+from defeat.types import Annotations, Batch, Record, Target
+
+Transforms = Callable[[tv_tensors.Image, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
+
+_PER_BOX = ("labels", "ignore", "area")
+
+
+class DetectionDataset(Dataset[tuple[Tensor, Target]]):
+    """Map-style data set of ``(image, target)``: (3, H, W) uint8 RGB and a :class:`~defeat.types.Target`.
+
+    ``target["index"]`` is the position in ``annotations.records``, which leads to the image id.
+
+    Args:
+        annotations: what a reader returned.
+        transforms: any ``torchvision.transforms.v2`` callable. It is given a ``tv_tensors.Image`` and a
+            dictionary with ``tv_tensors.BoundingBoxes`` under ``boxes``, and labels, ignore, area and index
+            beside it. Boxes that it leaves without width or height are removed afterwards with all their
+            fields, so it needs no ``SanitizeBoundingBoxes`` of its own; and the image must stay uint8, for
+            detectors normalise themselves.
+        drop_ignored: leave out boxes marked ``ignore``. This is the one place where training parts from
+            evaluation: a crowd or a difficult object must not become a positive, and torchvision's detectors
+                know no third kind.
+
+    Raises:
+        DataError: from ``[]``, naming the file and the image id, where an image cannot be decoded.
+        ConfigError: from ``[]``, where the transforms return something else than described.
+    """
+
+    def __init__(
+        self, annotations: Annotations, transforms: Transforms | None = None, *, drop_ignored: bool = False
+    ) -> None:
+        self.annotations = annotations
+        self.transforms = transforms
+        self.drop_ignored = drop_ignored
+
+    def __len__(self) -> int:
+        return len(self.annotations.records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        record = self.annotations.records[index]
+        image = _decode(record, self.annotations.source)
+        target = _target(record, index % len(self))
+        if self.drop_ignored:
+            target = _select(target, ~target["ignore"])
+        return (image, target) if self.transforms is None else _transformed(image, target, self.transforms)
+
+
+def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
+    """Put images of different sizes side by side, for ``DataLoader(collate_fn=collate)``."""
+    return Batch([image for image, _ in samples], [target for _, target in samples])
+
+
+def drop_undecodable(annotations: Annotations) -> Annotations:
+    """Decode every image once and leave out those that cannot be, counted as ``images undecodable``.
+
+    One warning says how many and names the first. Costs a pass over the data set, on all cores.
+    """
+    problems = Problems(annotations.source, "skip")
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        errors = list(
+            pool.map(lambda record: _decoding_error(record, annotations.source), annotations.records)
+        )
+    for error in filter(None, errors):
+        problems.reject("images undecodable", error)
+    kept = [record for record, error in zip(annotations.records, errors, strict=True) if error is None]
+    return annotations._replace(records=kept, counts=annotations.counts | problems.report())
+
+
+def _decode(record: Record, source: str) -> Tensor:
+    expected = (record.width, record.height) if record.width and record.height else None
+    try:
+        return read_image(record.path, expected)
+    except DataError as error:
+        raise DataError(f"{source}: image id {record.image_id!r}: {error}") from error
+
+
+def _decoding_error(record: Record, source: str) -> str | None:
+    try:
+        _decode(record, source)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _target(record: Record, index: int) -> Target:
+    # copies: records share one array for all images, and what leaves here may be changed in place
+    return Target(
+        boxes=torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(record.labels, dtype=torch.int64),
+        ignore=torch.tensor(record.ignore, dtype=torch.bool),
+        area=torch.tensor(record.area, dtype=torch.float32),
+        index=torch.tensor(index),
+    )
+
+
+def _select(target: Target, mask: Tensor) -> Target:
+    return Target(
+        boxes=target["boxes"][mask],
+        labels=target["labels"][mask],
+        ignore=target["ignore"][mask],
+        area=target["area"][mask],
+        index=target["index"],
+    )
+
+
+def _transformed(image: Tensor, target: Target, transforms: Transforms) -> tuple[Tensor, Target]:
+    size = (image.shape[-2], image.shape[-1])
+    boxes = tv_tensors.BoundingBoxes(
+        target["boxes"], format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size
+    )
+    changed, fields = transforms(tv_tensors.Image(image), {**target, "boxes": boxes})
+    if (
+        not isinstance(changed, Tensor)
+        or changed.dtype != torch.uint8
+        or changed.ndim != 3
+        or len(changed) != 3
+    ):
+        raise ConfigError(f"transforms must return a (3, H, W) uint8 image, got {_describe(changed)}")
+    boxes = _clamped(fields["boxes"])
+    lengths = {name: len(fields[name]) for name in _PER_BOX}
+    if set(lengths.values()) != {len(boxes)}:
+        raise ConfigError(
+            f"transforms left {len(boxes)} boxes but {lengths}; drop SanitizeBoundingBoxes from them (the "
+            "data set removes degenerate boxes itself) or have its labels_getter return labels, ignore and area"
+        )
+    result = Target(
+        boxes=boxes,
+        labels=fields["labels"],
+        ignore=fields["ignore"],
+        area=fields["area"],
+        index=target["index"],
+    )
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return changed.as_subclass(Tensor).contiguous(), _select(result, (sides >= MIN_SIDE).all(dim=1))
+
+
+def _clamped(boxes: tv_tensors.BoundingBoxes) -> Tensor:
+    """Plain (N, 4) float32 xyxy boxes inside the image, from whatever format the transforms left."""
+    if not isinstance(boxes, tv_tensors.BoundingBoxes):
+        raise ConfigError(f"transforms must keep boxes a tv_tensors.BoundingBoxes, got {_describe(boxes)}")
+    corners = F.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
+    clamped: Tensor = F.clamp_bounding_boxes(corners)
+    return clamped.as_subclass(Tensor).to(torch.float32)
+
+
+def _describe(value: object) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

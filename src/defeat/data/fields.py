@@ -1,0 +1,63 @@
+"""Checked access to the fields of an annotation; messages say what was expected and what stands there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeGuard
+
+from defeat.errors import ConfigError
+
+_LARGEST = 2**53  # whole numbers up to here are exact in every language that writes JSON
+
+
+class FieldError(ValueError):
+    """A field is missing or wrong; whoever reads the file adds which file and record."""
+
+
+def show(value: object) -> str:
+    """``repr`` of a value, cut to what fits a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def field(item: object, name: str) -> object:
+    """``item[name]``; raises :class:`FieldError` if the item is no object or has no such field."""
+    if not isinstance(item, dict):
+        raise FieldError(f"must be an object with fields, got {show(item)}")
+    if name not in item:
+        raise FieldError(f"field '{name}' is missing")
+    value: object = item[name]
+    return value
+
+
+def whole(item: object, name: str, least: int = -_LARGEST) -> int:
+    """A whole number of at least ``least``; 640.0 counts as one, True and "640" do not."""
+    value = field(item, name)
+    if is_finite(value) and value == int(value) and value >= least:
+        return int(value)
+    bound = f" of at least {least}" if least > -_LARGEST else ""
+    raise FieldError(f"{name} must be a whole number{bound}, got {show(value)}")
+
+
+def text(item: object, name: str) -> str:
+    """A string that is not empty."""
+    value = field(item, name)
+    if isinstance(value, str) and value.strip():
+        return value
+    raise FieldError(f"{name} must be a text that is not empty, got {show(value)}")
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite number of a size that pixels and ids can have (and no bool)."""
+    # a comparison, for math.isfinite fails on a whole number that no float can hold; it is false for NaN
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
+
+
+def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes as a tuple; raises :class:`ConfigError` if there are none, or one twice."""
+    if isinstance(classes, str) or not classes or not all(isinstance(name, str) for name in classes):
+        raise ConfigError(f"classes must be a list of names, got {show(classes)}")
+    twice = sorted({name for name in classes if list(classes).count(name) > 1})
+    if twice:
+        raise ConfigError(f"classes names {', '.join(twice)} twice; each name stands for one label")
+    return tuple(classes)

@@ -1,0 +1,109 @@
+"""Paths that annotation files give: kept inside their root, and looked up without a system call for each."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from defeat.errors import DataError
+
+
+def resolve_inside(root: Path, name: str) -> Path:
+    """Join a name from an annotation file to its root, following links, and refuse whatever leads outside.
+
+    Args:
+        root: folder that may be read; it may itself be a link.
+        name: relative path with ``/``, as the annotation gives it. It need not exist.
+
+    Returns:
+        The joined path, links resolved.
+
+    Raises:
+        DataError: the name is empty, absolute, holds ``..``, or a link on the way leads outside the root.
+    """
+    check_relative(root, name)
+    real_root = root.resolve()
+    try:
+        real = (real_root / name).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise DataError(f"path {name!r} cannot be followed below {root}: {error}") from error
+    if not real.is_relative_to(real_root):
+        raise DataError(f"path {name!r} leads outside its root {root} through a link; refused")
+    return real
+
+
+def check_relative(root: Path, name: str) -> None:
+    """Refuse, from its spelling alone, a name that could leave the root on any operating system."""
+    windows = PureWindowsPath(name)  # splits at both slashes, and knows drives
+    if not windows.parts or "\0" in name:
+        raise DataError(f"path {name!r} is not a file name below {root}")
+    if windows.anchor or ".." in windows.parts:
+        raise DataError(
+            f"path {name!r} leads outside its root {root}; give it relative to the root, without '..'"
+        )
+
+
+class Folder:
+    """The files below one root; each folder is listed once, when first asked for.
+
+    Listing costs one system call for thousands of names where ``Path.exists`` costs one for each, which
+    counts for 118,000 images on a network disk. Only links are followed one by one.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._listed: dict[str, dict[str, bool]] = {}
+        self._by_stem: dict[str, dict[str, list[str]]] = {}
+
+    def find(self, name: str) -> Path:
+        """Path of an existing file.
+
+        Raises:
+            DataError: see :func:`resolve_inside`; or there is no such file.
+        """
+        check_relative(self.root, name)
+        relative = PurePosixPath(name)
+        is_link = self._files(_parent(relative)).get(relative.name)
+        if is_link is None:
+            raise DataError(f"no file {name!r} in {self.root}")
+        if is_link and not resolve_inside(self.root, name).is_file():
+            raise DataError(f"{name!r} in {self.root} is a link to nothing")
+        return self.root / relative
+
+    def alike(self, stem: str) -> list[str]:
+        """Names, relative to the root, of the files called like ``stem`` in any case, with any suffix."""
+        check_relative(self.root, stem)
+        parent = _parent(PurePosixPath(stem))
+        if parent not in self._by_stem:
+            by_stem: dict[str, list[str]] = defaultdict(list)
+            for name in sorted(self._files(parent)):
+                by_stem[PurePosixPath(name).stem.lower()].append(f"{parent}/{name}" if parent else name)
+            self._by_stem[parent] = by_stem
+        return self._by_stem[parent].get(PurePosixPath(stem).name.lower(), [])
+
+    def _files(self, parent: str) -> dict[str, bool]:
+        """Names in one folder, each with whether it is a link; empty where there is no such folder."""
+        if parent not in self._listed:
+            folder = resolve_inside(self.root, parent) if parent else self.root
+            self._listed[parent] = _scan(folder)
+        return self._listed[parent]
+
+
+def _parent(relative: PurePosixPath) -> str:
+    parent = str(relative.parent)
+    return "" if parent == "." else parent
+
+
+def _scan(folder: Path) -> dict[str, bool]:
+    try:
+        with os.scandir(folder) as entries:
+            return {
+                entry.name: entry.is_symlink()
+                for entry in entries
+                if entry.is_symlink() or entry.is_file(follow_symlinks=False)
+            }
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise DataError(f"cannot list {folder}: {error.strerror}") from error

@@ -1,0 +1,59 @@
+"""What is done with a record that cannot be used: stop with its name, or leave it out and say so once."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal, NoReturn
+
+from defeat.errors import ConfigError, DataError
+
+OnError = Literal["raise", "skip"]
+
+_log = logging.getLogger(__name__)
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise :class:`ConfigError` for any other policy than ``raise`` and ``skip``."""
+    if on_error not in ("raise", "skip"):
+        raise ConfigError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+
+
+class Problems:
+    """Counts of what one data set had to change or leave out, by reason, reported in a single line.
+
+    Args:
+        source: what the messages call the data set, usually its annotation file.
+        on_error: ``raise`` stops at the first record that cannot be used; ``skip`` leaves it out.
+    """
+
+    def __init__(self, source: str, on_error: OnError) -> None:
+        check_on_error(on_error)
+        self.source = source
+        self.counts: Counter[str] = Counter()
+        self._skip = on_error == "skip"
+        self._first: str | None = None
+
+    def reject(self, reason: str, message: str) -> None:
+        """Raise :class:`DataError` with the message, or count the reason where records are to be skipped."""
+        if not self._skip:
+            raise DataError(f"{message} (on_error=skip leaves such records out)")
+        self.counts[reason] += 1
+        self._first = self._first or message
+
+    def fatal(self, message: str) -> NoReturn:
+        """Raise whatever the policy: the file as a whole cannot be understood."""
+        raise DataError(f"{self.source}: {message}")
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Take over counts from a part of the reading."""
+        self.counts.update({reason: count for reason, count in counts.items() if count})
+
+    def report(self) -> dict[str, int]:
+        """Log one warning with all counts, if there are any, and return them."""
+        if self.counts:
+            parts = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
+            first = f"; the first one skipped: {self._first}" if self._first else ""
+            _log.warning("%s: %s%s", self.source, parts, first)
+        return dict(self.counts)

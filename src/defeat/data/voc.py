@@ -1,0 +1,171 @@
+"""Pascal VOC: XML beside ImageSets, several roots joined into one data set."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from defeat.data.fields import FieldError, check_classes, show
+from defeat.data.images import read_size
+from defeat.data.paths import Folder, check_relative
+from defeat.data.problems import OnError, Problems
+from defeat.data.records import BoxColumns, ImageRow, build_records
+from defeat.data.voc_xml import VocImage, VocObject, parse_voc
+from defeat.errors import ConfigError, DataError
+from defeat.types import Annotations
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+
+PathOrPaths = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+
+class _Root(NamedTuple):
+    """One VOC folder and the list of it that is read."""
+
+    annotations: Folder
+    images: Folder
+    list_file: Path
+
+
+def read_voc(
+    roots: PathOrPaths,
+    image_set: str | Sequence[str],
+    classes: Sequence[str] | None = None,
+    on_error: OnError = "raise",
+) -> Annotations:
+    """Read one or several VOC folders, for instance 2007 and 2012 ``trainval``, as one data set.
+
+    A picture is the file in ``JPEGImages`` named like its XML file, whatever the case of name and suffix;
+    failing that, the one that ``filename`` names. VOC's 1-based, inclusive boxes become 0-based and
+    exclusive. ``difficult`` objects come with ``ignore`` set. A size of 0x0 is replaced by that of the
+    picture's header. Boxes are clipped to their image; degenerate ones and those outside are dropped; one
+    warning says how many. With ``on_error="skip"`` a file that cannot be used is left out, and an object that
+    cannot be used is left out alone.
+
+    Args:
+        roots: folders with ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
+        image_set: name of the list in ``ImageSets/Main``, without ``.txt``; or one name for each root.
+        classes: names in the order of the labels; any other name is an error. By default those found, sorted.
+        on_error: ``raise`` or ``skip``.
+
+    Returns:
+        Annotations whose image ids are the names in the lists, and whose class ids are 1..K.
+
+    Raises:
+        DataError: naming file and object: missing or wrong fields, unknown classes, missing pictures, paths
+            outside ``JPEGImages``; always for a missing list and for a name that the joined lists hold twice.
+        ConfigError: the arguments make no sense.
+    """
+    pairs = _pair(roots, image_set)
+    problems = Problems(" + ".join(f"{root} ({name})" for root, name in pairs), on_error)
+    listed = _listed([_open_root(root, name, problems) for root, name in pairs], problems)
+    given = () if classes is None else check_classes(classes)
+    label_of = {name: label for label, name in enumerate(given, start=1)}
+    rows: list[ImageRow] = []
+    columns = BoxColumns()
+    for stem, root in listed.items():
+        file = root.annotations.root / f"{stem}.xml"
+        try:
+            image = parse_voc(root.annotations.find(f"{stem}.xml"))
+            row = _row(stem, image, root.images)
+        except (FieldError, DataError) as error:
+            problems.reject("images skipped", f"{file}: {error}")
+            continue
+        rows.append(row)
+        for item in image.objects:
+            try:
+                _add(columns, len(rows) - 1, item, label_of, grows=not given)
+            except FieldError as error:
+                problems.reject("annotations skipped", f"{file}: {error}")
+    if not label_of:
+        problems.fatal("holds no object, and the classes come from there; give classes")
+    names = given or _sort_labels(columns, label_of)
+    records = build_records(rows, columns, problems)
+    return Annotations(records, names, tuple(range(1, len(names) + 1)), problems.source, problems.report())
+
+
+def _pair(roots: PathOrPaths, image_set: str | Sequence[str]) -> list[tuple[Path, str]]:
+    paths = [Path(roots)] if isinstance(roots, str | PathLike) else [Path(root) for root in roots]
+    names = [image_set] * len(paths) if isinstance(image_set, str) else list(image_set)
+    if not paths or len(names) != len(paths):
+        raise ConfigError(
+            f"{len(paths)} VOC roots with {len(names)} image sets: give one name, or one for each root"
+        )
+    return list(zip(paths, names, strict=True))
+
+
+def _open_root(root: Path, name: str, problems: Problems) -> _Root:
+    for folder in ("Annotations", "JPEGImages"):
+        if not (root / folder).is_dir():
+            problems.fatal(
+                f"{root} has no folder {folder}; a VOC root holds Annotations, ImageSets and JPEGImages"
+            )
+    list_file = root / "ImageSets" / "Main" / f"{name}.txt"
+    return _Root(Folder(root / "Annotations"), Folder(root / "JPEGImages"), list_file)
+
+
+def _listed(roots: Sequence[_Root], problems: Problems) -> dict[str, _Root]:
+    """Root by image name, in the order of the lists. A name given twice would mix two images' results."""
+    found: dict[str, _Root] = {}
+    for root in roots:
+        try:
+            lines = root.list_file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            problems.fatal(f"the list {root.list_file} cannot be read: {error}")
+        for stem in (line.split()[0] for line in lines if line.strip()):  # a class's list has a second column
+            if stem in found:
+                problems.fatal(f"{stem!r} stands twice: in {found[stem].list_file} and in {root.list_file}")
+            found[stem] = root
+    return found
+
+
+def _row(stem: str, image: VocImage, images: Folder) -> ImageRow:
+    path = _find_image(stem, image.filename, images)
+    width, height = image.size or read_size(path)
+    return ImageRow(stem, path, width, height)
+
+
+def _find_image(stem: str, filename: str, images: Folder) -> Path:
+    if filename:
+        check_relative(images.root, filename)
+    by_stem = _any_case(stem, images)
+    if by_stem is not None:
+        return images.find(by_stem)
+    if filename:
+        return images.find(filename)
+    raise DataError(f"no picture {stem!r} ({', '.join(_SUFFIXES)}) in {images.root}")
+
+
+def _any_case(stem: str, images: Folder) -> str | None:
+    """The picture's name: best spelt like the stem, then in any case; then in the order of the suffixes."""
+    matches = [name for name in images.alike(stem) if PurePosixPath(name).suffix.lower() in _SUFFIXES]
+    return min(matches, key=lambda name: _rank(name, stem), default=None)
+
+
+def _rank(name: str, stem: str) -> tuple[bool, int, str]:
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) != stem, _SUFFIXES.index(path.suffix.lower()), name
+
+
+def _add(
+    columns: BoxColumns, owner: int, item: VocObject | FieldError, label_of: dict[str, int], *, grows: bool
+) -> None:
+    if isinstance(item, FieldError):
+        raise item
+    if grows:
+        label_of.setdefault(item.name, len(label_of) + 1)
+    elif item.name not in label_of:
+        known = show(", ".join(label_of))
+        raise FieldError(f"class {item.name!r} is not among the {len(label_of)} classes asked for ({known})")
+    columns.add(owner, item.xyxy, label_of[item.name], item.difficult)
+
+
+def _sort_labels(columns: BoxColumns, label_of: dict[str, int]) -> tuple[str, ...]:
+    """Number the classes by name instead of by first appearance, so that the lists' order does not matter."""
+    names = tuple(sorted(label_of))
+    new = {label_of[name]: label for label, name in enumerate(names, start=1)}
+    columns.label = array("q", (new[label] for label in columns.label))
+    return names
