@@ -2,5 +2,16 @@
 
 from defeat.evaluation.evaluation import COCO_KEYS, VOC_KEYS, Evaluation
 from defeat.evaluation.metrics import DetectionMetrics
+from defeat.evaluation.results import evaluate_results, read_results, write_results
+from defeat.evaluation.tables import table
 
-__all__ = ["COCO_KEYS", "VOC_KEYS", "DetectionMetrics", "Evaluation"]
+__all__ = [
+    "COCO_KEYS",
+    "VOC_KEYS",
+    "DetectionMetrics",
+    "Evaluation",
+    "evaluate_results",
+    "read_results",
+    "table",
+    "write_results",
+]

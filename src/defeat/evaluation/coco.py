@@ -79,7 +79,7 @@ def _figure(value: float) -> float:
 
 
 def _per_class(result: dict[str, Tensor], classes: Sequence[str]) -> dict[str, float]:
-    """Give each class its AP; torchmetrics lists only the labels that occur, and none if there are no images."""
+    """Give each class its AP; torchmetrics lists only the labels that occur, none if there are no images."""
     per_class = dict.fromkeys(classes, math.nan)
     labels = result["classes"].reshape(-1).tolist()
     values = result["map_per_class"].reshape(-1).tolist() if labels else []

@@ -1,0 +1,180 @@
+"""Detections as a COCO results file (https://cocodataset.org/#format-results), written, read and evaluated.
+
+The file is a list of ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`` with the ids of
+the data set, which for Pascal VOC are strings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from defeat.errors import DataError
+from defeat.evaluation.evaluation import Evaluation
+from defeat.evaluation.image_result import pair
+from defeat.evaluation.metrics import evaluate_images
+from defeat.types import Annotations, Prediction, Record, Target
+
+
+def write_results(path: Path, annotations: Annotations, predictions: Mapping[int, Prediction]) -> None:
+    """Write detections to a results file; reading it again gives exactly the same numbers.
+
+    Args:
+        path: Where to; missing folders are made.
+        annotations: The data set whose ids to write.
+        predictions: Position in ``annotations.records`` to the detections of that image.
+
+    Raises:
+        IndexError: A position or a label is outside the data set.
+    """
+    entries = [
+        entry
+        for index, prediction in sorted(predictions.items())
+        for entry in _entries(annotations.records[index].image_id, annotations.class_ids, prediction)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(entries), encoding="utf-8")
+
+
+def read_results(path: Path, annotations: Annotations) -> list[Prediction]:
+    """Read a results file.
+
+    Boxes and scores are float64 here, as in the file: rounded to float32, unequal scores could become equal
+    and change their order.
+
+    Returns:
+        The detections of each of ``annotations.records``, best first; none for an image the file leaves out.
+
+    Raises:
+        DataError: The file cannot be read or an entry is wrong; the message names file and entry.
+    """
+    position = {record.image_id: index for index, record in enumerate(annotations.records)}
+    label = {class_id: index for index, class_id in enumerate(annotations.class_ids, start=1)}
+    found: list[list[_Detection]] = [[] for _ in annotations.records]
+    for number, entry in enumerate(_read_list(path)):
+        try:
+            found[_image(entry, position, annotations)].append(_detection(entry, label, annotations))
+        except DataError as error:
+            raise DataError(f"{path}: entry {number}: {error}") from None
+    return [_prediction(detections) for detections in found]
+
+
+def evaluate_results(annotations: Annotations, path: Path) -> Evaluation:
+    """Compute the figures of a results file, as pycocotools would from the same two files.
+
+    Raises:
+        DataError: See :func:`read_results`.
+    """
+    predictions = read_results(path, annotations)
+    targets = [_target(record, index) for index, record in enumerate(annotations.records)]
+    return evaluate_images(
+        [pair(*both) for both in zip(predictions, targets, strict=True)], annotations.classes
+    )
+
+
+class _Detection(NamedTuple):
+    box: list[float]  # xyxy
+    score: float
+    label: int
+
+
+def _entries(
+    image_id: int | str, class_ids: tuple[int, ...], prediction: Prediction
+) -> Iterator[dict[str, Any]]:
+    # In float64 the width of a float32 box is exact, so that x + width is x2 again.
+    boxes = _doubles(prediction["boxes"]).reshape(-1, 4)
+    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+    scores, labels = _doubles(prediction["scores"]), prediction["labels"].cpu()
+    for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
+        if not 1 <= label <= len(class_ids):
+            raise IndexError(f"image {image_id!r}: label {label} is not in 1..{len(class_ids)}")
+        yield {"image_id": image_id, "category_id": class_ids[label - 1], "bbox": box, "score": score}
+
+
+def _doubles(values: Tensor) -> Tensor:
+    return values.detach().cpu().double()  # first to the CPU: not every accelerator has float64
+
+
+def _read_list(path: Path) -> list[Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise DataError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(data, list):
+        raise DataError(f"{path}: COCO results are a list of detections, but this is a {type(data).__name__}")
+    return data
+
+
+def _image(entry: Any, position: Mapping[int | str, int], annotations: Annotations) -> int:
+    if not isinstance(entry, dict):
+        raise DataError(f"expected an object, got {entry!r}")
+    image_id = _field(entry, "image_id")
+    if not isinstance(image_id, int | str) or image_id not in position:
+        raise DataError(f"image_id {image_id!r} is not an image of {annotations.source}")
+    return position[image_id]
+
+
+def _detection(entry: dict[str, Any], label: Mapping[int, int], annotations: Annotations) -> _Detection:
+    category = _field(entry, "category_id")
+    if not isinstance(category, int) or category not in label:
+        raise DataError(f"category_id {category!r} is not a class of {annotations.source}")
+    bbox = _field(entry, "bbox")
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_finite, bbox))) or min(bbox[2:]) < 0:
+        raise DataError(
+            f"bbox {bbox!r} is not [x, y, width, height] with finite numbers and sizes of 0 or more"
+        )
+    score = _field(entry, "score")
+    if not _is_finite(score):
+        raise DataError(f"score {score!r} is not a finite number")
+    x, y, width, height = bbox
+    return _Detection([x, y, x + width, y + height], score, label[category])
+
+
+def _field(entry: dict[str, Any], name: str) -> Any:
+    if name not in entry:
+        raise DataError(f"{name} is missing")
+    return entry[name]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _prediction(detections: list[_Detection]) -> Prediction:
+    # Python's sort is stable also in reverse: equal scores keep the order of the file, as in pycocotools.
+    ordered = sorted(detections, key=lambda detection: detection.score, reverse=True)
+    return Prediction(
+        boxes=torch.tensor([detection.box for detection in ordered], dtype=torch.float64).reshape(-1, 4),
+        scores=torch.tensor([detection.score for detection in ordered], dtype=torch.float64),
+        labels=torch.tensor([detection.label for detection in ordered], dtype=torch.int64),
+    )
+
+
+def _target(record: Record, index: int) -> Target:
+    return Target(
+        boxes=torch.from_numpy(_as_annotated(record.boxes)),
+        labels=torch.from_numpy(record.labels),
+        ignore=torch.from_numpy(record.ignore),
+        area=torch.from_numpy(record.area),
+        index=torch.tensor(index),
+    )
+
+
+def _as_annotated(boxes: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return (N, 4) boxes with the decimals of the annotation file instead of their neighbours in float32.
+
+    The shortest decimal that rounds to a float32 is the one it came from, up to 6 digits always and at 7
+    mostly. Whole steps of pixels between boxes give overlaps of exactly 0.6 or 0.8, and there the rounding
+    would turn a hit into a miss (it does so twice in the results published with the COCO API).
+    """
+    return boxes.astype(np.str_).astype(np.float64)
