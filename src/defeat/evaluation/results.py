@@ -174,7 +174,7 @@ def _as_annotated(boxes: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return (N, 4) boxes with the decimals of the annotation file instead of their neighbours in float32.
 
     The shortest decimal that rounds to a float32 is the one it came from, up to 6 digits always and at 7
-    mostly. Whole steps of pixels between boxes give overlaps of exactly 0.6 or 0.8, and there the rounding
-    would turn a hit into a miss (it does so twice in the results published with the COCO API).
+    mostly. Boxes a whole number of pixels apart overlap by exactly 0.6 or 0.8, and there the rounding turns a
+    hit into a miss: it does so in the results published with the COCO API.
     """
     return boxes.astype(np.str_).astype(np.float64)
