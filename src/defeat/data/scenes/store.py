@@ -7,10 +7,12 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
+from defeat.data.coco import read_coco
+from defeat.data.problems import OnError
 from defeat.data.scenes.scene import Scene, render_scene
 from defeat.data.scenes.shapes import CLASSES
 from defeat.errors import DataError
@@ -55,11 +57,9 @@ def read_scenes(
     size: int = 128,
     seed: int = 0,
     classes: Sequence[str] | None = None,
-    on_error: Literal["raise", "skip"] = "raise",
+    on_error: OnError = "raise",
 ) -> Annotations:
     """Read a split of generated scenes, made first where it is missing; see :func:`generate_scenes`."""
-    from defeat.data.coco import read_coco
-
     annotation_file = generate_scenes(root, split, images, size, seed)
     return read_coco(annotation_file, Path(root) / split, classes=classes, on_error=on_error)
 
