@@ -21,6 +21,7 @@ def read_coco(
     image_root: str | PathLike[str],
     classes: Sequence[str] | None = None,
     on_error: OnError = "raise",
+    root: str | PathLike[str] = ".",
 ) -> Annotations:
     """Read the annotations of a COCO file (``instances_*.json``); images are looked up, not opened.
 
@@ -36,19 +37,21 @@ def read_coco(
             any other class is an error. By default the file's categories sorted by id. A class that the file
             does not list gets a free id after its largest.
         on_error: ``raise`` or ``skip``.
+        root: what the two paths start from.
 
     Raises:
         DataError: naming file and record: missing or wrong fields, unknown classes or images, missing image
             files, paths outside the root; always for a file that is no COCO JSON and for ids given twice.
         ConfigError: ``classes`` or ``on_error`` make no sense.
     """
-    problems = Problems(str(annotation_file), on_error)
+    file = Path(root) / annotation_file
+    problems = Problems(str(file), on_error)
     names = None if classes is None else check_classes(classes)
-    content = _load(Path(annotation_file), problems)
+    content = _load(file, problems)
     by_id = _categories(content, problems)
     if names is None:
         names = tuple(by_id[category] for category in sorted(by_id))
-    images, positions = _images(content, Path(image_root), problems)
+    images, positions = _images(content, Path(root) / image_root, problems)
     columns = _boxes(content, by_id, names, positions, problems)
     records = build_records(images, columns, problems)
     return Annotations(records, names, _class_ids(by_id, names), problems.source, problems.report())
@@ -57,8 +60,7 @@ def read_coco(
 def _load(path: Path, problems: Problems) -> dict[str, Any]:
     """Parse the file without outlines, which are nine tenths of COCO and which no detector here uses."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            content = json.load(file, object_hook=_without_outline)
+        content = json.loads(path.read_bytes().decode("utf-8-sig"), object_hook=_without_outline)
     except OSError as error:
         problems.fatal(f"cannot be opened: {error.strerror}; check the path of the annotation file")
     except (ValueError, RecursionError) as error:
@@ -109,14 +111,13 @@ def _images(
     """Rows of the images that can be used, and the row's position by image id; None for an image left out."""
     if not root.is_dir():
         problems.fatal(f"its image folder {root} does not exist; check image_root")
+    _refuse_same_ids(content["images"], problems)
     folder = Folder(root)
     rows: list[ImageRow] = []
     positions: dict[int, int | None] = {}
     for position, item in enumerate(content["images"]):
         try:
             image_id = whole(item, "id")
-            if image_id in positions:
-                problems.fatal(f"{_where('images', position, item)}: id {image_id} is given twice")
             positions[image_id] = None
             width, height = whole(item, "width", 1), whole(item, "height", 1)
             rows.append(ImageRow(image_id, folder.find(text(item, "file_name")), width, height))
@@ -127,6 +128,17 @@ def _images(
         else:
             positions[image_id] = len(rows) - 1
     return rows, positions
+
+
+def _refuse_same_ids(images: list[object], problems: Problems) -> None:
+    """Whatever ``on_error`` says: no one can tell which of the two images the annotations mean."""
+    seen: set[object] = set()
+    for position, item in enumerate(images):
+        image_id = item.get("id") if isinstance(item, dict) else None
+        if type(image_id) is int:
+            if image_id in seen:
+                problems.fatal(f"{_where('images', position, item)}: id {image_id} is given twice")
+            seen.add(image_id)
 
 
 def _boxes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
@@ -40,6 +41,7 @@ class DetectionDataModule(LightningDataModule):
             instance ``functools.partial(read_coco, "train.json", "images")``.
         val: the same for validation.
         test: the same for testing, if there is a test split.
+        root: folder that the readers' paths start from; None leaves it to them.
         batch_size: images in a training batch.
         val_batch_size: images in a validation or test batch; ``batch_size`` by default.
         num_workers: processes that decode; 0 decodes in the main process.
@@ -50,6 +52,8 @@ class DetectionDataModule(LightningDataModule):
         limit_train: only the first so many training images.
         limit_val: only the first so many validation and test images.
         repeat: passes over the training split in one epoch, as usual for VOC's small one.
+        seed: decides the order of the training images, whatever else draws random numbers: a baseline and
+            a distilled run see the same batches.
         classes: names in the order of the labels.
 
     Raises:
@@ -62,6 +66,7 @@ class DetectionDataModule(LightningDataModule):
         train: Callable[..., Annotations],
         val: Callable[..., Annotations],
         test: Callable[..., Annotations] | None = None,
+        root: str | None = None,
         batch_size: int = 2,
         val_batch_size: int | None = None,
         num_workers: int = 0,
@@ -71,6 +76,7 @@ class DetectionDataModule(LightningDataModule):
         limit_train: int | None = None,
         limit_val: int | None = None,
         repeat: int = 1,
+        seed: int = 0,
         classes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
@@ -85,6 +91,7 @@ class DetectionDataModule(LightningDataModule):
         if num_workers < 0:
             raise ConfigError(f"num_workers must be at least 0, got {num_workers}")
         self.annotations: dict[Split, Annotations] = {}
+        self._read_before: dict[Split, Annotations] = {}
         self._readers: dict[Split, Callable[..., Annotations] | None] = {
             "train": train,
             "val": val,
@@ -92,6 +99,7 @@ class DetectionDataModule(LightningDataModule):
         }
         self._limits: dict[Split, int | None] = {"train": limit_train, "val": limit_val, "test": limit_val}
         self._classes = None if classes is None else check_classes(classes)
+        self._root = {} if root is None else {"root": root}
         self._batch_size = batch_size
         self._val_batch_size = val_batch_size or batch_size
         self._num_workers = num_workers
@@ -99,6 +107,7 @@ class DetectionDataModule(LightningDataModule):
         self._pin_memory = pin_memory
         self._on_error = on_error
         self._repeat = repeat
+        self._order = torch.Generator().manual_seed(seed)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the splits of a stage: fit, validate, test, predict, or None for all there are."""
@@ -109,21 +118,20 @@ class DetectionDataModule(LightningDataModule):
     @property
     def classes(self) -> tuple[str, ...]:
         """K names; label i stands for ``classes[i - 1]``. Reads the training split if need be."""
-        return self._classes or self._read("train").classes
+        return self._classes or self._annotated("train").classes
 
     @property
     def class_ids(self) -> tuple[int, ...]:
         """K ids to write into results: of the validation split if it was read, else test's, else train's."""
         evaluated = [self.annotations[split] for split in _EVALUATED if split in self.annotations]
-        return (evaluated[0] if evaluated else self._read("train")).class_ids
+        return (evaluated[0] if evaluated else self._annotated("train")).class_ids
 
     def fingerprints(self) -> dict[str, str]:
         """Checksum of each split read so far, see :func:`~defeat.data.fingerprint.fingerprint`."""
         return {split: fingerprint(annotations) for split, annotations in self.annotations.items()}
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled by torch's default generator; an incomplete last batch is dropped unless it is the only
-        one.
+        """Shuffled by ``seed``; an incomplete last batch is dropped unless it is the only one.
 
         Boxes to ignore are left out here and nowhere else.
         """
@@ -145,24 +153,27 @@ class DetectionDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def _read(self, split: Split) -> Annotations:
+        """A split ready for use, read at the first call."""
         if split not in self.annotations:
-            self.annotations[split] = self._read_anew(split)
+            annotations = self._annotated(split)
+            annotations = annotations._replace(records=annotations.records[: self._limits[split]])
+            if self._on_error == "skip":
+                annotations = drop_undecodable(annotations)
+            if not annotations.records:
+                raise DataError(f"{annotations.source}: the {split} split holds no usable image")
+            self.annotations[split] = annotations
         return self.annotations[split]
 
-    def _read_anew(self, split: Split) -> Annotations:
-        reader = self._readers[split]
-        if reader is None:
-            raise ConfigError(f"the data has no {split} split; give the data module a reader for it")
-        if split == "train" and self._classes is None:
-            annotations = reader(on_error=self._on_error)
-        else:
-            annotations = reader(classes=self.classes, on_error=self._on_error)
-        annotations = annotations._replace(records=annotations.records[: self._limits[split]])
-        if self._on_error == "skip":
-            annotations = drop_undecodable(annotations)
-        if not annotations.records:
-            raise DataError(f"{annotations.source}: the {split} split holds no usable image")
-        return annotations
+    def _annotated(self, split: Split) -> Annotations:
+        """A split as its reader returns it: enough to know the classes, and no image is opened."""
+        if split not in self._read_before:
+            reader = self._readers[split]
+            if reader is None:
+                raise ConfigError(f"the data has no {split} split; give the data module a reader for it")
+            # the training split is what says the classes, unless they are given
+            named = {} if split == "train" and self._classes is None else {"classes": self.classes}
+            self._read_before[split] = reader(**named, on_error=self._on_error, **self._root)
+        return self._read_before[split]
 
     def _loader(
         self,
@@ -175,6 +186,7 @@ class DetectionDataModule(LightningDataModule):
             dataset,
             batch_size=batch_size,
             shuffle=shuffle,
+            generator=self._order if shuffle else None,
             drop_last=drop_last,
             collate_fn=collate,
             num_workers=self._num_workers,

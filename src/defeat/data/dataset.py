@@ -139,8 +139,8 @@ def _transformed(image: Tensor, target: Target, transforms: Transforms) -> tuple
     lengths = {name: len(fields[name]) for name in _PER_BOX}
     if set(lengths.values()) != {len(boxes)}:
         raise ConfigError(
-            f"transforms left {len(boxes)} boxes but {lengths}; drop SanitizeBoundingBoxes from them (the "
-            "data set removes degenerate boxes itself) or have its labels_getter return labels, ignore and area"
+            f"transforms left {len(boxes)} boxes but {lengths}; drop SanitizeBoundingBoxes (the "
+            "data set removes degenerate boxes itself) or have its labels_getter give labels, ignore and area"
         )
     result = Target(
         boxes=boxes,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 from defeat.errors import ConfigError
 
+_NUMBERS = (int, float)  # and not bool, which isinstance would let pass
 _LARGEST = 2**53  # whole numbers up to here are exact in every language that writes JSON
 
 
@@ -33,6 +34,8 @@ def field(item: object, name: str) -> object:
 def whole(item: object, name: str, least: int = -_LARGEST) -> int:
     """A whole number of at least ``least``; 640.0 counts as one, True and "640" do not."""
     value = field(item, name)
+    if type(value) is int and least <= value <= _LARGEST:  # nearly always, and quick
+        return value
     if is_finite(value) and value == int(value) and value >= least:
         return int(value)
     bound = f" of at least {least}" if least > -_LARGEST else ""
@@ -50,7 +53,7 @@ def text(item: object, name: str) -> str:
 def is_finite(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number of a size that pixels and ids can have (and no bool)."""
     # a comparison, for math.isfinite fails on a whole number that no float can hold; it is false for NaN
-    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
+    return type(value) in _NUMBERS and -_LARGEST <= cast(float, value) <= _LARGEST
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:

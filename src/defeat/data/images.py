@@ -13,7 +13,7 @@ from torch import Tensor
 
 from defeat.errors import DataError
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What may be decoded. Pillow knows more, some of which start other programs (EPS runs Ghostscript)."""
 
 _DECODING_ERRORS = (

@@ -35,6 +35,7 @@ def read_voc(
     image_set: str | Sequence[str],
     classes: Sequence[str] | None = None,
     on_error: OnError = "raise",
+    root: str | PathLike[str] = ".",
 ) -> Annotations:
     """Read one or several VOC folders, for instance 2007 and 2012 ``trainval``, as one data set.
 
@@ -50,6 +51,7 @@ def read_voc(
         image_set: name of the list in ``ImageSets/Main``, without ``.txt``; or one name for each root.
         classes: names in the order of the labels; any other name is an error. By default those found, sorted.
         on_error: ``raise`` or ``skip``.
+        root: what the paths start from.
 
     Returns:
         Annotations whose image ids are the names in the lists, and whose class ids are 1..K.
@@ -59,11 +61,23 @@ def read_voc(
             outside ``JPEGImages``; always for a missing list and for a name that the joined lists hold twice.
         ConfigError: the arguments make no sense.
     """
-    pairs = _pair(roots, image_set)
-    problems = Problems(" + ".join(f"{root} ({name})" for root, name in pairs), on_error)
-    listed = _listed([_open_root(root, name, problems) for root, name in pairs], problems)
+    pairs = [(Path(root) / folder, name) for folder, name in _pair(roots, image_set)]
+    problems = Problems(" + ".join(f"{folder} ({name})" for folder, name in pairs), on_error)
+    listed = _listed([_open_root(folder, name, problems) for folder, name in pairs], problems)
     given = () if classes is None else check_classes(classes)
     label_of = {name: label for label, name in enumerate(given, start=1)}
+    rows, columns = _read_files(listed, label_of, not given, problems)
+    if not label_of:
+        problems.fatal("holds no object, and the classes come from there; give classes")
+    names = given or _sort_labels(columns, label_of)
+    records = build_records(rows, columns, problems)
+    return Annotations(records, names, tuple(range(1, len(names) + 1)), problems.source, problems.report())
+
+
+def _read_files(
+    listed: dict[str, _Root], label_of: dict[str, int], grows: bool, problems: Problems
+) -> tuple[list[ImageRow], BoxColumns]:
+    """Images that can be used and their boxes; where it grows, ``label_of`` takes in each new name."""
     rows: list[ImageRow] = []
     columns = BoxColumns()
     for stem, root in listed.items():
@@ -77,14 +91,10 @@ def read_voc(
         rows.append(row)
         for item in image.objects:
             try:
-                _add(columns, len(rows) - 1, item, label_of, grows=not given)
+                _add(columns, len(rows) - 1, item, label_of, grows)
             except FieldError as error:
                 problems.reject("annotations skipped", f"{file}: {error}")
-    if not label_of:
-        problems.fatal("holds no object, and the classes come from there; give classes")
-    names = given or _sort_labels(columns, label_of)
-    records = build_records(rows, columns, problems)
-    return Annotations(records, names, tuple(range(1, len(names) + 1)), problems.source, problems.report())
+    return rows, columns
 
 
 def _pair(roots: PathOrPaths, image_set: str | Sequence[str]) -> list[tuple[Path, str]]:
@@ -151,7 +161,7 @@ def _rank(name: str, stem: str) -> tuple[bool, int, str]:
 
 
 def _add(
-    columns: BoxColumns, owner: int, item: VocObject | FieldError, label_of: dict[str, int], *, grows: bool
+    columns: BoxColumns, owner: int, item: VocObject | FieldError, label_of: dict[str, int], grows: bool
 ) -> None:
     if isinstance(item, FieldError):
         raise item
