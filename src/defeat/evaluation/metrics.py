@@ -61,6 +61,10 @@ class DetectionMetrics(Metric):
         Raises:
             ValueError: The lists differ in length, or a label is not one of 1..K.
         """
+        if len(predictions) != len(targets):
+            raise ValueError(
+                f"expected a prediction for each target, got {len(predictions)} for {len(targets)}"
+            )
         for prediction, target in zip(predictions, targets, strict=True):
             image = pair(prediction, target)
             self._check_labels(image)

@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+from evaluation_cases import CLASSES, Case, evaluate, judge, make_prediction, make_target, random_case
+
+
+@pytest.mark.parametrize("whole_pixels", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_all_figures_equal_those_of_pycocotools(seed, whole_pixels):
+    case = random_case(seed, whole_pixels=whole_pixels)
+    coco, per_class = judge(case)
+    evaluation = evaluate(case)
+    assert evaluation.coco == pytest.approx(coco, abs=1e-6, nan_ok=True)
+    assert evaluation.per_class == pytest.approx(per_class, abs=1e-6, nan_ok=True)
+    assert 0.05 < evaluation.coco["AP"] < 0.95, "a case where everything or nothing is found proves little"
+    assert math.isnan(evaluation.per_class["elk"])
+
+
+def test_an_overlap_equal_to_a_threshold_is_a_hit():
+    # 3 of 5 pixels: IoU 0.6, which is less than the float32 0.6 that torchmetrics compares with by default.
+    case = Case([make_prediction([[0, 0, 10, 30]], [0.9], [1])], [make_target([[0, 0, 10, 50]], [1])])
+    assert evaluate(case, ("ant",)).coco["AP"] == pytest.approx(0.3)
+    assert judge(case, ("ant",))[0]["AP"] == pytest.approx(0.3)
+
+
+def test_a_recall_equal_to_a_level_reaches_it():
+    boxes = [[40 * n, 0, 40 * n + 20, 20] for n in range(10)]
+    case = Case([make_prediction(boxes[:3], [0.9, 0.8, 0.7], [1] * 3)], [make_target(boxes, [1] * 10)])
+    assert evaluate(case, ("ant",)).coco["AP"] == pytest.approx(judge(case, ("ant",))[0]["AP"], abs=1e-6)
+    assert evaluate(case, ("ant",)).coco["AP"] == pytest.approx(31 / 101)
+
+
+def test_an_area_of_zero_is_small_whatever_the_box():
+    box = [[0, 0, 200, 200]]
+    case = Case([make_prediction(box, [0.9], [1])], [make_target(box, [1], area=[0.0])])
+    evaluation = evaluate(case, ("ant",))
+    assert evaluation.coco["APs"] == pytest.approx(1.0)
+    assert math.isnan(evaluation.coco["APl"])
+
+
+def test_the_area_of_the_target_decides_the_size_not_the_box():
+    box = [[0, 0, 200, 200]]
+    case = Case([make_prediction(box, [0.9], [1])], [make_target(box, [1], area=[2000.0])])
+    evaluation = evaluate(case, ("ant",))
+    assert evaluation.coco["APm"] == pytest.approx(1.0)
+    assert math.isnan(evaluation.coco["APl"])
+
+
+def test_no_more_than_a_hundred_detections_of_a_class_count():
+    far, box = [[500, 500, 510, 510]] * 100, [[0, 0, 50, 50]]
+    scores = [0.9] * 100 + [0.1]
+    hidden = Case([make_prediction(far + box, scores, [1] * 101)], [make_target(box, [1])])
+    other_class = Case([make_prediction(far + box, scores, [2] * 100 + [1])], [make_target(box, [1])])
+    assert evaluate(hidden).coco["AP"] == 0
+    assert evaluate(other_class).coco["AP"] == pytest.approx(1.0)
+
+
+def test_perfect_predictions_give_one():
+    targets = random_case(3).targets
+    predictions = [make_prediction(t["boxes"], torch.ones(len(t["boxes"])), t["labels"]) for t in targets]
+    evaluation = evaluate(Case(predictions, targets))
+    for key, value in evaluation.coco.items():
+        if key not in ("AR1", "AR10"):
+            assert value == pytest.approx(1.0), key
+    assert evaluation.voc == pytest.approx({"AP50_11point": 1.0, "AP50_allpoint": 1.0})
+
+
+def test_no_predictions_give_zero():
+    targets = random_case(0).targets
+    evaluation = evaluate(Case([make_prediction([], [], []) for _ in targets], targets))
+    assert set(evaluation.coco.values()) == {0.0}
+    assert set(evaluation.voc.values()) == {0.0}
+
+
+@pytest.mark.parametrize("ignored", [0, 2])
+def test_nothing_to_find_is_nan_and_not_minus_one(ignored):
+    boxes = [[0, 0, 20, 20], [30, 30, 60, 60]][:ignored]
+    target = make_target(boxes, [1, 2][:ignored], ignore=[True, True][:ignored])
+    evaluation = evaluate(Case([make_prediction([[0, 0, 20, 20]], [0.5], [1])], [target]))
+    assert all(math.isnan(value) for value in evaluation.coco.values())
+    assert all(math.isnan(value) for value in evaluation.per_class.values())
+    assert all(math.isnan(value) for value in evaluation.voc.values())
+    assert list(evaluation.per_class) == list(CLASSES)
+    assert evaluation.images == 1
+
+
+def test_images_without_boxes_and_detections_are_nan():
+    evaluation = evaluate(
+        Case([make_prediction([], [], [])] * 2, [make_target([], [], index=i) for i in (0, 1)])
+    )
+    assert all(math.isnan(value) for value in [*evaluation.coco.values(), *evaluation.voc.values()])
+    assert evaluation.images == 2
+
+
+def test_evaluation_is_silent(capfd):
+    evaluate(random_case(1))
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
