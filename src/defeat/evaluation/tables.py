@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from defeat.evaluation.evaluation import Evaluation
@@ -39,7 +40,9 @@ def table(evaluation: Evaluation, title: str = "Evaluation") -> RenderableType:
 
 def _coco_table(evaluation: Evaluation, title: str) -> Table:
     images = "1 image" if evaluation.images == 1 else f"{evaluation.images} images"
-    rendered = Table(title=f"{title}, {images}", title_justify="left", box=box.SIMPLE, show_header=False)
+    rendered = Table(
+        title=escape(f"{title}, {images}"), title_justify="left", box=box.SIMPLE, show_header=False
+    )
     rendered.add_column(style="dim")
     for _ in range(3):
         rendered.add_column(style="bold")
@@ -58,7 +61,7 @@ def _figures_table(figures: Mapping[str, float], title: str) -> Table:
     for _ in range(columns):
         rendered.add_column(overflow="fold", max_width=16 if columns > 1 else 60)
         rendered.add_column(justify="right", min_width=5)
-    cells = [(name, _format(figure)) for name, figure in figures.items()]
+    cells = [(escape(name), _format(figure)) for name, figure in figures.items()]
     for row in range(rows):
         rendered.add_row(*(text for cell in cells[row::rows] for text in cell))
     return rendered

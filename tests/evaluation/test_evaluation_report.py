@@ -1,0 +1,103 @@
+"""The JSON form of an evaluation and its table."""
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+import defeat.evaluation
+from defeat.errors import DataError
+from defeat.evaluation import COCO_KEYS, VOC_KEYS, Evaluation, table
+
+
+@pytest.fixture
+def evaluation():
+    coco = {key: n / 16 for n, key in enumerate(COCO_KEYS)} | {"APs": math.nan}
+    return Evaluation(
+        coco, {"ant": 0.25, "bee": math.nan}, dict(zip(VOC_KEYS, (0.625, 0.875), strict=True)), 12
+    )
+
+
+def test_nan_is_null_in_json_and_comes_back(evaluation):
+    text = json.dumps(evaluation.to_json(), allow_nan=False)
+    assert json.loads(text)["coco"]["APs"] is None
+    assert json.loads(text)["per_class"] == {"ant": 0.25, "bee": None}
+    back = Evaluation.from_json(json.loads(text))
+    assert back.to_json() == evaluation.to_json()
+    assert math.isnan(back.coco["APs"])
+    assert math.isnan(back.per_class["bee"])
+
+
+@pytest.mark.parametrize("name", ["coco", "per_class", "voc", "images"])
+def test_a_missing_part_is_named(evaluation, name):
+    data = evaluation.to_json()
+    del data[name]
+    with pytest.raises(DataError, match=f"'{name}' is missing"):
+        Evaluation.from_json(data)
+
+
+def test_a_missing_figure_is_named(evaluation):
+    data = evaluation.to_json()
+    del data["coco"]["AR10"]
+    with pytest.raises(DataError, match="'AR10' is missing"):
+        Evaluation.from_json(data)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"coco": 5}, {"voc": {"AP50_11point": "high", "AP50_allpoint": 1}}, {"images": None}]
+)
+def test_a_wrong_part_is_refused(evaluation, wrong):
+    with pytest.raises(DataError, match="not the form"):
+        Evaluation.from_json({**evaluation.to_json(), **wrong})
+
+
+def _render(evaluation: Evaluation, **options) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table(evaluation, **options))
+    return console.file.getvalue()
+
+
+def test_the_table_shows_every_figure(evaluation):
+    text = _render(evaluation, title="student")
+    assert "student, 12 images" in text
+    for key, value in evaluation.coco.items():
+        shown = "-" if math.isnan(value) else f"{value:.3f}"
+        assert any(
+            key in (cells := line.split()) and cells[cells.index(key) + 1] == shown
+            for line in text.splitlines()
+        )
+    assert [line.split() for line in text.splitlines() if line.strip().startswith(("ant", "bee"))] == [
+        ["ant", "0.250"],
+        ["bee", "-"],
+    ]
+    assert [line.split()[-1] for line in text.splitlines() if "points" in line] == ["0.625", "0.875"]
+
+
+@pytest.mark.parametrize("classes", [0, 1, 12, 13, 80])
+def test_no_name_is_cut_and_no_line_is_too_long(evaluation, classes):
+    names = [f"class {n} with a rather long name" for n in range(classes)]
+    text = _render(evaluation._replace(per_class=dict.fromkeys(names, 0.125)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert text.count("0.125") == classes + sum(value == 0.125 for value in evaluation.coco.values())
+
+
+def test_names_with_brackets_are_no_markup(evaluation):
+    assert "[red]fish[/]" in _render(evaluation._replace(per_class={"[red]fish[/]": 0.5}), title="[a]")
+    assert "[a], 12 images" in _render(evaluation, title="[a]")
+
+
+def test_public_names():
+    assert sorted(defeat.evaluation.__all__) == [
+        "COCO_KEYS",
+        "DetectionMetrics",
+        "Evaluation",
+        "VOC_KEYS",
+        "evaluate_results",
+        "read_results",
+        "table",
+        "write_results",
+    ]
+    assert all(hasattr(defeat.evaluation, name) for name in defeat.evaluation.__all__)
