@@ -1,0 +1,160 @@
+"""The one LightningModule: a student detector, and for distillation a frozen teacher and a distiller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from defeat.detectors import capture
+from defeat.distill import Distiller
+from defeat.evaluation import DetectionMetrics, Evaluation
+from defeat.types import Batch, Prediction
+
+OptimizerFactory = Callable[[Iterator[nn.Parameter]], Optimizer]
+RateFactory = Callable[..., LRScheduler]
+
+
+class DetectionModule(LightningModule):
+    """Train and validate a detector; with a teacher and a distiller, distil.
+
+    Args:
+        student: a torchvision-like detector; the only part that is validated and exported.
+        classes: K class names, label 1 first.
+        optimizer: builds the optimiser from the trainable parameters of student and distiller.
+        rate: builds the learning-rate schedule, see :mod:`defeat.training.rates`; None keeps it constant.
+        teacher: a trained detector; frozen here, always in eval mode, never saved.
+        distiller: needs ``teacher``.
+        provenance: plain containers (configuration, class ids, the teacher's file and digest) that are
+            stored in checkpoints under ``defeat``.
+
+    Raises:
+        ValueError: a distiller without a teacher, or the reverse.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        classes: Sequence[str],
+        *,
+        optimizer: OptimizerFactory | None = None,
+        rate: RateFactory | None = None,
+        teacher: nn.Module | None = None,
+        distiller: Distiller | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if (teacher is None) != (distiller is None):
+            raise ValueError("a teacher and a distiller come together or not at all")
+        self.student = student
+        self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
+        self.distiller = distiller
+        self.classes = tuple(classes)
+        self.metrics = DetectionMetrics(classes)
+        self.evaluation: Evaluation | None = None
+        self._total_steps: float = 0
+        self._optimizer = optimizer
+        self._rate = rate
+        self._provenance = dict(provenance or {})
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch modes; the teacher stays in eval mode, where its statistics are those it was trained to."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def forward(self, images: Sequence[Tensor]) -> list[Prediction]:
+        """Detect objects in (3, H, W) uint8 images with the student, which must be in eval mode."""
+        return cast(list[Prediction], self.student(to_unit_range(images)))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Sum of the student's own detection losses and the distiller's, each logged by name."""
+        with capture(self.student) as seen:
+            detection: dict[str, Tensor] = self.student(to_unit_range(batch.images), list(batch.targets))
+        distilled: dict[str, Tensor] = {}
+        if self.distiller is not None:
+            assert self.teacher is not None
+            distilled = self.distiller(self.student, self.teacher, seen, self.progress())
+        detection_loss = torch.stack(list(detection.values())).sum()
+        loss = detection_loss + sum(distilled.values())
+        self._log_losses(len(batch.images), loss, detection_loss, detection, distilled)
+        return loss
+
+    def on_train_start(self) -> None:
+        """Note the planned number of optimiser steps, which Lightning works out anew at every look."""
+        self._total_steps = self.trainer.estimated_stepping_batches
+
+    def progress(self) -> float:
+        """Share of the planned optimiser steps that are done, in [0, 1]."""
+        return min(1.0, self.global_step / self._total_steps) if self._total_steps else 0.0
+
+    def _log_losses(
+        self,
+        images: int,
+        loss: Tensor,
+        detection_loss: Tensor,
+        detection: Mapping[str, Tensor],
+        distilled: Mapping[str, Tensor],
+    ) -> None:
+        parts = {f"train/{name}": value.detach() for name, value in detection.items()}
+        shown = {f"train/{name}": value.detach() for name, value in distilled.items()}
+        shown |= {"train/loss": loss.detach(), "train/loss_detection": detection_loss.detach()}
+        self.log_dict(parts, batch_size=images)
+        self.log_dict(shown, batch_size=images, prog_bar=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect the student's detections."""
+        self.metrics.update(self(batch.images), batch.targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute the figures over the whole data set and log the COCO twelve as ``val/AP`` and so on."""
+        self.evaluation = self.metrics.compute()
+        self.metrics.reset()
+        if self.trainer.sanity_checking:
+            return
+        figures = {f"val/{name}": value for name, value in self.evaluation.coco.items()}
+        figures |= {f"val/voc_{name}": value for name, value in self.evaluation.voc.items()}
+        figures |= {f"val/AP_class/{name}": value for name, value in self.evaluation.per_class.items()}
+        # The metric has already gathered over ranks: every rank holds the same figures.
+        self.log("val/AP", figures.pop("val/AP"), prog_bar=True)
+        self.log_dict(figures)
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimiser over student and adapters, and its schedule."""
+        if self._optimizer is None:
+            raise ValueError("this module was built without an optimizer: it can only evaluate")
+        optimizer = self._optimizer(p for p in self.parameters() if p.requires_grad)
+        if self._rate is None:
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        batches = self.trainer.num_training_batches
+        per_epoch = max(1, -(-int(batches) // self.trainer.accumulate_grad_batches))
+        rate = self._rate(optimizer, total_steps=total, steps_per_epoch=per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the teacher's weights out and add the provenance: plain containers only."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
+        checkpoint["defeat"] = {**self._provenance, "classes": list(self.classes)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the teacher back, so that the load can stay strict on every other key."""
+        if self.teacher is not None:
+            own = {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
+
+
+def to_unit_range(images: Sequence[Tensor]) -> list[Tensor]:
+    """uint8 images to float32 in [0, 1]: done on the device, a quarter of the bytes having travelled."""
+    return [image.float() / 255 for image in images]

@@ -1,0 +1,120 @@
+"""One training run from its configuration: the main path of the project, top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from defeat.config import to_plain
+from defeat.data import DetectionDataModule
+from defeat.detectors import Detector
+from defeat.distill import Distiller
+from defeat.errors import ConfigError
+from defeat.training.module import DetectionModule
+from defeat.training.record import write_record
+from defeat.training.resume import find_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What a run ended with."""
+
+    run_dir: Path
+    metrics: dict[str, float]
+    """The last logged value of everything, under the logged names."""
+    best: Path | None
+    """Checkpoint with the best validation AP."""
+    best_score: float
+    """Its AP; nan where there was no validation."""
+    seconds: float
+    """Wall time of the fit, validation included."""
+    steps: int
+    parameters: int
+    """Of the student, frozen ones included."""
+
+
+def train(config: DictConfig) -> Outcome:
+    """Train as configured (conf/train.yaml) and file everything under ``config.run_dir``.
+
+    Raises:
+        DefeatError: anything in the configuration or the files it names that the user can mend.
+    """
+    checkpoint = find_checkpoint(config.ckpt_path, Path(config.output_root) / config.name)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data: DetectionDataModule = instantiate(config.data)
+    data.setup("fit")
+    student: Detector = instantiate(config.student, classes=list(data.classes))
+    teacher, distiller = _teacher(config, data.classes, student)
+    module = DetectionModule(
+        student.model,
+        data.classes,
+        optimizer=instantiate(config.optim.optimizer),
+        rate=instantiate(config.optim.rate),
+        teacher=teacher.model if teacher else None,
+        distiller=distiller,
+        provenance={
+            "config": to_plain(config),
+            "class_ids": list(data.class_ids),
+            "teacher": {"source": teacher.source, "sha256": teacher.digest} if teacher else None,
+        },
+    )
+    trainer = _trainer(config)
+    if trainer.is_global_zero:
+        write_record(Path(config.run_dir), config, data)
+    # Building a teacher and adapters drew random numbers: start the training itself from the seed again, so
+    # that a distilled run and its baseline begin alike.
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    started = time.perf_counter()
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return _outcome(Path(config.run_dir), trainer, module, time.perf_counter() - started)
+
+
+def _teacher(
+    config: DictConfig, classes: Sequence[str], student: Detector
+) -> tuple[Detector | None, Distiller | None]:
+    if config.distiller is None:
+        return None, None
+    if config.teacher is None:
+        raise ConfigError(
+            "a distiller is chosen but no teacher: add detector@teacher=... and teacher.weights=..."
+        )
+    if config.teacher.get("weights") is None:
+        raise ConfigError(
+            "teacher.weights is not set, and an untrained teacher teaches nothing: "
+            "add teacher.weights=<checkpoint of a trained teacher>"
+        )
+    teacher: Detector = instantiate(config.teacher, classes=list(classes))
+    return teacher, instantiate(config.distiller)(student.model, teacher.model)
+
+
+def _trainer(config: DictConfig) -> pl.Trainer:
+    loggers = [instantiate(node) for node in (config.logger or {}).values() if node]
+    callbacks = [instantiate(node) for node in (config.callbacks or {}).values() if node]
+    if not loggers:
+        callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
+    trainer: pl.Trainer = instantiate(config.trainer, logger=loggers or False, callbacks=callbacks)
+    return trainer
+
+
+def _outcome(run_dir: Path, trainer: pl.Trainer, module: DetectionModule, seconds: float) -> Outcome:
+    keeper: Any = trainer.checkpoint_callback
+    best = Path(keeper.best_model_path) if keeper and keeper.best_model_path else None
+    score = keeper.best_model_score if keeper else None
+    return Outcome(
+        run_dir=run_dir,
+        metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
+        best=best,
+        best_score=math.nan if score is None else float(score),
+        seconds=seconds,
+        steps=trainer.global_step,
+        parameters=sum(p.numel() for p in module.student.parameters()),
+    )
