@@ -222,8 +222,8 @@ def test_annotation_file(tmp_path: Path):
     assert [a["id"] for a in content["annotations"]] == list(range(1, len(content["annotations"]) + 1))
     for index, entry in enumerate(content["images"]):
         scene = render_scene(5, "val", index, 64)
-        image = np.asarray(Image.open(tmp_path / "val" / entry["file_name"]))
-        assert np.array_equal(image, scene.image)
+        with Image.open(tmp_path / "val" / entry["file_name"]) as image:
+            assert np.array_equal(np.asarray(image), scene.image)
         found = [a for a in content["annotations"] if a["image_id"] == entry["id"]]
         assert [(a["category_id"], a["area"], bool(a["iscrowd"])) for a in found] == [
             (o.label, o.area, o.crowd) for o in scene.objects
