@@ -155,9 +155,13 @@ def test_canvas_refuses_to_hide_an_object():
 @pytest.mark.parametrize(("x", "y"), [(95, 10), (0, 0), (10, 96), (500, 10), (10, -500)])
 def test_canvas_refuses_what_lies_mostly_outside(x: int, y: int):
     canvas = Canvas(np.zeros((96, 96, 3), dtype=np.uint8))
-    bounds = stamp("square", 60)
-    inside = canvas.fit(bounds, x, y, label=1)
-    assert inside is None
+    assert canvas.fit(stamp("square", 60), x, y, label=1) is None
+
+
+@pytest.mark.parametrize(("x", "y"), [(130, 48), (48, 130), (-40, 48), (48, -40), (500, 500)])
+def test_canvas_refuses_even_clutter_that_lies_outside(x: int, y: int):
+    canvas = Canvas(np.zeros((96, 96, 3), dtype=np.uint8))
+    assert canvas.fit(stamp("square", 60), x, y, label=0) is None
 
 
 def test_rasterised_disc_has_the_area_of_a_disc():
