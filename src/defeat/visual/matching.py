@@ -48,7 +48,6 @@ def match(prediction: Prediction, target: Target, iou: float = 0.5) -> Verdict:
     """
     same = prediction["labels"][:, None] == target["labels"][None]
     overlap = box_iou(prediction["boxes"], target["boxes"]) * same
-    overlap[:, target["ignore"]] = 0
     hit = torch.zeros(len(overlap), dtype=torch.bool)
     free = ~target["ignore"]
     for row, overlaps in enumerate(overlap):
