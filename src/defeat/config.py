@@ -13,12 +13,12 @@ from defeat.errors import ConfigError
 
 
 def conf_dir() -> Path:
-    """Folder of the YAML files: packaged beside this file in a wheel, at the top of the checkout otherwise."""
+    """Folder of the YAML files: beside this file in a wheel, at the top of the checkout otherwise."""
     here = Path(__file__).resolve().parent
     for folder in (here / "conf", here.parents[1] / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
-    raise ConfigError(f"the configuration files are missing (looked beside {here}): install the package again")
+    raise ConfigError(f"the configuration files are missing (looked near {here}): install the package again")
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:

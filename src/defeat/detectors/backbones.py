@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 from torchvision.models import mobilenetv2, mobilenetv3, resnet
@@ -125,7 +125,7 @@ def _mobilenet(name: str, norm: Norm) -> tuple[nn.Module, list[list[str]], list[
     norm_layer = NORMS[norm]
     if name.startswith("mobilenet_v3"):  # as published for V3, and what its ImageNet weights expect
         norm_layer = partial(norm_layer, eps=0.001, **({} if norm == "frozen" else {"momentum": 0.01}))
-    blocks = list(MOBILENETS[name](norm_layer=norm_layer).features)[:-1]
+    blocks: list[Any] = list(cast(Any, MOBILENETS[name](norm_layer=norm_layer)).features)[:-1]
     stages: list[list[str]] = [[]]
     for i, block in enumerate(blocks):
         if getattr(block, "_is_cn", False):

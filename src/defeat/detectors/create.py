@@ -50,7 +50,9 @@ def create_detector(
         WeightsError: see :mod:`defeat.detectors.weights`; or a checkpoint whose class names differ.
     """
     if weights and backbone_weights:
-        raise WeightsError("weights and backbone_weights are both set: whole-detector weights need no backbone")
+        raise WeightsError(
+            "weights and backbone_weights are both set: keep one, weights fill the backbone too"
+        )
     detector = model(num_classes=len(classes) + 1)
     if backbone_weights:
         log.info("%s", load_backbone_weights(detector, backbone_weights, download=download))

@@ -6,7 +6,7 @@ import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import torch
@@ -172,9 +172,7 @@ def load_detector_weights(
     raise WeightsError(f"{report}. These weights are of another model: check the detector's settings")
 
 
-def load_backbone_weights(
-    detector: nn.Module, source: str | Path, *, download: bool = False
-) -> LoadReport:
+def load_backbone_weights(detector: nn.Module, source: str | Path, *, download: bool = False) -> LoadReport:
     """Fill ``detector.backbone.body`` from a classifier's weights; the classifier's own layers stay unused.
 
     Raises:

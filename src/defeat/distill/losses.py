@@ -46,7 +46,8 @@ def decoupled_feature_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> De
     """
     if student.shape != teacher.shape or student.shape[:1] + student.shape[2:] != mask.shape:
         raise ValueError(
-            f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and mask {tuple(mask.shape)} disagree"
+            f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and mask "
+            f"{tuple(mask.shape)} disagree"
         )
     error = (_widen(student) - _widen(teacher)).square().sum(1)
     inside = mask.to(error.dtype)
@@ -68,8 +69,8 @@ def decoupled_kl(
 ) -> Decoupled:
     """KL divergence of class scores, averaged over object and over background proposals (Eq. 6-9).
 
-    ``T^2 sum_c q_c (log q_c - log p_c)`` with ``q = softmax(teacher / T)``, ``p = softmax(student / T)`` and a
-    temperature for each half. A half without proposals is 0.
+    ``T^2 sum_c q_c (log q_c - log p_c)`` with ``q = softmax(teacher / T)``, ``p = softmax(student / T)`` and
+    a temperature for each half. A half without proposals is 0.
 
     Args:
         student: (N, K + 1) logits.

@@ -18,8 +18,9 @@ Mask = Callable[[Sequence[Tensor], Sequence[tuple[int, int]], Sequence[int]], li
 def box_level(boxes: Tensor, first_stride: int, levels: int, cells: float = 14.0) -> Tensor:
     """Index of the pyramid level that each box belongs to, (N,) int64 in 0..levels-1.
 
-    ``clamp(floor(log2(sqrt((w + 1) (h + 1)) / (cells * first_stride) + 1e-6)), 0, levels - 1)``: a box spans
-    ``cells`` to ``2 * cells`` cells of its level. 14 on stride 4 is the 56 pixels of DeFeat's rule for P2..P6.
+    ``clamp(floor(log2(sqrt((w + 1) (h + 1)) / (cells * first_stride) + 1e-6)), 0, levels - 1)``: a box
+    spans ``cells`` to ``2 * cells`` cells of its level. 14 on stride 4 is the 56 pixels of DeFeat's rule for
+    P2..P6.
 
     Args:
         boxes: (N, 4) xyxy pixels.
@@ -127,7 +128,9 @@ def _flatten(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _fill(cells: Tensor, image: Tensor, keep: Tensor, images: int, shape: tuple[int, int]) -> Tensor:
-    """Union of filled rectangles, (images, H, W): corner marks summed twice give the number of boxes a cell is in.
+    """Union of filled rectangles, (images, H, W).
+
+    Corner marks, summed along both axes, give the number of boxes that a cell is in.
 
     The cost is that of the map plus that of the boxes, whatever the boxes' sizes.
     """

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from defeat.types import Batch
+from defeat.types import Batch, Prediction
 
 
 class ImagesPerSecond(Callback):
@@ -33,7 +33,8 @@ class ImagesPerSecond(Callback):
         self._seconds += now - self._since
         self._since = now
         self._images += len(batch.images) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0 and self._seconds > 0:
+        every: int = cast(Any, trainer).log_every_n_steps  # set by a connector, so untyped
+        if trainer.global_step % every == 0 and self._seconds > 0:
             speed = self._images / self._seconds
             pl_module.log("train/images_per_s", speed, prog_bar=True, batch_size=1)
             self._images, self._seconds = 0, 0.0
@@ -41,3 +42,28 @@ class ImagesPerSecond(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take validation out of the measured time."""
         self._since = time.perf_counter()
+
+
+class KeepPredictions(Callback):
+    """Keep the detections of the latest validation, by position in the data set."""
+
+    def __init__(self) -> None:
+        self.predictions: dict[int, Prediction] = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move a batch's detections to the CPU and keep them."""
+        for prediction, target in zip(outputs["predictions"], batch.targets, strict=True):
+            kept = Prediction(
+                boxes=prediction["boxes"].cpu(),
+                scores=prediction["scores"].cpu(),
+                labels=prediction["labels"].cpu(),
+            )
+            self.predictions[int(target["index"])] = kept

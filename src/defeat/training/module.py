@@ -109,9 +109,11 @@ class DetectionModule(LightningModule):
         self.log_dict(parts, batch_size=images)
         self.log_dict(shown, batch_size=images, prog_bar=True)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect the student's detections."""
-        self.metrics.update(self(batch.images), batch.targets)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Prediction]]:
+        """Count the student's detections; callbacks find them under ``predictions``."""
+        predictions = self(batch.images)
+        self.metrics.update(predictions, batch.targets)
+        return {"predictions": predictions}
 
     def on_validation_epoch_end(self) -> None:
         """Compute the figures over the whole data set and log the COCO twelve as ``val/AP`` and so on."""
@@ -126,9 +128,6 @@ class DetectionModule(LightningModule):
         self.log("val/AP", figures.pop("val/AP"), prog_bar=True)
         self.log_dict(figures)
 
-    test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over student and adapters, and its schedule."""
         if self._optimizer is None:
@@ -136,9 +135,11 @@ class DetectionModule(LightningModule):
         optimizer = self._optimizer(p for p in self.parameters() if p.requires_grad)
         if self._rate is None:
             return optimizer
+        # Bounded by steps alone, Lightning has not looked at the training data yet.
+        self.trainer.fit_loop.setup_data()
+        batches = int(self.trainer.num_training_batches)
+        per_epoch = max(1, -(-batches // self.trainer.accumulate_grad_batches))
         total = int(self.trainer.estimated_stepping_batches)
-        batches = self.trainer.num_training_batches
-        per_epoch = max(1, -(-int(batches) // self.trainer.accumulate_grad_batches))
         rate = self._rate(optimizer, total_steps=total, steps_per_epoch=per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 

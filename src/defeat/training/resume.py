@@ -24,5 +24,5 @@ def find_checkpoint(ckpt_path: str | None, runs: Path) -> str | None:
         return ckpt_path
     found = sorted(runs.glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise ConfigError(f"ckpt_path=last: no run below {runs} has a last.ckpt yet; leave ckpt_path out to start")
+        raise ConfigError(f"ckpt_path=last: no run below {runs} has a last.ckpt; leave ckpt_path out")
     return str(found[-1])

@@ -18,6 +18,7 @@ from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
+from defeat.evaluation import Evaluation
 from defeat.training.module import DetectionModule
 from defeat.training.record import write_record
 from defeat.training.resume import find_checkpoint
@@ -35,6 +36,8 @@ class Outcome(NamedTuple):
     """Checkpoint with the best validation AP."""
     best_score: float
     """Its AP; nan where there was no validation."""
+    evaluation: Evaluation | None
+    """Of the last validation."""
     seconds: float
     """Wall time of the fit, validation included."""
     steps: int
@@ -42,8 +45,12 @@ class Outcome(NamedTuple):
     """Of the student, frozen ones included."""
 
 
-def train(config: DictConfig) -> Outcome:
+def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     """Train as configured (conf/train.yaml) and file everything under ``config.run_dir``.
+
+    Args:
+        config: composed from conf/train.yaml.
+        callbacks: further ones, beside the configured.
 
     Raises:
         DefeatError: anything in the configuration or the files it names that the user can mend.
@@ -67,7 +74,7 @@ def train(config: DictConfig) -> Outcome:
             "teacher": {"source": teacher.source, "sha256": teacher.digest} if teacher else None,
         },
     )
-    trainer = _trainer(config)
+    trainer = _trainer(config, callbacks)
     if trainer.is_global_zero:
         write_record(Path(config.run_dir), config, data)
     # Building a teacher and adapters drew random numbers: start the training itself from the seed again, so
@@ -96,9 +103,9 @@ def _teacher(
     return teacher, instantiate(config.distiller)(student.model, teacher.model)
 
 
-def _trainer(config: DictConfig) -> pl.Trainer:
+def _trainer(config: DictConfig, more: Sequence[pl.Callback]) -> pl.Trainer:
     loggers = [instantiate(node) for node in (config.logger or {}).values() if node]
-    callbacks = [instantiate(node) for node in (config.callbacks or {}).values() if node]
+    callbacks = [instantiate(node) for node in (config.callbacks or {}).values() if node] + list(more)
     if not loggers:
         callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
     trainer: pl.Trainer = instantiate(config.trainer, logger=loggers or False, callbacks=callbacks)
@@ -114,6 +121,7 @@ def _outcome(run_dir: Path, trainer: pl.Trainer, module: DetectionModule, second
         metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
         best=best,
         best_score=math.nan if score is None else float(score),
+        evaluation=module.evaluation,
         seconds=seconds,
         steps=trainer.global_step,
         parameters=sum(p.numel() for p in module.student.parameters()),

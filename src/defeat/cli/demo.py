@@ -1,0 +1,26 @@
+"""``defeat-demo``: the main job on generated scenes, compared in a table and pictures."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from defeat.cli.launch import launch
+from defeat.cli.quiet import quiet
+from defeat.demo import run_demo
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    launch(run, "demo")
+
+
+def run(config: DictConfig) -> None:
+    """Run the demo and say where everything lies."""
+    quiet()
+    console = Console()
+    demo = run_demo(config, console)
+    for name, path in (("detections", demo.detections), ("curves", demo.curves), ("table", demo.table)):
+        console.print(f"{name:<11} {path}", soft_wrap=True, highlight=False)
+    console.print(f"dashboard   tensorboard --logdir {config.run_dir}", soft_wrap=True, highlight=False)
+    console.print(f"seconds     {demo.seconds:.0f}", highlight=False)

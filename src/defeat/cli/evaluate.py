@@ -1,0 +1,40 @@
+"""``defeat-eval``: the figures of a checkpoint, a state_dict or a results file, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from defeat.cli.launch import launch
+from defeat.cli.quiet import quiet
+from defeat.evaluation import table, write_results
+from defeat.training.evaluate import evaluate
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    launch(run, "eval")
+
+
+def run(config: DictConfig) -> float:
+    """Evaluate, print the table, write evaluation.json into the run folder, return AP."""
+    quiet()
+    evaluated = evaluate(config)
+    path = Path(config.run_dir) / "evaluation.json"
+    content = {
+        "source": evaluated.source,
+        "data": evaluated.annotations.source,
+        "split": config.split,
+        **evaluated.evaluation.to_json(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if config.save_results:
+        write_results(path.with_name("results.json"), evaluated.annotations, evaluated.predictions)
+    console = Console()
+    console.print(table(evaluated.evaluation, title=Path(evaluated.source).name))
+    console.print(f"written to {path}", soft_wrap=True, highlight=False)
+    return evaluated.evaluation.coco["AP"]

@@ -1,0 +1,28 @@
+"""Warnings of the libraries that say nothing to the user of this program, each with its reason."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+REASONS = {
+    r".*isinstance\(treespec, LeafSpec\).*": "Lightning against a newer torch; nothing to mend here",
+    r".*does not have many workers.*": "the configuration sets num_workers on purpose",
+    r".*[Ff]ound \d+ module\(s\) in eval mode.*": "the teacher is, always",
+    r".*The number of training batches.*is smaller than the logging interval.*": "short runs are legitimate",
+    r".*Checkpoint directory .* exists and is not empty.*": "resuming writes beside what is there",
+    r".*litlogger.*": "an advertisement",
+}
+"""Message pattern to the reason why it is left out."""
+
+
+def quiet() -> None:
+    """Leave those out, and Lightning's advertisements on the log."""
+    for pattern in REASONS:
+        warnings.filterwarnings("ignore", message=pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.setup"):
+        logging.getLogger(name).addFilter(_no_tips)
+
+
+def _no_tips(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()

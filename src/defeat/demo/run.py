@@ -1,0 +1,85 @@
+"""The demo's steps, in order."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from defeat.config import compose_config
+from defeat.demo.report import Row, draw_detections, print_table, write_table
+from defeat.demo.teacher import choose_teacher
+from defeat.training.callbacks import KeepPredictions
+from defeat.training.evaluate import evaluate
+from defeat.training.run import train
+from defeat.types import Annotations
+from defeat.visual import plot_curves
+
+
+class Demo(NamedTuple):
+    """What the demo leaves behind."""
+
+    rows: list[Row]
+    """Teacher, plain student, DeFeat student."""
+    table: Path
+    detections: Path
+    curves: Path
+    seconds: float
+
+
+def run_demo(config: DictConfig, console: Console | None = None) -> Demo:
+    """Train a plain and a distilled student of one teacher, and compare the three (conf/demo.yaml)."""
+    console = console or Console()
+    started = time.perf_counter()
+    output, here = Path(config.output), Path(config.run_dir)
+    shared = [f"data.root={output / 'scenes'}", f"seed={config.seed}"]
+
+    def train_teacher(folder: Path) -> Path:
+        console.rule(f"teacher, {config.teacher_steps} steps")
+        _train("scenes_teacher", folder, [*shared, *_length(config.teacher_steps)])
+        return folder / "checkpoints" / "last.ckpt"
+
+    weights = choose_teacher(config.teacher, output, train_teacher)
+    console.rule(f"plain student, {config.steps} steps")
+    plain = _train("scenes_plain", here / "plain", [*shared, *_length(config.steps)])
+    console.rule(f"DeFeat student, {config.steps} steps")
+    lesson = [*shared, *_length(config.steps), f"teacher.weights={weights}"]
+    distilled = _train("scenes", here / "DeFeat", lesson)
+    console.rule("comparison")
+    teacher, annotations = _evaluate_teacher(weights, here, shared)
+    rows = [teacher, plain, distilled]
+    demo = Demo(rows, here / "results.md", here / "detections.png", here / "curves.png", 0.0)
+    draw_detections(annotations, rows, config.pictures, demo.detections)
+    curves = {row.name: here / row.name / "csv" / "metrics.csv" for row in (plain, distilled)}
+    plot_curves(curves, demo.curves, teacher_ap=teacher.evaluation.coco["AP"])
+    write_table(rows, demo.table)
+    print_table(rows, console)
+    return demo._replace(seconds=time.perf_counter() - started)
+
+
+def _length(steps: int) -> list[str]:
+    return [f"trainer.max_steps={steps}", f"trainer.val_check_interval={max(1, steps // 4)}"]
+
+
+def _train(experiment: str, run_dir: Path, overrides: list[str]) -> Row:
+    """Train an experiment as `defeat-train` would; the row is named like the run's folder."""
+    config = compose_config("train", [f"+experiment={experiment}", f"run_dir={run_dir}", *overrides])
+    keeper = KeepPredictions()
+    outcome = train(config, [keeper])
+    assert outcome.evaluation is not None
+    return Row(run_dir.name, outcome.evaluation, outcome.parameters, outcome.seconds, keeper.predictions)
+
+
+def _evaluate_teacher(weights: Path, run_dir: Path, overrides: list[str]) -> tuple[Row, Annotations]:
+    """Evaluate the teacher on the students' validation images."""
+    students = compose_config("train", ["+experiment=scenes_plain", f"run_dir={run_dir}", *overrides])
+    config = compose_config(
+        "eval", [f"checkpoint={weights}", f"run_dir={run_dir}", "detector@student=scenes_teacher"]
+    )
+    config.data = students.data
+    config.trainer = students.trainer
+    done = evaluate(config)
+    return Row("teacher", done.evaluation, done.parameters, None, done.predictions), done.annotations

@@ -1,0 +1,52 @@
+"""The demo's teacher: shipped with the package, given by the user, or trained on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from defeat.detectors import read_weights
+from defeat.errors import ConfigError
+
+SHIPPED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "scenes_teacher.safetensors"
+"""Weights of +experiment=scenes_teacher in half precision, made by `make demo-teacher`."""
+
+
+def export_teacher(checkpoint: Path, path: Path = SHIPPED_TEACHER) -> None:
+    """Write a checkpoint's detector in half precision, without anything that training needs.
+
+    Raises:
+        WeightsError: the checkpoint cannot be read.
+    """
+    tensors = read_weights(checkpoint).tensors
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in halves.items()}, path)
+
+
+def choose_teacher(choice: str | None, output: Path, train: Callable[[Path], Path]) -> Path:
+    """Find the teacher's weights.
+
+    Args:
+        choice: None for the shipped ones, a path, or ``train`` to train one once per output folder.
+        output: the demo's folder.
+        train: trains into a folder and returns the checkpoint.
+
+    Raises:
+        ConfigError: no such file.
+    """
+    if choice is None:
+        return SHIPPED_TEACHER
+    if choice != "train":
+        if not Path(choice).is_file():
+            raise ConfigError(f"teacher={choice}: no such file; leave it out for the shipped one, or say train")
+        return Path(choice)
+    kept = output / "teacher" / "teacher.safetensors"
+    if not kept.is_file():
+        partial = kept.with_suffix(".partial")
+        export_teacher(train(output / "teacher"), partial)
+        partial.replace(kept)
+    return kept
+

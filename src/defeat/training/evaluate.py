@@ -1,0 +1,109 @@
+"""Evaluation of a detector from files, by the same steps that training validates with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import lightning.pytorch as pl
+from hydra.utils import instantiate
+from lightning.pytorch import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from defeat.data import DetectionDataModule
+from defeat.detectors import Detector, load_detector_weights, read_weights
+from defeat.errors import ConfigError
+from defeat.evaluation import Evaluation, evaluate_results
+from defeat.training.callbacks import KeepPredictions
+from defeat.training.module import DetectionModule
+from defeat.types import Annotations, Prediction
+
+Split = Literal["val", "test"]
+
+
+class Evaluated(NamedTuple):
+    """Figures and what they are of."""
+
+    evaluation: Evaluation
+    source: str
+    annotations: Annotations
+    predictions: dict[int, Prediction]
+    """Detections by position in ``annotations.records``; empty for a results file."""
+    parameters: int
+    """Of the detector; 0 for a results file."""
+
+
+def evaluate(config: DictConfig) -> Evaluated:
+    """Evaluate as configured (conf/eval.yaml).
+
+    Raises:
+        DefeatError: anything in the configuration or the files it names that the user can mend.
+    """
+    if (config.checkpoint is None) == (config.results is None):
+        raise ConfigError("give either checkpoint=<weights of a detector> or results=<COCO results JSON>")
+    if config.split not in ("val", "test"):
+        raise ConfigError(f"split={config.split} is neither val nor test")
+    return _from_results(config) if config.results else _from_checkpoint(config)
+
+
+def _from_results(config: DictConfig) -> Evaluated:
+    if config.data is None:
+        raise ConfigError("results= needs the ground truth: add data=<name> and data.root=<folder>")
+    data: DetectionDataModule = instantiate(config.data)
+    annotations = data.read(config.split, find_images=False)
+    evaluation = evaluate_results(annotations, Path(config.results))
+    return Evaluated(evaluation, str(config.results), annotations, {}, 0)
+
+
+def _from_checkpoint(config: DictConfig) -> Evaluated:
+    file = read_weights(config.checkpoint, download=config.download)
+    trained = OmegaConf.create(file.config or {})
+    data = _data(config, trained, file.classes)
+    detector = _detector(config, trained, data.classes)
+    load_detector_weights(detector.model, config.checkpoint, download=config.download)
+    module = DetectionModule(detector.model, data.classes)
+    annotations = data.read(config.split)
+    keeper = KeepPredictions()
+    trainer = _trainer(config, trained, [keeper])
+    loader = data.val_dataloader() if config.split == "val" else data.test_dataloader()
+    trainer.validate(module, dataloaders=loader, verbose=False)
+    assert module.evaluation is not None
+    return Evaluated(
+        module.evaluation,
+        str(config.checkpoint),
+        annotations,
+        keeper.predictions,
+        sum(p.numel() for p in detector.model.parameters()),
+    )
+
+
+def _data(config: DictConfig, trained: DictConfig, classes: Sequence[str] | None) -> DetectionDataModule:
+    node = config.data if config.data is not None else trained.get("data")
+    if node is None:
+        raise ConfigError(
+            f"{config.checkpoint} does not say what data it is for: add data=<name> and data.root=<folder>"
+        )
+    # The checkpoint's classes in its order, so that labels mean the same and training data need not be read.
+    extra: dict[str, Any] = {} if classes is None else {"classes": list(classes)}
+    data: DetectionDataModule = instantiate(node, **extra)
+    return data
+
+
+def _detector(config: DictConfig, trained: DictConfig, classes: Sequence[str]) -> Detector:
+    node = config.student if config.student is not None else trained.get("student")
+    if node is None:
+        raise ConfigError(
+            f"{config.checkpoint} holds weights alone: say of which detector, detector@student=<name>"
+        )
+    # Everything comes from the checkpoint; what the training started from need not exist any more.
+    detector: Detector = instantiate(node, classes=list(classes), weights=None, backbone_weights=None)
+    return detector
+
+
+def _trainer(config: DictConfig, trained: DictConfig, callbacks: list[Callback]) -> pl.Trainer:
+    precision = config.trainer.precision or OmegaConf.select(trained, "trainer.precision") or "32-true"
+    trainer: pl.Trainer = instantiate(
+        config.trainer, precision=precision, logger=False, callbacks=callbacks, enable_checkpointing=False
+    )
+    return trainer

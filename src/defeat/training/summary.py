@@ -1,0 +1,36 @@
+"""The last lines of a run: what came of it and where it lies."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from defeat.training.run import Outcome
+
+
+def print_summary(outcome: Outcome, console: Console | None = None) -> None:
+    """Print figures, time and files of a finished run."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in _rows(outcome):
+        table.add_row(name, value)
+    (console or Console()).print(table, soft_wrap=True)
+
+
+def _rows(outcome: Outcome) -> list[tuple[str, str]]:
+    metrics = outcome.metrics
+    rows = [
+        (name, f"{metrics[f'val/{name}']:.4f}") for name in ("AP", "AP50", "AP75") if f"val/{name}" in metrics
+    ]
+    if outcome.best is not None:
+        rows.append(("best AP", f"{outcome.best_score:.4f}"))
+    rows += [
+        ("parameters", f"{outcome.parameters / 1e6:.2f} M"),
+        ("steps", str(outcome.steps)),
+        ("seconds", f"{outcome.seconds:.1f}"),
+    ]
+    if "train/images_per_s" in metrics:
+        rows.append(("images/s", f"{metrics['train/images_per_s']:.1f}"))
+    if outcome.best is not None:
+        rows.append(("evaluate", f"defeat-eval checkpoint={outcome.best}"))
+    rows.append(("curves", f"tensorboard --logdir {outcome.run_dir}"))
+    return rows

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import doctest
+import math
+
+import pytest
+import torch
+from golden import BOXES, SHAPES, STRIDES, wave
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import defeat.distill.losses as losses
+from defeat.distill import decoupled_feature_loss, decoupled_kl, object_mask
+
+
+def naive_feature_loss(s: Tensor, t: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Eq. 4-5 as loops."""
+    sums, counts = [0.0, 0.0], [0.0, 0.0]
+    b, c, h, w = s.shape
+    for i in range(b):
+        for y in range(h):
+            for x in range(w):
+                m = mask[i, y, x].item()
+                for k in range(c):
+                    error = (s[i, k, y, x].item() - t[i, k, y, x].item()) ** 2
+                    sums[0] += m * error
+                    sums[1] += (1 - m) * error
+                    counts[0] += m
+                    counts[1] += 1 - m
+    return sums[0] / max(1, 2 * counts[0]), sums[1] / max(1, 2 * counts[1])
+
+
+def naive_kl(s: Tensor, t: Tensor, is_object: list[bool], t_obj: float, t_bg: float) -> tuple[float, float]:
+    """Eq. 6-9 as loops."""
+
+    def softmax(row: list[float], temperature: float) -> list[float]:
+        top = max(row)
+        exps = [math.exp((v - top) / temperature) for v in row]
+        return [e / sum(exps) for e in exps]
+
+    totals, counts = [0.0, 0.0], [0, 0]
+    for i, positive in enumerate(is_object):
+        temperature = t_obj if positive else t_bg
+        p, q = softmax(s[i].tolist(), temperature), softmax(t[i].tolist(), temperature)
+        kl = temperature**2 * sum(b * (math.log(b) - math.log(a)) for a, b in zip(p, q, strict=True))
+        totals[0 if positive else 1] += kl
+        counts[0 if positive else 1] += 1
+    return tuple(total / n if n else 0.0 for total, n in zip(totals, counts, strict=True))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_feature_loss_golden_values(dtype: torch.dtype) -> None:
+    masks = object_mask(BOXES, SHAPES, STRIDES)
+    found = []
+    for mask, stride, (h, w) in zip(masks, STRIDES, SHAPES, strict=True):
+        s, t = wave((2, 8, h, w), stride).to(dtype), (1.3 * wave((2, 8, h, w), stride + 0.5)).to(dtype)
+        found.append(torch.stack(decoupled_feature_loss(s, t, mask)))
+    mean = torch.stack(found).mean(0)
+    torch.testing.assert_close(
+        mean, torch.tensor([0.0612422955, 0.1019878122], dtype=dtype), atol=1e-7, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("temperature", "expected"), [(1.0, (1.2133541, 1.2112790)), (2.0, (2.0069499, 2.0152266))]
+)
+def test_kl_golden_values(temperature: float, expected: tuple[float, float]) -> None:
+    s, t = (3 * wave((64, 21), 1)).float(), (4 * wave((64, 21), 2)).float()
+    is_object = torch.arange(64) % 5 > 0
+    found = decoupled_kl(s, t, is_object, object_temperature=temperature, background_temperature=temperature)
+    torch.testing.assert_close(torch.stack(found), torch.tensor(expected), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 1.2129326), (2.0, 2.0086308)])
+def test_kl_over_all_proposals_golden_values(temperature: float, expected: float) -> None:
+    s, t = (3 * wave((64, 21), 1)).float(), (4 * wave((64, 21), 2)).float()
+    found = decoupled_kl(s, t, torch.ones(64, dtype=torch.bool), object_temperature=temperature)
+    assert found.object.item() == pytest.approx(expected, abs=2e-6)
+    assert found.background.item() == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 2), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
+def test_feature_loss_equals_the_loops(seed: int, b: int, c: int, h: int, w: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    s, t = (torch.randn(b, c, h, w, generator=g, dtype=torch.float64) for _ in range(2))
+    share = torch.rand((), generator=g)  # from empty masks to full ones
+    mask = (torch.rand(b, h, w, generator=g) < share).double()
+    assert tuple(x.item() for x in decoupled_feature_loss(s, t, mask)) == pytest.approx(
+        naive_feature_loss(s, t, mask), abs=1e-9
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 6), st.integers(2, 5), st.floats(0.5, 4), st.floats(0.5, 4))
+def test_kl_equals_the_loops(seed: int, n: int, k: int, t_obj: float, t_bg: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    s, t = (3 * torch.randn(n, k, generator=g, dtype=torch.float64) for _ in range(2))
+    is_object = torch.rand(n, generator=g) < torch.rand((), generator=g)
+    found = decoupled_kl(s, t, is_object, object_temperature=t_obj, background_temperature=t_bg)
+    assert tuple(x.item() for x in found) == pytest.approx(
+        naive_kl(s, t, is_object.tolist(), t_obj, t_bg), abs=1e-9
+    )
+
+
+def test_equal_inputs_cost_nothing() -> None:
+    x, logits = torch.randn(2, 3, 4, 5), torch.randn(6, 4)
+    mask, is_object = (torch.rand(2, 4, 5) > 0.5).float(), torch.arange(6) % 2 == 0
+    assert all(v.item() == 0 for v in decoupled_feature_loss(x, x, mask))
+    assert all(abs(v.item()) < 1e-6 for v in decoupled_kl(logits, logits, is_object))
+
+
+def test_halves_add_up_to_the_whole() -> None:
+    # N_obj * object + N_bg * background is the same for every mask: no cell is lost or counted twice.
+    s, t = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    whole = (s - t).square().sum() / 2
+    for share in (0.0, 0.3, 1.0):
+        mask = (torch.rand(2, 4, 5) < share).float()
+        loss = decoupled_feature_loss(s, t, mask)
+        cells = mask.sum() * 3, (1 - mask).sum() * 3
+        torch.testing.assert_close(loss.object * cells[0] + loss.background * cells[1], whole)
+
+
+def test_a_change_inside_the_mask_leaves_the_background_alone() -> None:
+    s, t = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3)
+    mask = torch.zeros(1, 3, 3)
+    mask[0, 1, 1] = 1
+    before = decoupled_feature_loss(s, t, mask)
+    s[0, :, 1, 1] += 5
+    after = decoupled_feature_loss(s, t, mask)
+    assert before.background == after.background
+    assert before.object != after.object
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    s = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    t, mask = torch.randn(1, 2, 3, 3, dtype=torch.float64), (torch.rand(1, 3, 3) > 0.5).double()
+    assert torch.autograd.gradcheck(lambda x: tuple(decoupled_feature_loss(x, t, mask)), s)
+    logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    taught, is_object = torch.randn(5, 4, dtype=torch.float64), torch.arange(5) % 2 == 0
+    assert torch.autograd.gradcheck(
+        lambda x: tuple(decoupled_kl(x, taught, is_object, object_temperature=2.0)), logits
+    )
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    s, t = torch.full((1, 4, 8, 8), 300.0).half(), torch.zeros(1, 4, 8, 8).half()
+    loss = decoupled_feature_loss(s, t, torch.ones(1, 8, 8))
+    assert loss.object.dtype == torch.float32
+    assert loss.object.item() == pytest.approx(300.0**2 / 2)  # its square is beyond float16
+
+
+def test_a_nonfinite_background_logit_spares_the_objects() -> None:
+    s, t = torch.randn(2, 3), torch.randn(2, 3)
+    s[1, 0] = math.nan
+    assert decoupled_kl(s, t, torch.tensor([True, False])).object.isfinite()
+
+
+def test_shapes_must_agree() -> None:
+    x = torch.zeros(1, 2, 3, 3)
+    with pytest.raises(ValueError, match="disagree"):
+        decoupled_feature_loss(x, x, torch.zeros(1, 3, 4))
+    with pytest.raises(ValueError, match="disagree"):
+        decoupled_feature_loss(x, torch.zeros(1, 3, 3, 3), torch.zeros(1, 3, 3))
+    with pytest.raises(ValueError, match="disagree"):
+        decoupled_kl(torch.zeros(2, 3), torch.zeros(2, 4), torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="disagree"):
+        decoupled_kl(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(3, dtype=torch.bool))
+
+
+def test_examples_in_the_docstrings() -> None:
+    assert doctest.testmod(losses, extraglobs={"torch": torch}).failed == 0
