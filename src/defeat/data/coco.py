@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from defeat.data.fields import FieldError, check_classes, field, is_finite, show, text, whole
+from defeat.data.fields import FieldError, check_classes, field, is_finite, show, text, unknown_class, whole
 from defeat.data.paths import Folder
 from defeat.data.problems import OnError, Problems
 from defeat.data.records import BoxColumns, ImageRow, build_records
@@ -182,10 +182,7 @@ def _label(item: object, by_id: dict[int, str], label_of: dict[str, int]) -> int
     if category not in by_id:
         raise FieldError(f"category_id {category} is not among the file's categories")
     if by_id[category] not in label_of:
-        known = show(", ".join(label_of))
-        raise FieldError(
-            f"class {by_id[category]!r} is not among the {len(label_of)} classes asked for ({known})"
-        )
+        raise unknown_class(by_id[category], label_of)
     return label_of[by_id[category]]
 
 

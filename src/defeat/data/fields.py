@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeGuard, cast
 
 from defeat.errors import ConfigError
@@ -54,6 +54,13 @@ def is_finite(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number of a size that pixels and ids can have (and no bool)."""
     # a comparison, for math.isfinite fails on a whole number that no float can hold; it is false for NaN
     return type(value) in _NUMBERS and -_LARGEST <= cast(float, value) <= _LARGEST
+
+
+def unknown_class(name: str, known: Iterable[str]) -> FieldError:
+    """The error of a class that is not among those asked for."""
+    names = list(known)
+    listed = ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:5])}, ..."
+    return FieldError(f"class {name!r} is not among the {len(names)} classes asked for ({listed})")
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:

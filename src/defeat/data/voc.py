@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from defeat.data.fields import FieldError, check_classes, show
+from defeat.data.fields import FieldError, check_classes, unknown_class
 from defeat.data.images import read_size
 from defeat.data.paths import Folder, check_relative
 from defeat.data.problems import OnError, Problems
@@ -89,12 +89,25 @@ def _read_files(
             problems.reject("images skipped", f"{file}: {error}")
             continue
         rows.append(row)
-        for item in image.objects:
+        for position, item in enumerate(image.objects):
             try:
-                _add(columns, len(rows) - 1, item, label_of, grows)
+                columns.add(len(rows) - 1, *_checked(item, position, label_of, grows))
             except FieldError as error:
                 problems.reject("annotations skipped", f"{file}: {error}")
     return rows, columns
+
+
+def _checked(
+    item: VocObject | FieldError, position: int, label_of: dict[str, int], grows: bool
+) -> tuple[tuple[float, float, float, float], int, bool]:
+    """Box, label and whether to ignore it."""
+    if isinstance(item, FieldError):
+        raise item
+    if grows:
+        label_of.setdefault(item.name, len(label_of) + 1)
+    elif item.name not in label_of:
+        raise FieldError(f"object[{position}]: {unknown_class(item.name, label_of)}")
+    return item.xyxy, label_of[item.name], item.difficult
 
 
 def _pair(roots: PathOrPaths, image_set: str | Sequence[str]) -> list[tuple[Path, str]]:
@@ -158,19 +171,6 @@ def _any_case(stem: str, images: Folder) -> str | None:
 def _rank(name: str, stem: str) -> tuple[bool, int, str]:
     path = PurePosixPath(name)
     return str(path.with_suffix("")) != stem, _SUFFIXES.index(path.suffix.lower()), name
-
-
-def _add(
-    columns: BoxColumns, owner: int, item: VocObject | FieldError, label_of: dict[str, int], grows: bool
-) -> None:
-    if isinstance(item, FieldError):
-        raise item
-    if grows:
-        label_of.setdefault(item.name, len(label_of) + 1)
-    elif item.name not in label_of:
-        known = show(", ".join(label_of))
-        raise FieldError(f"class {item.name!r} is not among the {len(label_of)} classes asked for ({known})")
-    columns.add(owner, item.xyxy, label_of[item.name], item.difficult)
 
 
 def _sort_labels(columns: BoxColumns, label_of: dict[str, int]) -> tuple[str, ...]:

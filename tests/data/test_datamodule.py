@@ -1,0 +1,219 @@
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from defeat.data import DetectionDataModule, fingerprint, read_coco, read_voc
+from defeat.errors import ConfigError, DataError
+from defeat.types import Batch
+
+
+class Reader:
+    """A reader that counts its calls."""
+
+    def __init__(self, read) -> None:
+        self.read = read
+        self.calls: list[dict] = []
+
+    def __call__(self, **options):
+        self.calls.append(options)
+        return self.read(**options)
+
+
+@pytest.fixture
+def readers(coco, tmp_path) -> dict[str, Reader]:
+    """Train as it is (dog 3, cat 18); validation lists the classes in another order, under other ids."""
+    coco.write()
+    other = {**coco.content, "categories": [{"id": 3, "name": "cat"}, {"id": 18, "name": "dog"}]}
+    coco.content, coco.file = other, coco.root / "val.json"
+    coco.write()
+    return {
+        "train": Reader(partial(read_coco, coco.root / "instances.json", coco.images)),
+        "val": Reader(partial(read_coco, coco.root / "val.json", coco.images)),
+    }
+
+
+def indices(loader: DataLoader[Batch]) -> list[list[int]]:
+    return [[int(target["index"]) for target in batch.targets] for batch in loader]
+
+
+def test_fit_reads_each_split_once_with_the_classes_of_training(readers) -> None:
+    module = DetectionDataModule(**readers)
+    for stage in ("fit", "validate", "fit", None):
+        module.setup(stage)
+    assert readers["train"].calls == [{"on_error": "raise"}]
+    assert readers["val"].calls == [{"classes": ("dog", "cat"), "on_error": "raise"}]
+    assert module.classes == ("dog", "cat")
+    assert module.class_ids == (18, 3)  # those of the split that results are written for
+    assert set(module.annotations) == {"train", "val"}
+    assert module.annotations["val"].records[0].labels.tolist() == [2, 1]
+
+
+def test_evaluation_alone_reads_training_for_its_classes_only(readers, coco) -> None:
+    (coco.images / "a.jpg").write_bytes(b"no picture")
+    module = DetectionDataModule(**readers, on_error="skip")
+    module.setup("validate")
+    assert set(module.annotations) == {"val"}
+    assert len(readers["train"].calls) == 1
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_with_classes_given_evaluation_does_not_touch_training(readers, stage) -> None:
+    module = DetectionDataModule(**readers, test=readers["val"], classes=["cat", "dog"])
+    module.setup(stage)
+    assert module.classes == ("cat", "dog")
+    assert module.class_ids == (3, 18)
+    assert readers["train"].calls == []
+    assert readers["val"].calls == [{"classes": ("cat", "dog"), "on_error": "raise"}]
+
+
+def test_training_reads_the_classes_given_too(readers) -> None:
+    module = DetectionDataModule(**readers, classes=["cat", "dog"])
+    module.setup("fit")
+    assert readers["train"].calls[0]["classes"] == ("cat", "dog")
+
+
+def test_classes_are_known_before_setup(readers) -> None:
+    assert DetectionDataModule(**readers).classes == ("dog", "cat")
+
+
+def test_readers_are_given_the_root(coco) -> None:
+    coco.write()
+    reader = partial(read_coco, "instances.json", "images")
+    module = DetectionDataModule(reader, reader, root=str(coco.root))
+    module.setup("fit")
+    assert module.annotations["train"].source == str(coco.file)
+
+
+def test_boxes_to_ignore_stay_in_evaluation_and_never_reach_training(readers) -> None:
+    module = DetectionDataModule(**readers, test=readers["val"])
+    module.setup()
+    seen = {
+        name: sum(int(target["ignore"].sum()) for batch in loader for target in batch.targets)
+        for name, loader in (
+            ("train", module.train_dataloader()),
+            ("val", module.val_dataloader()),
+            ("test", module.test_dataloader()),
+        )
+    }
+    assert seen == {"train": 0, "val": 1, "test": 1}
+    assert sum(record.ignore.sum() for record in module.annotations["train"].records) == 1
+
+
+def test_evaluation_comes_in_order_and_whole(readers) -> None:
+    module = DetectionDataModule(**readers, test=readers["val"], batch_size=1, val_batch_size=2)
+    for loader in (module.val_dataloader(), module.test_dataloader(), module.predict_dataloader()):
+        assert indices(loader) == [[0, 1], [2]]
+
+
+def test_training_drops_an_incomplete_last_batch_unless_it_is_the_only_one(readers) -> None:
+    assert [
+        len(batch) for batch in indices(DetectionDataModule(**readers, batch_size=2).train_dataloader())
+    ] == [2]
+    assert [
+        len(batch) for batch in indices(DetectionDataModule(**readers, batch_size=5).train_dataloader())
+    ] == [3]
+
+
+def test_training_order_follows_the_seed_whatever_else_draws(readers) -> None:
+    orders = {}
+    for seed in (0, 0, 1, 2, 3):
+        torch.manual_seed(len(orders))
+        loader = DetectionDataModule(**readers, batch_size=3, repeat=4, seed=seed).train_dataloader()
+        order = str([indices(loader), indices(loader)])
+        assert orders.setdefault(seed, order) == order
+    assert len(set(orders.values())) > 1
+    epochs = [indices(loader), indices(loader)]
+    assert epochs[0] != epochs[1]
+
+
+def test_repeat_goes_over_training_several_times_in_an_epoch(readers) -> None:
+    module = DetectionDataModule(**readers, batch_size=1, repeat=3)
+    assert sorted(indices(module.train_dataloader())) == [[0]] * 3 + [[1]] * 3 + [[2]] * 3
+    assert len(module.val_dataloader()) == 3
+
+
+def test_limits_take_the_first(readers) -> None:
+    module = DetectionDataModule(**readers, batch_size=1, limit_train=2, limit_val=1)
+    assert sorted(indices(module.train_dataloader())) == [[0], [1]]
+    assert indices(module.val_dataloader()) == [[0]]
+
+
+def test_transforms_are_for_training(readers) -> None:
+    module = DetectionDataModule(**readers, batch_size=3, train_transforms=v2.Resize((20, 30)))
+    assert {tuple(image.shape) for image in next(iter(module.train_dataloader())).images} == {(3, 20, 30)}
+    assert {tuple(image.shape) for image in next(iter(module.val_dataloader())).images} == {(3, 40, 60)}
+
+
+def test_skip_leaves_undecodable_images_out_and_raise_names_them(readers, coco) -> None:
+    (coco.images / "b.png").write_bytes(b"no picture")
+    skipping = DetectionDataModule(**readers, on_error="skip")
+    skipping.setup("fit")
+    assert [record.image_id for record in skipping.annotations["train"].records] == [7, 31]
+    assert skipping.annotations["train"].counts == {"images undecodable": 1}
+    assert readers["train"].calls == [{"on_error": "skip"}]
+    with pytest.raises(DataError, match="image id 900"):
+        list(DetectionDataModule(**readers).val_dataloader())
+
+
+def test_worker_processes_give_the_same_and_pass_errors_on(readers, coco) -> None:
+    module = DetectionDataModule(**readers, num_workers=1, val_batch_size=1)
+    loader = module.val_dataloader()
+    assert loader.persistent_workers
+    assert indices(loader) == [[0], [1], [2]]
+    del loader
+    (coco.images / "b.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="image id 900"):
+        list(module.val_dataloader())
+
+
+def test_fingerprints_of_what_was_read(readers) -> None:
+    module = DetectionDataModule(**readers)
+    assert module.fingerprints() == {}
+    module.setup("fit")
+    assert module.fingerprints() == {name: fingerprint(data) for name, data in module.annotations.items()}
+    assert len(module.fingerprints()) == 2
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_empty_split_is_an_error(readers, split) -> None:
+    empty = readers[split].read
+    readers[split].read = lambda **options: empty(**options)._replace(records=[])
+    with pytest.raises(DataError, match=f"the {split} split holds no usable image"):
+        DetectionDataModule(**readers).setup("fit")
+
+
+def test_a_missing_test_split_is_said(readers) -> None:
+    module = DetectionDataModule(**readers)
+    module.setup()  # whatever there is
+    with pytest.raises(ConfigError, match="the data has no test split"):
+        module.setup("test")
+
+
+@pytest.mark.parametrize("name", ["batch_size", "val_batch_size", "limit_train", "limit_val", "repeat"])
+def test_counts_must_be_positive(readers, name) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
+        DetectionDataModule(**readers, **{name: 0})
+
+
+@pytest.mark.parametrize("options", [{"num_workers": -1}, {"on_error": "ignore"}, {"classes": []}])
+def test_other_options_must_make_sense(readers, options) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        DetectionDataModule(**readers, **options)
+
+
+def test_voc_splits(voc, obj) -> None:
+    voc.add("a", obj("dog", 1, 1, 9, 9), obj("cat", 1, 1, 9, 9, difficult=1))
+    voc.lines.clear()
+    voc.add("b", obj("dog", 1, 1, 9, 9))
+    voc.write_list("val")
+    voc.lines[:] = ["a"]
+    voc.write_list("train")
+    module = DetectionDataModule(
+        partial(read_voc, voc.root, "train"), partial(read_voc, voc.root, "val"), batch_size=1
+    )
+    assert module.classes == ("cat", "dog")
+    assert next(iter(module.train_dataloader())).targets[0]["labels"].tolist() == [2]
+    assert next(iter(module.val_dataloader())).targets[0]["labels"].tolist() == [2]
