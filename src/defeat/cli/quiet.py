@@ -17,9 +17,10 @@ REASONS = {
 
 
 def quiet() -> None:
-    """Leave those out, and Lightning's advertisements on the log."""
+    """Leave those out, and what the libraries say on the log that is of no use to the user."""
     for pattern in REASONS:
         warnings.filterwarnings("ignore", message=pattern)
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # a table per validation, of its own
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.setup"):
         logging.getLogger(name).addFilter(_no_tips)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import save_file
 
+from defeat.cli.quiet import quiet
+from defeat.config import compose_config
 from defeat.detectors import read_weights
 from defeat.errors import ConfigError
+from defeat.training.run import train
+from defeat.training.summary import print_summary
 
 SHIPPED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "scenes_teacher.safetensors"
 """Weights of +experiment=scenes_teacher in half precision, made by `make demo-teacher`."""
@@ -50,3 +55,30 @@ def choose_teacher(choice: str | None, output: Path, train: Callable[[Path], Pat
         partial.replace(kept)
     return kept
 
+
+
+def main() -> None:
+    """Train the shipped teacher anew (`make demo-teacher`): runs +experiment=scenes_teacher and exports it."""
+    parser = argparse.ArgumentParser(prog="python -m defeat.demo.teacher", description=main.__doc__)
+    parser.add_argument("--run-dir", type=Path, default=Path("demo/teacher"), help="folder of the run")
+    parser.add_argument("--scenes", type=Path, default=Path("demo/scenes_teacher"), help="folder of the images")
+    parser.add_argument("--output", type=Path, default=SHIPPED_TEACHER, help="weights to write")
+    parser.add_argument("overrides", nargs="*", help="of the configuration, such as trainer.max_steps=10")
+    given = parser.parse_args()
+    quiet()
+    config = compose_config(
+        "train",
+        [
+            "+experiment=scenes_teacher",
+            f"run_dir={given.run_dir}",
+            f"data.root={given.scenes}",
+            *given.overrides,
+        ],
+    )
+    print_summary(train(config))
+    export_teacher(given.run_dir / "checkpoints" / "last.ckpt", given.output)
+    print(f"{given.output}: {given.output.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

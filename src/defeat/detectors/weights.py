@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +98,9 @@ def _read_safetensors(path: Path) -> WeightFile:
 
 def _read_pickle(path: Path) -> WeightFile:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a newer pickle protocol; refused or read all the same
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} refused: it is damaged, or holds more than tensors and plain containers and could run "
@@ -143,7 +146,10 @@ def _read_enum(name: str, download: bool) -> dict[str, Tensor]:
             f"weights {name} are not in torch's cache ({cached}) and downloads are off: "
             "set download=true beside them, or put the file there"
         )
-    return dict(weights.get_state_dict(progress=False, check_hash=True))
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (RuntimeError, OSError) as error:  # a wrong checksum; no network, no such address, a full disk
+        raise WeightsError(f"weights {name} could not be fetched: {_first_line(error)}") from error
 
 
 def load_detector_weights(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from defeat.training.run import Outcome
 
 
 def print_summary(outcome: Outcome, console: Console | None = None) -> None:
     """Print figures, time and files of a finished run."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    console = console or Console()
     for name, value in _rows(outcome):
-        table.add_row(name, value)
-    (console or Console()).print(table, soft_wrap=True)
+        # Never wrapped: the commands are there to be copied.
+        console.print(f"{name:<11} {value}", soft_wrap=True, highlight=False)
 
 
 def _rows(outcome: Outcome) -> list[tuple[str, str]]:

@@ -1,0 +1,49 @@
+# Every target sets itself up: .venv is made if it is missing, and renewed when pyproject.toml changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-teacher test test-slow format lint types check clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(READY)  ## Make .venv and install everything
+
+# torch and torchvision are resolved together, in the versions of constraints.txt. uv does in seconds what
+# takes pip minutes; pip installs it.
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[dev,sweep]'
+	@touch $@
+
+demo: $(READY)  ## Distil a detector on generated scenes and compare: table, pictures, curves in demo/
+	$(BIN)/defeat-demo $(ARGS)
+
+demo-teacher: $(READY)  ## Train the demo's teacher anew and put its weights into the package (under an hour)
+	$(BIN)/python -m defeat.demo.teacher $(ARGS)
+
+test: $(READY)  ## Run the tests
+	$(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+
+test-slow: $(READY)  ## Run the tests that take minutes
+	$(BIN)/pytest -m slow $(ARGS)
+
+format: $(READY)  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(READY)  ## Check format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)  ## Check types
+	$(BIN)/mypy
+
+check: lint types test  ## Everything that CI checks but the wheel
+
+clean:  ## Remove .venv and caches; runs and demo stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import resnet18
+from torchvision.models._api import Weights, WeightsEnum
+
+import defeat.detectors.weights as weights
+from defeat.detectors import (
+    create_detector,
+    faster_rcnn,
+    load_backbone_weights,
+    load_detector_weights,
+    read_weights,
+)
+from defeat.errors import WeightsError
+
+SMALL = {"backbone": "resnet10", "fpn_channels": 8, "box_head_channels": 16}
+
+
+def build(num_classes: int = 3) -> nn.Module:
+    return faster_rcnn(num_classes, **SMALL)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[nn.Module, Path]:
+    source = build()
+    path = tmp_path / "detector.pth"
+    torch.save(source.state_dict(), path)
+    return source, path
+
+
+def test_pth_loads_whole(saved: tuple[nn.Module, Path]) -> None:
+    source, path = saved
+    target = build()
+    report, file = load_detector_weights(target, path)
+    assert same(source, target)
+    assert len(report.matched) == len(source.state_dict())
+    assert (report.missing, report.unexpected, report.mismatched) == ([], [], [])
+    assert file.classes is None
+
+
+def test_safetensors_in_half_precision_load_whole(tmp_path: Path) -> None:
+    source, target = build(), build()
+    path = tmp_path / "detector.safetensors"
+    save_file({k: v.half() for k, v in source.state_dict().items()}, path)
+    load_detector_weights(target, path)
+    for key, value in target.state_dict().items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, source.state_dict()[key], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("wrap", ["state_dict", "model"])
+def test_wrapped_state_dicts_are_found(tmp_path: Path, wrap: str) -> None:
+    source, target = build(), build()
+    torch.save({wrap: source.state_dict(), "epoch": 3}, tmp_path / "w.pth")
+    load_detector_weights(target, tmp_path / "w.pth")
+    assert same(source, target)
+
+
+def test_a_checkpoint_gives_its_student_and_its_classes(tmp_path: Path) -> None:
+    source, target = build(), build()
+    state = {f"student.{k}": v for k, v in source.state_dict().items()} | {"distiller.x": torch.zeros(1)}
+    own = {"classes": ["a", "b"], "config": {"name": "x"}}
+    torch.save({"state_dict": state, "defeat": own}, tmp_path / "best.ckpt")
+    report, file = load_detector_weights(target, tmp_path / "best.ckpt")
+    assert same(source, target)
+    assert report.unexpected == []
+    assert file.classes == ("a", "b")
+    assert file.config == {"name": "x"}
+
+
+def test_a_head_of_another_class_count_must_be_asked_for(saved: tuple[nn.Module, Path]) -> None:
+    source, path = saved
+    target = build(5)
+    with pytest.raises(WeightsError, match=r"4 mismatched .*new_head=true"):
+        load_detector_weights(target, path)
+    report, _ = load_detector_weights(target, path, new_head=True)
+    assert sorted(report.mismatched) == [
+        "roi_heads.box_predictor.bbox_pred.bias",
+        "roi_heads.box_predictor.bbox_pred.weight",
+        "roi_heads.box_predictor.cls_score.bias",
+        "roi_heads.box_predictor.cls_score.weight",
+    ]
+    assert torch.equal(target.backbone.body.conv1.weight, source.backbone.body.conv1.weight)
+
+
+@pytest.mark.parametrize("new_head", [False, True])
+def test_weights_of_another_model_are_refused(saved: tuple[nn.Module, Path], new_head: bool) -> None:
+    other = faster_rcnn(3, **{**SMALL, "backbone": "resnet18"})
+    with pytest.raises(
+        WeightsError, match=r"keys matched, \d+ missing \(backbone.body.layer1.1.conv1.*another model"
+    ):
+        load_detector_weights(other, saved[1], new_head=new_head)
+
+
+def test_backbone_weights_of_a_classifier(tmp_path: Path) -> None:
+    classifier = resnet18()
+    torch.save(classifier.state_dict(), tmp_path / "r18.pth")
+    detector = faster_rcnn(3, **{**SMALL, "backbone": "resnet18"})
+    report = load_backbone_weights(detector, tmp_path / "r18.pth")
+    assert torch.equal(detector.backbone.body.layer4[1].conv2.weight, classifier.layer4[1].conv2.weight)
+    assert report.unexpected == ["fc.weight", "fc.bias"]
+    with pytest.raises(WeightsError, match="another backbone"):
+        load_backbone_weights(faster_rcnn(3, **{**SMALL, "backbone": "resnet50"}), tmp_path / "r18.pth")
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+
+    class Runs:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return (Path.touch, (mark,))
+
+    for name, save in (("a.pth", torch.save), ("b.pth", lambda o, p: p.write_bytes(pickle.dumps(o)))):
+        save({"state_dict": {"x": torch.zeros(1)}, "extra": Runs()}, tmp_path / name)
+        with pytest.raises(WeightsError, match=r"refused: it is damaged, or holds more than tensors"):
+            read_weights(tmp_path / name)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.pth", b"not a pickle at all", "refused|not a readable"),
+        ("x.pth", b"", "not a readable weight file|refused"),
+        ("x.safetensors", b"short", "not a readable safetensors file"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        read_weights(tmp_path / name)
+
+
+def test_files_without_tensors(tmp_path: Path) -> None:
+    torch.save({"epoch": 1}, tmp_path / "a.pth")
+    torch.save([1, 2], tmp_path / "b.pth")
+    with pytest.raises(WeightsError, match="holds no tensors"):
+        read_weights(tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="holds a list, not a state_dict"):
+        read_weights(tmp_path / "b.pth")
+
+
+def test_a_path_that_does_not_exist_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"'missing.pth': no such file, and no torchvision weights"):
+        read_weights("missing.pth")
+    with pytest.raises(WeightsError, match="is a folder"):
+        read_weights(tmp_path)
+
+
+def served_weights(folder: Path, model: nn.Module) -> type[WeightsEnum]:
+    """A weights enum whose address is a local file, named with its checksum as torchvision's are."""
+    data = folder / "raw.pth"
+    torch.save(model.state_dict(), data)
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()[:8]
+    served = folder / f"small-{digest}.pth"
+    data.rename(served)
+
+    class Served(WeightsEnum):
+        ONE = Weights(url=served.as_uri(), transforms=None, meta={})
+
+    return Served
+
+
+def test_torchvision_weights_are_fetched_when_allowed_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = build(), build()
+    served = served_weights(tmp_path, source)
+    monkeypatch.setattr(weights, "get_weight", lambda name: served.ONE)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with pytest.raises(WeightsError, match="downloads are off: set download=true"):
+        load_detector_weights(target, "Served.ONE")
+    load_detector_weights(target, "Served.ONE", download=True)
+    assert same(source, target)
+    load_detector_weights(build(), "Served.ONE")  # from the cache now
+
+
+def test_a_download_with_another_checksum_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = served_weights(tmp_path, build())
+    path = next(tmp_path.glob("small-*.pth"))
+    path.write_bytes(path.read_bytes() + b"x")
+    monkeypatch.setattr(weights, "get_weight", lambda name: served.ONE)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with pytest.raises(WeightsError, match=r"Served.ONE could not be fetched: invalid hash value"):
+        load_detector_weights(build(), "Served.ONE", download=True)
+
+
+def test_class_names_of_a_checkpoint_must_be_the_datas(tmp_path: Path) -> None:
+    state = {f"student.{k}": v for k, v in build().state_dict().items()}
+    torch.save(
+        {"state_dict": state, "defeat": {"classes": ["cat", "dog"], "config": {}}}, tmp_path / "c.ckpt"
+    )
+
+    def model(num_classes: int) -> nn.Module:
+        return build(num_classes)
+
+    made = create_detector(model, ["cat", "dog"], weights=str(tmp_path / "c.ckpt"))
+    assert made.digest == hashlib.sha256((tmp_path / "c.ckpt").read_bytes()).hexdigest()
+    with pytest.raises(WeightsError, match="its class 1 is 'cat', this data's is 'dog'"):
+        create_detector(model, ["dog", "cat"], weights=str(tmp_path / "c.ckpt"))
+
+
+def test_weights_and_backbone_weights_exclude_each_other() -> None:
+    with pytest.raises(WeightsError, match="both set"):
+        create_detector(lambda num_classes: build(num_classes), ["a"], weights="x", backbone_weights="y")
+
+
+def test_the_shared_imagenet_weights_fill_their_backbones(shared: Path) -> None:
+    for name, file, extra in (
+        ("mobilenet_v2", "mobilenet_v2_imagenet_features", {}),
+        ("resnet50", "resnet50_imagenet_fp16", {"stride_in_1x1": True}),
+    ):
+        detector = faster_rcnn(3, backbone=name, fpn_channels=8, **extra)
+        report = load_backbone_weights(detector, shared / "weights" / f"{file}.safetensors")
+        assert len(report.matched) > 200
