@@ -77,7 +77,7 @@ def test_the_table_shows_every_figure(evaluation):
 
 @pytest.mark.parametrize("classes", [0, 1, 12, 13, 80])
 def test_no_name_is_cut_and_no_line_is_too_long(evaluation, classes):
-    names = [f"class {n} with a rather long name" for n in range(classes)]
+    names = [f"class {n} with_a_rather_long_name_and_no_space" for n in range(classes)]
     text = _render(evaluation._replace(per_class=dict.fromkeys(names, 0.125)))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text

@@ -36,8 +36,8 @@ class ImageResult(NamedTuple):
 def pair(prediction: Prediction, target: Target) -> ImageResult:
     """Put the detections of one image beside its ground truth."""
     return ImageResult(
-        boxes=prediction["boxes"].detach().to("cpu", torch.float64).reshape(-1, 4),
-        scores=prediction["scores"].detach().to("cpu", torch.float64),
+        boxes=prediction["boxes"].to("cpu", torch.float64).reshape(-1, 4),
+        scores=prediction["scores"].to("cpu", torch.float64),
         labels=prediction["labels"].to("cpu", torch.int64),
         true_boxes=target["boxes"].to("cpu", torch.float64).reshape(-1, 4),
         true_labels=target["labels"].to("cpu", torch.int64),

@@ -74,10 +74,13 @@ def evaluate_results(annotations: Annotations, path: Path) -> Evaluation:
         DataError: See :func:`read_results`.
     """
     predictions = read_results(path, annotations)
-    targets = [_target(record, index) for index, record in enumerate(annotations.records)]
-    return evaluate_images(
-        [pair(*both) for both in zip(predictions, targets, strict=True)], annotations.classes
-    )
+    images = [
+        (record.image_id, pair(predictions[index], _target(record, index)))
+        for index, record in enumerate(annotations.records)
+    ]
+    # pycocotools goes by image id, which decides between detections of equal score in different images.
+    images.sort(key=lambda image: (isinstance(image[0], str), image[0]))
+    return evaluate_images([image for _, image in images], annotations.classes)
 
 
 class _Detection(NamedTuple):
