@@ -49,6 +49,15 @@ def test_images_may_lie_in_folders(coco, picture) -> None:
     assert read_coco(*coco.write()).records[0].path == coco.images / "deep" / "er" / "x.png"
 
 
+def test_boxes_keep_the_order_of_the_file(coco) -> None:
+    coco.content["annotations"] = [
+        {"id": i, "image_id": (7, 900)[i % 2], "category_id": 3, "bbox": [0, 0, 1 + i / 10, 5]}
+        for i in range(400)
+    ]
+    for start, record in enumerate(read_coco(*coco.write()).records[:2]):
+        assert record.boxes[:, 2].tolist() == pytest.approx([1 + i / 10 for i in range(start, 400, 2)])
+
+
 def test_bad_boxes_are_reported_in_one_line(coco, caplog) -> None:
     for box in ([50, 30, 20, 5], [1, 1, 0, 5], [1, 1, -3, 5], [70, 1, 5, 5]):
         coco.content["annotations"].append({"id": 1, "image_id": 31, "category_id": 3, "bbox": box})

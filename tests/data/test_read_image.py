@@ -123,6 +123,12 @@ def test_of_an_animation_the_first_frame(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.gif")[:, 0, 0].tolist() == [255, 0, 0]
 
 
+def test_of_a_camera_file_with_several_pictures_the_first(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 8), colour) for colour in ("white", "black")]
+    frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "a.jpg").min() > 250
+
+
 def turned(path: Path, orientation: int) -> Path:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -163,9 +169,13 @@ def test_truncated_files(tmp_path: Path, suffix: str) -> None:
     assert f"image {path} cannot be decoded" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
-)
+def test_a_format_that_would_start_another_program_is_not_known(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.eps")
+    with pytest.raises(DataError, match=r"a\.eps cannot be decoded: cannot identify image file"):
+        read_image(tmp_path / "a.eps")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture"])
 def test_files_that_are_no_pictures(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.jpg cannot be decoded"):

@@ -38,7 +38,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             detectors normalise themselves.
         drop_ignored: leave out boxes marked ``ignore``. This is the one place where training parts from
             evaluation: a crowd or a difficult object must not become a positive, and torchvision's detectors
-                know no third kind.
+            know no third kind, so that what lies there counts as background, as in torchvision's references.
 
     Raises:
         DataError: from ``[]``, naming the file and the image id, where an image cannot be decoded.
