@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from defeat.errors import ConfigError
+from defeat.errors import ConfigError, DefeatError
 
 
 def conf_dir() -> Path:
@@ -28,6 +31,26 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose(name, overrides=list(overrides))
+
+
+def build(node: Any, **arguments: Any) -> Any:
+    """Instantiate a node by its ``_target_``.
+
+    Raises:
+        DefeatError: what the target raised, if it is one; Hydra would hide it in an error of its own.
+        ConfigError: the target does not exist, or does not take these arguments.
+    """
+    try:
+        return instantiate(node, **arguments)
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, DefeatError):
+                raise cause from error
+            last, cause = cause, cause.__cause__
+        key = re.search(r"full_key: (\S+)", str(error))
+        reason = " ".join(str(last).split())
+        raise ConfigError(f"{key[1] if key else 'configuration'}: {reason}") from error
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

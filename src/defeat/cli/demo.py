@@ -6,8 +6,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from defeat.cli.launch import launch
-from defeat.cli.quiet import quiet
 from defeat.demo import run_demo
+from defeat.quiet import quiet
 
 
 def main() -> None:

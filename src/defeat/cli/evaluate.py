@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from defeat.cli.launch import launch
-from defeat.cli.quiet import quiet
 from defeat.evaluation import table, write_results
+from defeat.quiet import quiet
 from defeat.training.evaluate import evaluate
 
 

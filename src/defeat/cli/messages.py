@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,26 +22,14 @@ def explain(error: BaseException, config_name: str, words: Sequence[str]) -> str
         config_name: the primary configuration, where the right names are looked up.
         words: the command line's words.
     """
-    for cause in _causes(error):
-        if isinstance(cause, DefeatError):
-            return str(cause)
     text = str(error)
+    if isinstance(error, DefeatError):
+        return text
     if found := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(found[1], config_name, words)
     if found := re.search(r"Could not find '([^']+)'", text):
         return _unknown_choice(found[1], text)
-    if isinstance(error, InstantiationException):
-        where = re.search(r"full_key: (\S+)", text)
-        cause = list(_causes(error))[-1]
-        return f"{where[1] if where else 'configuration'}: {_flat(str(cause))}"
     return _flat(text)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__
 
 
 def _flat(text: str) -> str:

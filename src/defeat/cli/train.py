@@ -8,8 +8,8 @@ import math
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
-from defeat.cli.quiet import quiet
 from defeat.errors import ConfigError
+from defeat.quiet import quiet
 from defeat.training.run import Outcome, train
 from defeat.training.summary import print_summary
 

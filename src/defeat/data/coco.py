@@ -18,7 +18,7 @@ from defeat.types import Annotations
 
 def read_coco(
     annotation_file: str | PathLike[str],
-    image_root: str | PathLike[str],
+    image_root: str | PathLike[str] | None,
     classes: Sequence[str] | None = None,
     on_error: OnError = "raise",
     root: str | PathLike[str] = ".",
@@ -32,7 +32,8 @@ def read_coco(
 
     Args:
         annotation_file: the JSON file.
-        image_root: folder that ``file_name`` starts from and must not leave.
+        image_root: folder that ``file_name`` starts from and must not leave; None where the annotations alone
+            are wanted, to judge a results file, and no image need be there.
         classes: names in the order of the labels, for instance those of the training split; an annotation of
             any other class is an error. By default the file's categories sorted by id. A class that the file
             does not list gets a free id after its largest.
@@ -51,7 +52,7 @@ def read_coco(
     by_id = _categories(content, problems)
     if names is None:
         names = tuple(by_id[category] for category in sorted(by_id))
-    images, positions = _images(content, Path(root) / image_root, problems)
+    images, positions = _images(content, None if image_root is None else Path(root) / image_root, problems)
     columns = _boxes(content, by_id, names, positions, problems)
     records = build_records(images, columns, problems)
     return Annotations(records, names, _class_ids(by_id, names), problems.source, problems.report())
@@ -106,13 +107,13 @@ def _class_ids(by_id: dict[int, str], names: tuple[str, ...]) -> tuple[int, ...]
 
 
 def _images(
-    content: dict[str, Any], root: Path, problems: Problems
+    content: dict[str, Any], root: Path | None, problems: Problems
 ) -> tuple[list[ImageRow], dict[int, int | None]]:
     """Rows of the images that can be used, and the row's position by image id; None for an image left out."""
-    if not root.is_dir():
-        problems.fatal(f"its image folder {root} does not exist; check image_root")
+    if root is not None and not root.is_dir():
+        problems.fatal(f"its image folder {root} does not exist; check image_root (null: annotations alone)")
     _refuse_same_ids(content["images"], problems)
-    folder = Folder(root)
+    folder = None if root is None else Folder(root)
     rows: list[ImageRow] = []
     positions: dict[int, int | None] = {}
     for position, item in enumerate(content["images"]):
@@ -120,7 +121,9 @@ def _images(
             image_id = whole(item, "id")
             positions[image_id] = None
             width, height = whole(item, "width", 1), whole(item, "height", 1)
-            rows.append(ImageRow(image_id, folder.find(text(item, "file_name")), width, height))
+            name = text(item, "file_name")
+            path = Path(name) if folder is None else folder.find(name)
+            rows.append(ImageRow(image_id, path, width, height))
         except (FieldError, DataError) as error:
             problems.reject(
                 "images skipped", f"{problems.source}: {_where('images', position, item)}: {error}"

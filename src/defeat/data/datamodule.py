@@ -113,7 +113,7 @@ class DetectionDataModule(LightningDataModule):
         """Read the splits of a stage: fit, validate, test, predict, or None for all there are."""
         for split in _SPLITS_OF_STAGE[stage]:
             if stage is not None or self._readers[split] is not None:
-                self._read(split)
+                self.read(split)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -135,24 +135,28 @@ class DetectionDataModule(LightningDataModule):
 
         Boxes to ignore are left out here and nowhere else.
         """
-        dataset = DetectionDataset(self._read("train"), self._train_transforms, drop_ignored=True)
+        dataset = DetectionDataset(self.read("train"), self._train_transforms, drop_ignored=True)
         repeated: Dataset[Any] = ConcatDataset([dataset] * self._repeat)
         full = len(dataset) * self._repeat >= self._batch_size
         return self._loader(repeated, self._batch_size, shuffle=True, drop_last=full)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """In order, with the boxes to ignore."""
-        return self._loader(DetectionDataset(self._read("val")), self._val_batch_size)
+        return self._loader(DetectionDataset(self.read("val")), self._val_batch_size)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """In order, with the boxes to ignore."""
-        return self._loader(DetectionDataset(self._read("test")), self._val_batch_size)
+        return self._loader(DetectionDataset(self.read("test")), self._val_batch_size)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The validation split."""
         return self.val_dataloader()
 
-    def _read(self, split: Split) -> Annotations:
+    def ground_truth(self, split: Split) -> Annotations:
+        """A split by itself, whole, with its classes in its own order: what a results file answers."""
+        return self._reader(split)(on_error=self._on_error, **self._root)
+
+    def read(self, split: Split) -> Annotations:
         """A split ready for use, read at the first call."""
         if split not in self.annotations:
             annotations = self._annotated(split)
@@ -167,13 +171,16 @@ class DetectionDataModule(LightningDataModule):
     def _annotated(self, split: Split) -> Annotations:
         """A split as its reader returns it: enough to know the classes, and no image is opened."""
         if split not in self._read_before:
-            reader = self._readers[split]
-            if reader is None:
-                raise ConfigError(f"the data has no {split} split; give the data module a reader for it")
             # the training split is what says the classes, unless they are given
             named = {} if split == "train" and self._classes is None else {"classes": self.classes}
-            self._read_before[split] = reader(**named, on_error=self._on_error, **self._root)
+            self._read_before[split] = self._reader(split)(**named, on_error=self._on_error, **self._root)
         return self._read_before[split]
+
+    def _reader(self, split: Split) -> Callable[..., Annotations]:
+        reader = self._readers[split]
+        if reader is None:
+            raise ConfigError(f"the data has no {split} split; give the data module a reader for it")
+        return reader
 
     def _loader(
         self,

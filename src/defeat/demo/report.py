@@ -65,6 +65,6 @@ def draw_detections(annotations: Annotations, rows: Sequence[Row], pictures: int
 
 
 def _fullest(records: Sequence[Record], pictures: int) -> list[int]:
-    """Positions of the images with most objects; of equals the first: a choice that no result has influenced."""
+    """Positions of the images with most objects, of equals the first: no result influences the choice."""
     order = sorted(range(len(records)), key=lambda i: (-int((~records[i].ignore).sum()), i))
     return sorted(order[:pictures])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from defeat.cli.quiet import quiet
 from defeat.config import compose_config
 from defeat.detectors import read_weights
 from defeat.errors import ConfigError
+from defeat.quiet import quiet
 from defeat.training.run import train
 from defeat.training.summary import print_summary
 
@@ -46,7 +46,7 @@ def choose_teacher(choice: str | None, output: Path, train: Callable[[Path], Pat
         return SHIPPED_TEACHER
     if choice != "train":
         if not Path(choice).is_file():
-            raise ConfigError(f"teacher={choice}: no such file; leave it out for the shipped one, or say train")
+            raise ConfigError(f"teacher={choice}: no such file; null is the shipped one, `train` trains one")
         return Path(choice)
     kept = output / "teacher" / "teacher.safetensors"
     if not kept.is_file():
@@ -56,12 +56,11 @@ def choose_teacher(choice: str | None, output: Path, train: Callable[[Path], Pat
     return kept
 
 
-
 def main() -> None:
-    """Train the shipped teacher anew (`make demo-teacher`): runs +experiment=scenes_teacher and exports it."""
+    """Train the shipped teacher anew: run +experiment=scenes_teacher and export it."""
     parser = argparse.ArgumentParser(prog="python -m defeat.demo.teacher", description=main.__doc__)
     parser.add_argument("--run-dir", type=Path, default=Path("demo/teacher"), help="folder of the run")
-    parser.add_argument("--scenes", type=Path, default=Path("demo/scenes_teacher"), help="folder of the images")
+    parser.add_argument("--scenes", type=Path, default=Path("demo/scenes_teacher"), help="folder of images")
     parser.add_argument("--output", type=Path, default=SHIPPED_TEACHER, help="weights to write")
     parser.add_argument("overrides", nargs="*", help="of the configuration, such as trainer.max_steps=10")
     given = parser.parse_args()

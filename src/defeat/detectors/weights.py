@@ -99,7 +99,8 @@ def _read_safetensors(path: Path) -> WeightFile:
 def _read_pickle(path: Path) -> WeightFile:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a newer pickle protocol; refused or read all the same
+            # Of a newer pickle protocol: such a file is refused or read all the same.
+            warnings.simplefilter("ignore", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(

@@ -6,8 +6,35 @@ import time
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from defeat.types import Batch, Prediction
+
+
+class LastCheckpoint(Checkpoint):
+    """Save the state of training after every validation and at the end, for resuming.
+
+    Lightning's ``save_last`` keeps the last checkpoint that was among the best, which may be an old one.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._saved_at: int | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, unless this validation is a sanity check or stands alone."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the steps since the last validation."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if self._saved_at != trainer.global_step:
+            trainer.save_checkpoint(self.path)
+            self._saved_at = trainer.global_step
 
 
 class ImagesPerSecond(Callback):

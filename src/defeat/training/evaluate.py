@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
-from hydra.utils import instantiate
 from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from defeat.config import build
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector, load_detector_weights, read_weights
 from defeat.errors import ConfigError
@@ -50,8 +50,8 @@ def evaluate(config: DictConfig) -> Evaluated:
 def _from_results(config: DictConfig) -> Evaluated:
     if config.data is None:
         raise ConfigError("results= needs the ground truth: add data=<name> and data.root=<folder>")
-    data: DetectionDataModule = instantiate(config.data)
-    annotations = data.read(config.split, find_images=False)
+    data: DetectionDataModule = build(config.data)
+    annotations = data.ground_truth(config.split)
     evaluation = evaluate_results(annotations, Path(config.results))
     return Evaluated(evaluation, str(config.results), annotations, {}, 0)
 
@@ -86,7 +86,7 @@ def _data(config: DictConfig, trained: DictConfig, classes: Sequence[str] | None
         )
     # The checkpoint's classes in its order, so that labels mean the same and training data need not be read.
     extra: dict[str, Any] = {} if classes is None else {"classes": list(classes)}
-    data: DetectionDataModule = instantiate(node, **extra)
+    data: DetectionDataModule = build(node, **extra)
     return data
 
 
@@ -97,13 +97,13 @@ def _detector(config: DictConfig, trained: DictConfig, classes: Sequence[str]) -
             f"{config.checkpoint} holds weights alone: say of which detector, detector@student=<name>"
         )
     # Everything comes from the checkpoint; what the training started from need not exist any more.
-    detector: Detector = instantiate(node, classes=list(classes), weights=None, backbone_weights=None)
+    detector: Detector = build(node, classes=list(classes), weights=None, backbone_weights=None)
     return detector
 
 
 def _trainer(config: DictConfig, trained: DictConfig, callbacks: list[Callback]) -> pl.Trainer:
     precision = config.trainer.precision or OmegaConf.select(trained, "trainer.precision") or "32-true"
-    trainer: pl.Trainer = instantiate(
+    trainer: pl.Trainer = build(
         config.trainer, precision=precision, logger=False, callbacks=callbacks, enable_checkpointing=False
     )
     return trainer

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from defeat.config import to_plain
+from defeat.config import build, to_plain
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
 from defeat.distill import Distiller
@@ -57,15 +56,15 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     """
     checkpoint = find_checkpoint(config.ckpt_path, Path(config.output_root) / config.name)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    data: DetectionDataModule = instantiate(config.data)
+    data: DetectionDataModule = build(config.data)
     data.setup("fit")
-    student: Detector = instantiate(config.student, classes=list(data.classes))
+    student: Detector = build(config.student, classes=list(data.classes))
     teacher, distiller = _teacher(config, data.classes, student)
     module = DetectionModule(
         student.model,
         data.classes,
-        optimizer=instantiate(config.optim.optimizer),
-        rate=instantiate(config.optim.rate),
+        optimizer=build(config.optim.optimizer),
+        rate=build(config.optim.rate),
         teacher=teacher.model if teacher else None,
         distiller=distiller,
         provenance={
@@ -99,16 +98,16 @@ def _teacher(
             "teacher.weights is not set, and an untrained teacher teaches nothing: "
             "add teacher.weights=<checkpoint of a trained teacher>"
         )
-    teacher: Detector = instantiate(config.teacher, classes=list(classes))
-    return teacher, instantiate(config.distiller)(student.model, teacher.model)
+    teacher: Detector = build(config.teacher, classes=list(classes))
+    return teacher, build(config.distiller)(student.model, teacher.model)
 
 
 def _trainer(config: DictConfig, more: Sequence[pl.Callback]) -> pl.Trainer:
-    loggers = [instantiate(node) for node in (config.logger or {}).values() if node]
-    callbacks = [instantiate(node) for node in (config.callbacks or {}).values() if node] + list(more)
+    loggers = [build(node) for node in (config.logger or {}).values() if node]
+    callbacks = [build(node) for node in (config.callbacks or {}).values() if node] + list(more)
     if not loggers:
         callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
-    trainer: pl.Trainer = instantiate(config.trainer, logger=loggers or False, callbacks=callbacks)
+    trainer: pl.Trainer = build(config.trainer, logger=loggers or False, callbacks=callbacks)
     return trainer
 
 

@@ -1,0 +1,40 @@
+"""Overrides that make a run of seconds out of the generated-scenes experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DETECTOR = [
+    "model.backbone=resnet10",
+    "model.fpn_channels=8",
+    "model.min_size=64",
+    "model.max_size=64",
+    "model.box_head_channels=16",
+    "model.box_batch_size_per_image=16",
+    "model.rpn_batch_size_per_image=32",
+]
+
+
+def tiny(run_dir: Path, scenes: Path, *more: str, steps: int = 2) -> list[str]:
+    """Overrides for +experiment=scenes_* : 64 px, 8 training and 4 validation images, 2 steps."""
+    return [
+        f"run_dir={run_dir}",
+        f"data.root={scenes}",
+        "data.train.images=8",
+        "data.val.images=4",
+        "data.train.size=64",
+        "data.val.size=64",
+        "data.batch_size=4",
+        *(f"student.{word}" for word in DETECTOR),
+        f"trainer.max_steps={steps}",
+        "trainer.val_check_interval=2",
+        "trainer.log_every_n_steps=1",
+        "callbacks.progress=null",
+        *more,
+    ]
+
+
+def tiny_teacher(weights: Path) -> list[str]:
+    """Overrides that give such a run a teacher of its own size, with twice the channels."""
+    sized = [word.replace("fpn_channels=8", "fpn_channels=16") for word in DETECTOR]
+    return [*(f"teacher.{word}" for word in sized), f"teacher.weights={weights}"]

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from tiny import tiny, tiny_teacher
+
+from defeat.config import compose_config
+from defeat.errors import ConfigError, WeightsError
+from defeat.training.evaluate import evaluate
+from defeat.training.run import train
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory, scenes: Path, teacher: Path) -> Path:
+    """Run folder of a distilled run of four steps."""
+    run_dir = tmp_path_factory.mktemp("distilled")
+    overrides = tiny(run_dir, scenes, *tiny_teacher(teacher), steps=4)
+    outcome = train(compose_config("train", ["+experiment=scenes", *overrides]))
+    assert outcome.steps == 4
+    assert outcome.evaluation is not None
+    return run_dir
+
+
+def rows(run_dir: Path, column: str) -> dict[int, float]:
+    with (run_dir / "csv" / "metrics.csv").open() as file:
+        return {int(r["step"]): float(r[column]) for r in csv.DictReader(file) if r.get(column)}
+
+
+def test_every_loss_term_rate_and_figure_is_logged(distilled: Path) -> None:
+    for name in (
+        "loss_classifier",
+        "loss_box_reg",
+        "loss_objectness",
+        "loss_rpn_box_reg",
+        "neck_object",
+        "neck_background",
+        "head_object",
+        "head_background",
+        "backbone_object",
+        "backbone_background",
+        "loss",
+        "loss_detection",
+        "images_per_s",
+    ):
+        assert list(rows(distilled, f"train/{name}")) == [0, 1, 2, 3], name
+    assert len(rows(distilled, "lr-AdamW")) == 4
+    for name in ("AP", "AP50", "AP75", "AR100", "voc_AP50_11point", "AP_class/disc"):
+        assert list(rows(distilled, f"val/{name}")) in ([1, 3], [])  # empty where a class has no truth
+    assert list(rows(distilled, "val/AP")) == [1, 3]
+
+
+def test_the_parts_add_up_to_the_loss(distilled: Path) -> None:
+    total = rows(distilled, "train/loss")
+    detection = rows(distilled, "train/loss_detection")
+    for step in total:
+        terms = sum(
+            rows(distilled, f"train/{term}_{half}")[step]
+            for term in ("neck", "head", "backbone")
+            for half in ("object", "background")
+        )
+        assert total[step] == pytest.approx(detection[step] + terms, rel=1e-5)
+        own = sum(
+            rows(distilled, f"train/loss_{name}")[step]
+            for name in ("classifier", "box_reg", "objectness", "rpn_box_reg")
+        )
+        assert detection[step] == pytest.approx(own, rel=1e-5)
+
+
+def test_the_run_folder_says_how_it_was_made(distilled: Path) -> None:
+    config = OmegaConf.load(distilled / "config.yaml")
+    assert config.name == "scenes"
+    assert config.distiller.terms.neck.object_weight == 4.0
+    packages = json.loads((distilled / "environment.json").read_text())["packages"]
+    assert packages["torch"] == torch.__version__.split("+")[0]
+    data = json.loads((distilled / "data.json").read_text())
+    assert data["splits"]["train"]["images"] == 8
+    assert len(data["splits"]["val"]["sha256"]) == 64
+    assert data["classes"][0] == "disc"
+    assert list((distilled / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_checkpoint_holds_no_teacher_and_only_plain_containers(distilled: Path, teacher: Path) -> None:
+    content = torch.load(distilled / "checkpoints" / "last.ckpt", weights_only=True)
+    parts = {key.split(".")[0] for key in content["state_dict"]}
+    assert parts == {"student", "distiller"}
+    own = content["defeat"]
+    assert own["teacher"]["source"] == str(teacher)
+    assert len(own["teacher"]["sha256"]) == 64
+    assert own["classes"][:2] == ["disc", "square"]
+    assert own["config"]["student"]["model"]["backbone"] == "resnet10"
+    assert {"best.ckpt", "last.ckpt"} == {p.name for p in (distilled / "checkpoints").iterdir()}
+
+
+def test_adapters_are_optimised_and_kept_for_resume(distilled: Path) -> None:
+    content = torch.load(distilled / "checkpoints" / "last.ckpt", weights_only=True)
+    adapters = [k for k in content["state_dict"] if "adapters" in k]
+    # neck levels of strides 4, 8, 16, 32 and stages of strides 8, 16; weight and bias each
+    assert len(adapters) == 2 * (4 + 2)
+    optimised = content["optimizer_states"][0]["param_groups"][0]["params"]
+    config = OmegaConf.create(own := content["defeat"]["config"])
+    assert own
+    student = instantiate(config.student, classes=content["defeat"]["classes"]).model
+    assert len(optimised) == len([p for p in student.parameters() if p.requires_grad]) + len(adapters)
+
+
+def test_evaluating_a_checkpoint_gives_what_training_logged(distilled: Path, tmp_path: Path) -> None:
+    last = distilled / "checkpoints" / "last.ckpt"
+    config = compose_config("eval", [f"checkpoint={last}", f"run_dir={tmp_path}", "trainer=cpu"])
+    found = evaluate(config)
+    for name, value in found.evaluation.coco.items():
+        logged = rows(distilled, f"val/{name}")
+        if logged:
+            assert value == pytest.approx(logged[3], abs=1e-6, nan_ok=True), name
+    assert len(found.predictions) == 4
+
+
+def test_the_last_checkpoint_is_of_the_last_step_though_ap_did_not_rise(distilled: Path) -> None:
+    assert torch.load(distilled / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_steps_after_the_last_validation_are_saved_too(scenes: Path, tmp_path: Path) -> None:
+    overrides = tiny(tmp_path, scenes, "~logger", steps=3)
+    train(compose_config("train", ["+experiment=scenes_plain", *overrides]))
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_resuming_from_last_goes_on_at_its_step(
+    distilled: Path, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    last = distilled / "checkpoints" / "last.ckpt"
+    overrides = tiny(tmp_path, scenes, *tiny_teacher(teacher), f"ckpt_path={last}", steps=6)
+    outcome = train(compose_config("train", ["+experiment=scenes", *overrides]))
+    assert outcome.steps == 6
+    assert sorted(rows(tmp_path, "train/loss")) == [4, 5]
+
+
+def test_a_plain_run_and_a_distilled_one_begin_alike(scenes: Path, teacher: Path, tmp_path: Path) -> None:
+    plain = tiny(tmp_path / "plain", scenes, steps=1)
+    lesson = tiny(tmp_path / "lesson", scenes, *tiny_teacher(teacher), steps=1)
+    train(compose_config("train", ["+experiment=scenes_plain", *plain]))
+    train(compose_config("train", ["+experiment=scenes", *lesson]))
+    first, second = (rows(tmp_path / name, "train/loss_detection")[0] for name in ("plain", "lesson"))
+    assert first == second
+
+
+def test_same_seed_same_numbers(scenes: Path, tmp_path: Path) -> None:
+    found = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        overrides = tiny(tmp_path / name, scenes, f"seed={seed}")
+        train(compose_config("train", ["+experiment=scenes_plain", *overrides]))
+        found.append(rows(tmp_path / name, "train/loss"))
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["trainer.precision=bf16-mixed"],
+        ["trainer.gradient_clip_val=1.0", "trainer.accumulate_grad_batches=2", "data.batch_size=2"],
+        ["optim=sgd_1x"],
+        ["distiller.terms.head.proposals=teacher"],
+        ["distiller.schedule._target_=defeat.distill.schedules.up_down"],
+        ["distiller=neck"],
+        ["distiller=all_neck"],
+    ],
+)
+def test_variants_train(more: list[str], scenes: Path, teacher: Path, tmp_path: Path) -> None:
+    overrides = tiny(tmp_path, scenes, *tiny_teacher(teacher), *more)
+    outcome = train(compose_config("train", ["+experiment=scenes", *overrides]))
+    assert outcome.steps == 2
+    assert all(map(torch.isfinite, map(torch.tensor, rows(tmp_path, "train/loss").values())))
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        (
+            ["detector@teacher=scenes_teacher", "teacher.weights=null"],
+            ConfigError,
+            "teacher.weights is not set",
+        ),
+        (["teacher=null"], ConfigError, "a distiller is chosen but no teacher"),
+        (["teacher.weights=gone.ckpt"], WeightsError, "'gone.ckpt': no such file"),
+        (["ckpt_path=gone.ckpt"], ConfigError, "ckpt_path=gone.ckpt: no such file"),
+        (["ckpt_path=last", "output_root=nowhere"], ConfigError, "has a last.ckpt"),
+        (["teacher.model.backbone=resnet18"], WeightsError, "another model"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    more: list[str], error: type[Exception], message: str, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    overrides = tiny(tmp_path, scenes, *tiny_teacher(teacher), *more)
+    with pytest.raises(error, match=message):
+        train(compose_config("train", ["+experiment=scenes", *overrides]))
