@@ -268,3 +268,19 @@ def test_classes_must_make_sense(coco, classes) -> None:
 def test_on_error_must_be_known(coco) -> None:
     with pytest.raises(ConfigError, match="on_error must be 'raise' or 'skip', got 'ignore'"):
         read_coco(*coco.write(), on_error="ignore")
+
+
+def test_annotations_alone_need_no_images_and_still_refuse_paths_that_leave(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 7, "file_name": "a/b.jpg", "width": 20, "height": 10}],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 1, 4, 4], "iscrowd": 0}],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    file = tmp_path / "gt.json"
+    file.write_text(json.dumps(content))
+    read = read_coco(file, None)
+    assert [record.image_id for record in read.records] == [7]
+    content["images"][0]["file_name"] = "../b.jpg"
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="leads outside its root"):
+        read_coco(file, None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from defeat.data.fields import FieldError, check_classes, field, is_finite, show, text, unknown_class, whole
-from defeat.data.paths import Folder
+from defeat.data.paths import Folder, check_relative
 from defeat.data.problems import OnError, Problems
 from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.errors import DataError
@@ -122,6 +122,8 @@ def _images(
             positions[image_id] = None
             width, height = whole(item, "width", 1), whole(item, "height", 1)
             name = text(item, "file_name")
+            if folder is None:
+                check_relative(Path(problems.source).parent, name)
             path = Path(name) if folder is None else folder.find(name)
             rows.append(ImageRow(image_id, path, width, height))
         except (FieldError, DataError) as error:

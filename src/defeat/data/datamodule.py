@@ -171,9 +171,10 @@ class DetectionDataModule(LightningDataModule):
     def _annotated(self, split: Split) -> Annotations:
         """A split as its reader returns it: enough to know the classes, and no image is opened."""
         if split not in self._read_before:
+            reader = self._reader(split)
             # the training split is what says the classes, unless they are given
             named = {} if split == "train" and self._classes is None else {"classes": self.classes}
-            self._read_before[split] = self._reader(split)(**named, on_error=self._on_error, **self._root)
+            self._read_before[split] = reader(**named, on_error=self._on_error, **self._root)
         return self._read_before[split]
 
     def _reader(self, split: Split) -> Callable[..., Annotations]:
