@@ -35,7 +35,7 @@ def run_demo(config: DictConfig, console: Console | None = None) -> Demo:
     console = console or Console()
     started = time.perf_counter()
     output, here = Path(config.output), Path(config.run_dir)
-    shared = [f"data.root={output / 'scenes'}", f"seed={config.seed}"]
+    shared = [f"data.root={output / 'scenes'}", f"seed={config.seed}", *config.overrides]
 
     def train_teacher(folder: Path) -> Path:
         console.rule(f"teacher, {config.teacher_steps} steps")
