@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,20 @@ def test_class_names_of_a_checkpoint_must_be_the_datas(tmp_path: Path) -> None:
     assert made.digest == hashlib.sha256((tmp_path / "c.ckpt").read_bytes()).hexdigest()
     with pytest.raises(WeightsError, match="its class 1 is 'cat', this data's is 'dog'"):
         create_detector(model, ["dog", "cat"], weights=str(tmp_path / "c.ckpt"))
+
+
+def test_settings_that_shapes_do_not_show_must_be_the_checkpoints(tmp_path: Path) -> None:
+    # The weights would load whole and compute something else.
+    settings = {**SMALL, "backbone": "resnet50", "stride_in_1x1": True, "aspect_ratios": [0.5, 1.0, 2.0]}
+    source = faster_rcnn(2, **settings)
+    state = {f"student.{k}": v for k, v in source.state_dict().items()}
+    own = {"classes": ["a"], "config": {"student": {"model": settings}}}
+    torch.save({"state_dict": state, "defeat": own}, tmp_path / "c.ckpt")
+    create_detector(partial(faster_rcnn, **settings), ["a"], weights=str(tmp_path / "c.ckpt"))
+    for key, value in (("stride_in_1x1", False), ("aspect_ratios", (0.4, 1.0, 2.5))):
+        other = partial(faster_rcnn, **{**settings, key: value})
+        with pytest.raises(WeightsError, match=rf"was trained with {key}=.*, but {key}="):
+            create_detector(other, ["a"], weights=str(tmp_path / "c.ckpt"))
 
 
 def test_weights_and_backbone_weights_exclude_each_other() -> None:

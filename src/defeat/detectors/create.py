@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -13,6 +13,9 @@ from defeat.detectors.weights import load_backbone_weights, load_detector_weight
 from defeat.errors import WeightsError
 
 log = logging.getLogger(__name__)
+
+SILENT = ("backbone", "returned_layers", "stride_in_1x1", "anchor_sizes", "aspect_ratios")
+"""Settings that change what a detector computes; most of them leave its parameters' shapes alone."""
 
 
 class Detector(NamedTuple):
@@ -47,7 +50,8 @@ def create_detector(
         download: allow enums to be fetched.
 
     Raises:
-        WeightsError: see :mod:`defeat.detectors.weights`; or a checkpoint whose class names differ.
+        WeightsError: see :mod:`defeat.detectors.weights`; or a checkpoint whose class names differ, or that
+            was trained with other settings in :data:`SILENT`.
     """
     if weights and backbone_weights:
         raise WeightsError(
@@ -62,6 +66,8 @@ def create_detector(
     log.info("%s", report)
     if file.classes is not None and not new_head:
         _check_classes(weights, file.classes, classes)
+    if file.config is not None:
+        _check_settings(weights, file.config, model)
     path = Path(weights).expanduser()
     return Detector(detector, weights, sha256(path) if path.is_file() else None)
 
@@ -73,3 +79,20 @@ def _check_classes(source: str, theirs: Sequence[str], ours: Sequence[str]) -> N
             raise WeightsError(
                 f"{source} was trained on other classes: its class {i + 1} is {a!r}, this data's is {b!r}"
             )
+
+
+def _check_settings(source: str, config: Mapping[str, Any], model: Callable[..., nn.Module]) -> None:
+    """Weights may load whole and yet be of another detector: the checkpoint knows which one it was."""
+    theirs = config.get("student", {}).get("model", {})
+    ours = getattr(model, "keywords", {})  # of the partial that a configuration makes
+    for key in SILENT:
+        if key in ours and key in theirs and _plain(ours[key]) != _plain(theirs[key]):
+            raise WeightsError(
+                f"{source} was trained with {key}={_plain(theirs[key])}, but {key}={_plain(ours[key])} is "
+                "configured here: set it to what the checkpoint was trained with"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Lists of lists, whatever containers a configuration brings."""
+    return value if isinstance(value, str) or not isinstance(value, Sequence) else [_plain(v) for v in value]

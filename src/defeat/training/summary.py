@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from defeat.training.run import Outcome
 
 
+@rank_zero_only
 def print_summary(outcome: Outcome, console: Console | None = None) -> None:
     """Print figures, time and files of a finished run."""
     console = console or Console()
