@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -25,12 +26,18 @@ def conf_dir() -> Path:
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose a configuration outside of a console script, from any working folder.
+    """Compose a configuration from Python, from any working folder, within a console script too.
 
     ``run_dir`` has to be among the overrides where it is used, since only a console script makes one.
     """
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(name, overrides=list(overrides))
+    # Hydra is a singleton, and refuses to start where a console script has it running already.
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose(name, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def build(node: Any, **arguments: Any) -> Any:
