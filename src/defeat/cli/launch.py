@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 import hydra
-from hydra.errors import HydraException
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from defeat.cli.messages import explain
 from defeat.config import conf_dir
-from defeat.errors import ConfigError, DefeatError
+from defeat.errors import ConfigError
 
+FULL_ERROR = "HYDRA_FULL_ERROR"
 MISSING = {
     "data.root": "the folder of the data set",
     "teacher.weights": "a checkpoint of the trained teacher, such as best.ckpt of its run",
@@ -30,24 +33,65 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
     ``hydra.verbose=true`` or HYDRA_FULL_ERROR=1 their traceback is shown. Any other error is a defect of the
     program and keeps its traceback.
     """
-    verbose = "HYDRA_FULL_ERROR" in os.environ or any("hydra.verbose" in word for word in sys.argv[1:])
-    # Hydra would print its own cut-down traceback and exit; told so, it lets the error through.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    words = sys.argv[1:]
+    full_error = os.environ.get(FULL_ERROR)
+    verbose = full_error is not None or any(map(_is_verbose, words))
 
     def checked(config: DictConfig) -> object:
-        _require(config)
-        return task(config)
+        # Processes that the task starts, such as those of DDP, decide about tracebacks for themselves.
+        with _environment(FULL_ERROR, full_error):
+            try:
+                _require(config)
+                return task(config)
+            except Exception as error:
+                # Hydra must not see it, or it writes a line of its own. In a sweep that line names the job.
+                if verbose or HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise
+                _end(error, config_name, words)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(checked)()
-    except (DefeatError, HydraException, OmegaConfBaseException) as error:
-        if verbose:
-            raise
-        print(f"error: {explain(error, config_name, sys.argv[1:])}", file=sys.stderr)
-        sys.exit(1)
+        # Hydra would print its own cut-down traceback and exit; told so, it lets the error through.
+        with _environment(FULL_ERROR, "1"):
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(checked)()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if verbose:
+            raise
+        _end(error, config_name, words)
+
+
+def _end(error: Exception, config_name: str, words: list[str]) -> NoReturn:
+    """End the process with the error's line, or raise it again where the user cannot mend it."""
+    line = explain(error, config_name, words)
+    if line is None:
+        raise error
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _is_verbose(word: str) -> bool:
+    key, _, value = word.lstrip("+").partition("=")
+    return key == "hydra.verbose" and value.lower() not in ("false", "null")
+
+
+@contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """Set an environment variable, or unset it for None, and restore it afterwards."""
+    before = os.environ.get(name)
+    _set(name, value)
+    try:
+        yield
+    finally:
+        _set(name, before)
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def _require(config: DictConfig) -> None:

@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf in one line that says what to do."""
+"""Errors in one line that says what to do."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from defeat.config import compose_config
+from defeat.cli.blame import blame, is_choice, parse
+from defeat.config import compose_config, conf_dir
 from defeat.errors import DefeatError
 
+NO_CHOICE = "Config group override must be a string or a list"
+"""How Hydra begins its ValueError about ``logger=null``, without a word on which group it is."""
 
-def explain(error: BaseException, config_name: str, words: Sequence[str]) -> str:
-    """Turn an error into a line.
+
+def explain(error: BaseException, config_name: str, words: Sequence[str]) -> str | None:
+    """Turn an error that the user can mend into a line; None for any other.
 
     Args:
         error: what was raised.
@@ -24,19 +29,51 @@ def explain(error: BaseException, config_name: str, words: Sequence[str]) -> str
     """
     text = str(error)
     if isinstance(error, DefeatError):
-        return text
+        cause = _innermost(error) if isinstance(error.__cause__, InstantiationException) else None
+        return (blame(cause, config_name, words) if cause else None) or _flat(_without_traceback(text))
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
     if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(found[1], config_name, words)
+        return _unknown_key(found[1], text, config_name, words)
     if found := re.search(r"Could not find '([^']+)'", text):
         return _unknown_choice(found[1], text)
-    return _flat(text)
+    if isinstance(error, ValueError) and text.startswith(NO_CHOICE):
+        return _no_choice(config_name, words)
+    if isinstance(error, (HydraException, OmegaConfBaseException, MisconfigurationException)):
+        return _flat(text)
+    return blame(error, config_name, words)
 
 
 def _flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def _unknown_key(key: str, config_name: str, words: Sequence[str]) -> str:
+def _innermost(error: BaseException) -> BaseException:
+    seen = {id(error)}  # what is raised again from what Hydra made of it is its own cause
+    while error.__cause__ is not None and id(error.__cause__) not in seen:
+        error = error.__cause__
+        seen.add(id(error))
+    return error
+
+
+def _without_traceback(text: str) -> str:
+    """The message alone where a DataLoader put its worker's traceback around it."""
+    if "Original Traceback" not in text:
+        return text
+    *_, message = re.split(r"^[\w.]+Error: ", text, flags=re.MULTILINE)
+    return message
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    reasons = [s for s in error.message.splitlines() if not s.startswith(("See https", "Error parsing"))]
+    return f"{error.override!r} cannot be read as KEY=VALUE: {_flat(' '.join(reasons))}"
+
+
+def _unknown_key(key: str, text: str, config_name: str, words: Sequence[str]) -> str:
+    if found := re.search(r"Did you mean to override (?:one of )?([^?]+)\?", text):
+        return f"unknown key {key}: did you mean {found[1].replace(', ', ' or ')}?"
+    if found := re.search(r"To append to your default list use (\S+)", text):
+        return f"{key} has no choice yet that could be replaced: write {found[1]}"
     close = difflib.get_close_matches(key, list(_known_keys(key, config_name, words)), n=1)
     hint = f"did you mean {close[0]}?" if close else "--help lists all keys"
     return f"unknown key {key}: {hint} (+{key}=... would add a new one)"
@@ -66,7 +103,24 @@ def _flatten(config: DictConfig, prefix: str = "") -> Iterator[str]:
 def _unknown_choice(choice: str, text: str) -> str:
     group, _, name = choice.rpartition("/")
     _, _, listed = text.partition("Available options in")
-    options = re.findall(r"^\s+(\S+)\s*$", listed, re.MULTILINE)
+    options = re.findall(r"^\t(\S+)$", listed, re.MULTILINE)
     close = difflib.get_close_matches(name, options, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"no {group} named {name}: {hint}there are {', '.join(options) or 'none'}"
+
+
+def _no_choice(config_name: str, words: Sequence[str]) -> str:
+    """Name the word that gives a group null, or a number."""
+    own = OmegaConf.load(conf_dir() / f"{config_name}.yaml")
+    for word, override in parse(words):
+        group = override.key_or_group
+        if not group:
+            return f"{word!r} cannot be read as KEY=VALUE: the key is missing"
+        if not is_choice(override) or isinstance(override.value(), str | list):
+            continue
+        # What the primary configuration has as null can be without a choice.
+        if override.value() is None and OmegaConf.select(own, override.package or group, default="") is None:
+            return f"{word}: null is no choice of {group}; ~{word.removesuffix('=null')} leaves it out"
+        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        return f"{word} is no choice of {group}: there are {', '.join(options)}"
+    return _flat(NO_CHOICE)

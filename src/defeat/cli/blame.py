@@ -1,0 +1,96 @@
+"""Which word of the command line made a library fail, where nothing had checked the word before."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from defeat.config import compose_config, conf_dir
+
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    ListConfig: "a list",
+    dict: "a group of keys",
+    DictConfig: "a group of keys",
+    type(None): "null",
+}
+"""What the types of values are called in messages."""
+
+NAMES = {str: r"str|string|literal", float: r"float", list: r"list|ListConfig", type(None): r"None|NoneType"}
+"""What the libraries' messages call the types that are given by mistake."""
+
+
+def parse(words: Sequence[str]) -> Iterator[tuple[str, Override]]:
+    """Words of the command line that are overrides, each with what Hydra understands by it."""
+    parser = OverridesParser.create()
+    for word in words:
+        if "=" in word and not word.startswith("-"):
+            try:
+                yield word, parser.parse_override(word)
+            except HydraException:
+                continue
+
+
+def is_choice(override: Override) -> bool:
+    """Whether it chooses a file of a group, such as ``data=coco``, rather than sets a value."""
+    return bool(override.key_or_group) and (conf_dir() / override.key_or_group).is_dir()
+
+
+def blame(error: BaseException, config_name: str, words: Sequence[str]) -> str | None:
+    """Find the override that a library's error is about, and put both into one line.
+
+    That is an override whose key the message names, or whose value is of another type than the default where
+    the message names that type. None if there is no such override: then the program may be at fault.
+    """
+    if not isinstance(error, (TypeError, ValueError, AttributeError)):
+        return None
+    text = " ".join(str(error).split())
+    overrides = [(word, o) for word, o in parse(words) if not o.is_sweep_override()]
+    defaults = _defaults(config_name, [word for word, override in overrides if is_choice(override)])
+    for word, override in overrides:
+        value = override.value()
+        default = OmegaConf.select(defaults, override.key_or_group, throw_on_missing=False, default=None)
+        if _differ(value, default) and _find(text, NAMES[type(value)]) is not None:
+            return f"{word}: {KINDS[type(default)]} is expected, not {KINDS[type(value)]} ({text})"
+    named = {word: _find(text, re.escape(o.key_or_group.rpartition(".")[2])) for word, o in overrides}
+    places = {place: word for word, place in named.items() if place is not None}
+    if places and _is_about_arguments(error):
+        return f"{places[min(places)]}: {text}"
+    return None
+
+
+def _defaults(config_name: str, choices: Sequence[str]) -> DictConfig:
+    """The configuration that the command line's choices give without its values."""
+    try:
+        return compose_config(config_name, [*choices, "run_dir=."])
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return OmegaConf.create()
+
+
+def _differ(value: Any, default: Any) -> bool:
+    """Whether the type of the value is likely to be a mistake. Much that is text may also be a number."""
+    if isinstance(default, bool | int | float):
+        wrong = (str, list, type(None)) if isinstance(default, float) else (str, list, type(None), float)
+        return isinstance(value, wrong)
+    return value is None and default is not None
+
+
+def _is_about_arguments(error: BaseException) -> bool:
+    return isinstance(error, ValueError) or (isinstance(error, TypeError) and "argument" in str(error))
+
+
+def _find(text: str, names: str) -> int | None:
+    """Where one of the names stands in the text as a word."""
+    found = re.search(rf"\b(?:{names})\b", text)
+    return found.start() if found else None
