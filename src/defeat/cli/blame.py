@@ -61,7 +61,7 @@ def blame(error: BaseException, config_name: str, words: Sequence[str]) -> str |
     for word, override in overrides:
         value = override.value()
         default = OmegaConf.select(defaults, override.key_or_group, throw_on_missing=False, default=None)
-        if _differ(value, default) and _find(text, NAMES[type(value)]) is not None:
+        if _differ(override, default) and _find(text, NAMES[type(value)]) is not None:
             return f"{word}: {KINDS[type(default)]} is expected, not {KINDS[type(value)]} ({text})"
     named = {word: _find(text, re.escape(o.key_or_group.rpartition(".")[2])) for word, o in overrides}
     places = {place: word for word, place in named.items() if place is not None}
@@ -78,12 +78,15 @@ def _defaults(config_name: str, choices: Sequence[str]) -> DictConfig:
         return OmegaConf.create()
 
 
-def _differ(value: Any, default: Any) -> bool:
+def _differ(override: Override, default: Any) -> bool:
     """Whether the type of the value is likely to be a mistake. Much that is text may also be a number."""
-    if isinstance(default, bool | int | float):
-        wrong = (str, list, type(None)) if isinstance(default, float) else (str, list, type(None), float)
-        return isinstance(value, wrong)
-    return value is None and default is not None
+    value = override.value()
+    if isinstance(default, bool | int):
+        return isinstance(value, str | list | float | None)
+    if isinstance(default, float):
+        return isinstance(value, str | list | None)
+    # Deeper, such as in callbacks.progress=null, it is how parts are left out.
+    return value is None and default is not None and "." not in override.key_or_group
 
 
 def _is_about_arguments(error: BaseException) -> bool:

@@ -1,0 +1,41 @@
+"""How console scripts end."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Ended(NamedTuple):
+    """How a console script ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line that an error is."""
+        assert self.status != 0
+        assert "Traceback" not in self.err
+        assert "Traceback" not in self.out
+        (line,) = self.err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+
+Run = Callable[..., Ended]
+
+
+def logged(run_dir: Path, column: str) -> dict[int, float]:
+    """Values of a column of csv/metrics.csv by step."""
+    with (run_dir / "csv" / "metrics.csv").open() as file:
+        return {int(r["step"]): float(r[column]) for r in csv.DictReader(file) if r.get(column)}
+
+
+def only(folder: Path) -> Path:
+    """The one entry of a folder."""
+    (path,) = folder.iterdir()
+    return path

@@ -1,0 +1,84 @@
+"""What Hydra brings: help, printing of configurations, sweeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from console import Run, logged, only
+from omegaconf import OmegaConf
+from tiny import tiny, tiny_teacher
+
+
+@pytest.mark.parametrize(
+    ("name", "usage", "choices"),
+    [
+        (
+            "defeat-train",
+            ["defeat-train +experiment=NAME [KEY=VALUE ...]", "ckpt_path=last", "distiller.terms.neck"],
+            ["data: bccd, coco, scenes, voc0712", "scenes, scenes_plain, scenes_teacher", "distiller: "],
+        ),
+        (
+            "defeat-eval",
+            ["defeat-eval checkpoint=runs/x/checkpoints/best.ckpt", "defeat-eval results=results.json"],
+            ["data: bccd, coco, scenes, voc0712", "detector: frcnn, "],
+        ),
+        ("defeat-demo", ["defeat-demo [KEY=VALUE ...]", "teacher=train"], []),
+    ],
+)
+def test_help(name: str, usage: list[str], choices: list[str], script: Run, tmp_path: Path) -> None:
+    ended = script(name, "--help")
+    assert ended.status == 0
+    assert ended.err == ""
+    for words in [name, "Usage", *usage, *choices, "seed: 0"]:
+        assert words in ended.out, words
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("experiment", ["frcnn_r152_r50", "scenes"])
+def test_the_configuration_is_printed_from_any_folder(experiment: str, script: Run, tmp_path: Path) -> None:
+    ended = script("defeat-train", "--cfg", "job", f"+experiment={experiment}", "optim.optimizer.lr=0.5")
+    assert ended.status == 0
+    config = OmegaConf.create(ended.out)
+    assert config.name == experiment
+    assert config.optim.optimizer.lr == 0.5
+    assert set(config.distiller.terms) >= {"neck", "head", "backbone"}
+    assert config.teacher._target_ == "defeat.detectors.create_detector"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_files_one_run_per_value(script: Run, scenes: Path, teacher: Path, tmp_path: Path) -> None:
+    words = [w for w in tiny(tmp_path, scenes, *tiny_teacher(teacher)) if not w.startswith("run_dir")]
+    sweep = [
+        "-m",
+        "+experiment=scenes",
+        *words,
+        "distiller.terms.neck.object_weight=1,2",
+        "output_root=swept",
+    ]
+    ended = script("defeat-train", *sweep)
+    assert ended.status == 0
+    folder = only(tmp_path / "swept" / "scenes")
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["0", "1"]
+    losses = []
+    for run, weight in (("0", 1), ("1", 2)):
+        assert OmegaConf.load(folder / run / "config.yaml").distiller.terms.neck.object_weight == weight
+        assert json.loads((folder / run / "data.json").read_text())["splits"]["train"]["images"] == 8
+        assert (folder / run / "environment.json").is_file()
+        assert (folder / run / "checkpoints" / "last.ckpt").is_file()
+        losses.append(logged(folder / run, "train/neck_object")[0])
+    assert losses[0] > 0
+    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-5)
+
+
+def test_a_sweep_names_the_job_that_failed(script: Run, scenes: Path, tmp_path: Path) -> None:
+    words = [w for w in tiny(tmp_path, scenes, "~logger") if not w.startswith("run_dir")]
+    ended = script("defeat-train", "-m", "+experiment=scenes_plain", *words, "data.repeat=1,0")
+    assert ended.status == 1
+    job, line = [line for line in ended.err.splitlines() if "rror" in line]
+    assert "'data.repeat=0'" in job
+    assert line == "error: repeat must be at least 1, got 0"
+    assert "Traceback" not in ended.err + ended.out
+    folder = only(tmp_path / "runs" / "scenes_plain")
+    assert (folder / "0" / "checkpoints" / "last.ckpt").is_file()

@@ -1,0 +1,85 @@
+"""From a teacher to figures, as a user goes; in part through the installed executables."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from console import Ended, Run, logged, only
+from omegaconf import OmegaConf
+from tiny import tiny, tiny_teacher
+
+
+def execute(name: str, *words: str) -> Ended:
+    """Start an executable that lies beside this interpreter."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name(name), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def figures(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((only(Path("runs", name)) / "evaluation.json").read_text())
+    return content
+
+
+def assert_equal(found: dict[str, float | None], expected: dict[str, float]) -> None:
+    """Equal to 1e-6; JSON's null stands for nan, which is for what has no ground truth."""
+    assert len(found) == len(expected) == 12
+    for name, value in found.items():
+        assert (math.nan if value is None else value) == pytest.approx(
+            expected[name], abs=1e-6, nan_ok=True
+        ), name
+
+
+def test_from_teacher_to_figures(teacher: Path, scenes: Path, script: Run) -> None:
+    # run folders get their usual names
+    words = [
+        w
+        for w in tiny(Path(), scenes, *tiny_teacher(teacher))
+        if not w.startswith(("run_dir", "trainer.max"))
+    ]
+    trained = execute("defeat-train", "+experiment=scenes", *words, "trainer.max_steps=4")
+    assert trained.status == 0, trained.err
+    assert "Warning" not in trained.err
+    run_dir = only(Path("runs", "scenes")).resolve()
+    best = run_dir / "checkpoints" / "best.ckpt"
+    assert f"evaluate    defeat-eval checkpoint={best}\n" in trained.out
+    assert list(logged(run_dir, "train/neck_object")) == [0, 1, 2, 3]
+
+    # the command that the summary gives
+    evaluated = execute("defeat-eval", f"checkpoint={best}", "save_results=true", "name=of_best")
+    assert evaluated.status == 0, evaluated.err
+    of_best = figures("of_best")
+    assert (of_best["source"], of_best["split"]) == (str(best), "val")
+    step = torch.load(best, weights_only=True)["global_step"] - 1
+    assert_equal(of_best["coco"], {name: logged(run_dir, f"val/{name}")[step] for name in of_best["coco"]})
+
+    results = only(Path("runs", "of_best")) / "results.json"
+    assert set(json.loads(results.read_text())[0]) == {"image_id", "category_id", "bbox", "score"}
+    data = ["data=scenes", *(word for word in words if word.startswith("data."))]
+    assert script("defeat-eval", f"results={results}", *data, "name=of_results").status == 0
+    expected = {k: math.nan if v is None else v for k, v in of_best["coco"].items()}
+    assert_equal(figures("of_results")["coco"], expected)
+
+    resumed = ["run_dir=resumed", "ckpt_path=last", "trainer.max_steps=6"]
+    assert script("defeat-train", "+experiment=scenes", *words, *resumed).status == 0
+    assert list(logged(Path("resumed"), "train/loss")) == [4, 5]
+    assert torch.load("resumed/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    assert OmegaConf.load("resumed/config.yaml").ckpt_path == "last"
+
+
+def test_an_executable_fails_with_one_line() -> None:
+    line = execute("defeat-eval").line
+    assert line == "give either checkpoint=<weights of a detector> or results=<COCO results JSON>"
