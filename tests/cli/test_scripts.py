@@ -43,25 +43,24 @@ def assert_equal(found: dict[str, float | None], expected: dict[str, float]) -> 
         ), name
 
 
-def test_from_teacher_to_figures(teacher: Path, scenes: Path, script: Run) -> None:
-    # run folders get their usual names
-    words = [
-        w
-        for w in tiny(Path(), scenes, *tiny_teacher(teacher))
-        if not w.startswith(("run_dir", "trainer.max"))
-    ]
-    trained = execute("defeat-train", "+experiment=scenes", *words, "trainer.max_steps=4")
+def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> None:
+    # enough steps and images for figures that are not 0; run folders get their usual names
+    hits = ["data.val.images=24", "student.model.box_score_thresh=0", "optim.optimizer.lr=5e-3"]
+    more = [*tiny_teacher(teacher), *hits, "optim.rate.warmup_steps=5", "trainer.val_check_interval=20"]
+    words = [w for w in tiny(Path(), tmp_path / "scenes", *more, steps=60) if not w.startswith("run_dir")]
+    trained = execute("defeat-train", "+experiment=scenes", *words)
     assert trained.status == 0, trained.err
     assert "Warning" not in trained.err
     run_dir = only(Path("runs", "scenes")).resolve()
     best = run_dir / "checkpoints" / "best.ckpt"
     assert f"evaluate    defeat-eval checkpoint={best}\n" in trained.out
-    assert list(logged(run_dir, "train/neck_object")) == [0, 1, 2, 3]
+    assert list(logged(run_dir, "train/neck_object")) == list(range(60))
 
     # the command that the summary gives
     evaluated = execute("defeat-eval", f"checkpoint={best}", "save_results=true", "name=of_best")
     assert evaluated.status == 0, evaluated.err
     of_best = figures("of_best")
+    assert of_best["coco"]["AR100"] > of_best["coco"]["AP"] > 0
     assert (of_best["source"], of_best["split"]) == (str(best), "val")
     step = torch.load(best, weights_only=True)["global_step"] - 1
     assert_equal(of_best["coco"], {name: logged(run_dir, f"val/{name}")[step] for name in of_best["coco"]})
@@ -73,10 +72,10 @@ def test_from_teacher_to_figures(teacher: Path, scenes: Path, script: Run) -> No
     expected = {k: math.nan if v is None else v for k, v in of_best["coco"].items()}
     assert_equal(figures("of_results")["coco"], expected)
 
-    resumed = ["run_dir=resumed", "ckpt_path=last", "trainer.max_steps=6"]
+    resumed = ["run_dir=resumed", "ckpt_path=last", "trainer.max_steps=62"]
     assert script("defeat-train", "+experiment=scenes", *words, *resumed).status == 0
-    assert list(logged(Path("resumed"), "train/loss")) == [4, 5]
-    assert torch.load("resumed/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    assert list(logged(Path("resumed"), "train/loss")) == [60, 61]
+    assert torch.load("resumed/checkpoints/last.ckpt", weights_only=True)["global_step"] == 62
     assert OmegaConf.load("resumed/config.yaml").ckpt_path == "last"
 
 
