@@ -227,9 +227,12 @@ def test_settings_that_shapes_do_not_show_must_be_the_checkpoints(tmp_path: Path
             create_detector(other, ["a"], weights=str(tmp_path / "c.ckpt"))
 
 
-def test_weights_and_backbone_weights_exclude_each_other() -> None:
-    with pytest.raises(WeightsError, match="both set"):
-        create_detector(lambda num_classes: build(num_classes), ["a"], weights="x", backbone_weights="y")
+def test_backbone_weights_are_not_read_where_weights_are_given(saved: tuple[nn.Module, Path]) -> None:
+    source, path = saved
+    made = create_detector(
+        lambda num_classes: build(num_classes), ["a", "b"], weights=str(path), backbone_weights="?"
+    )
+    assert same(source, made.model)
 
 
 def test_the_shared_imagenet_weights_fill_their_backbones(shared: Path) -> None:

@@ -45,7 +45,8 @@ def create_detector(
         classes: K class names without background.
         weights: whole-detector weights: a path (.pth, .safetensors, a checkpoint of this project) or the
             name of a torchvision weights enum.
-        backbone_weights: classifier weights for the backbone, the same kinds; not with ``weights``.
+        backbone_weights: classifier weights for the backbone, the same kinds; not read where ``weights`` are
+            given, which fill the backbone too.
         new_head: accept ``weights`` of another class count.
         download: allow enums to be fetched.
 
@@ -53,12 +54,8 @@ def create_detector(
         WeightsError: see :mod:`defeat.detectors.weights`; or a checkpoint whose class names differ, or that
             was trained with other settings in :data:`SILENT`.
     """
-    if weights and backbone_weights:
-        raise WeightsError(
-            "weights and backbone_weights are both set: keep one, weights fill the backbone too"
-        )
     detector = model(num_classes=len(classes) + 1)
-    if backbone_weights:
+    if backbone_weights and not weights:
         log.info("%s", load_backbone_weights(detector, backbone_weights, download=download))
     if not weights:
         return Detector(detector, None, None)

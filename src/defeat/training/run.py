@@ -54,6 +54,7 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     Raises:
         DefeatError: anything in the configuration or the files it names that the user can mend.
     """
+    _check_teacher(config)
     checkpoint = find_checkpoint(config.ckpt_path, Path(config.output_root) / config.name)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: DetectionDataModule = build(config.data)
@@ -84,11 +85,10 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     return _outcome(Path(config.run_dir), trainer, module, time.perf_counter() - started)
 
 
-def _teacher(
-    config: DictConfig, classes: Sequence[str], student: Detector
-) -> tuple[Detector | None, Distiller | None]:
+def _check_teacher(config: DictConfig) -> None:
+    """Before any data is read: that can take minutes."""
     if config.distiller is None:
-        return None, None
+        return
     if config.teacher is None:
         raise ConfigError(
             "a distiller is chosen but no teacher: add detector@teacher=... and teacher.weights=..."
@@ -98,6 +98,13 @@ def _teacher(
             "teacher.weights is not set, and an untrained teacher teaches nothing: "
             "add teacher.weights=<checkpoint of a trained teacher>"
         )
+
+
+def _teacher(
+    config: DictConfig, classes: Sequence[str], student: Detector
+) -> tuple[Detector | None, Distiller | None]:
+    if config.distiller is None:
+        return None, None
     teacher: Detector = build(config.teacher, classes=list(classes))
     return teacher, build(config.distiller)(student.model, teacher.model)
 
