@@ -40,7 +40,7 @@ def test_experiments_compose_and_name_themselves(name: str) -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_leave_open_only_what_the_user_knows(name: str) -> None:
     config = compose_config("train", [f"+experiment={name}", *RUN])
-    assert OmegaConf.missing_keys(config) <= {"data.root", "teacher.weights", "student.backbone_weights"}
+    assert OmegaConf.missing_keys(config) <= {"data.root"}
 
 
 @pytest.mark.parametrize("name", [n for n in EXPERIMENTS if "152" not in n or n.endswith("r50")])

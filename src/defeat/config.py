@@ -50,14 +50,14 @@ def build(node: Any, **arguments: Any) -> Any:
     try:
         return instantiate(node, **arguments)
     except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, DefeatError):
-                raise cause from error
-            last, cause = cause, cause.__cause__
-        key = re.search(r"full_key: (\S+)", str(error))
-        reason = " ".join(str(last).split())
-        raise ConfigError(f"{key[1] if key else 'configuration'}: {reason}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, DefeatError):
+            cause = cause.__cause__
+        if not isinstance(cause, DefeatError):
+            key = re.search(r"full_key: (\S+)", str(error))
+            reason = " ".join(str(cause).split())
+            raise ConfigError(f"{key[1] if key else 'configuration'}: {reason}") from error
+    raise cause  # outside of the block: Hydra's error, whose cause it is, must not become its cause
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

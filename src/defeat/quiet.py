@@ -22,9 +22,15 @@ def quiet() -> None:
     for pattern in REASONS:
         warnings.filterwarnings("ignore", message=pattern)
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # a table per validation, of its own
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.setup"):
-        logging.getLogger(name).addFilter(_no_tips)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        # To where the rest of the log goes, the run's log file too, rather than bare to standard error.
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    for name in ("utilities.rank_zero", "trainer.setup", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_news)
 
 
-def _no_tips(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not so are advertisements, and the word at every save that it is no save of weights alone."""
+    message = record.getMessage()
+    return "Tip:" not in message and "`weights_only` was not set" not in message

@@ -20,8 +20,6 @@ from defeat.errors import ConfigError
 FULL_ERROR = "HYDRA_FULL_ERROR"
 MISSING = {
     "data.root": "the folder of the data set",
-    "teacher.weights": "a checkpoint of the trained teacher, such as best.ckpt of its run",
-    "student.backbone_weights": "ImageNet weights of the backbone: a file or a torchvision enum",
 }
 """What to write where a value that only the user knows is not set."""
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
 from defeat.errors import ConfigError
+from defeat.evaluation import COCO_KEYS, VOC_KEYS
 from defeat.quiet import quiet
 from defeat.training.run import Outcome, train
 from defeat.training.summary import print_summary
@@ -25,6 +26,7 @@ def run(config: DictConfig) -> float | None:
     """Train, print the summary, and give a sweeper the metric it asked for."""
     quiet()
     _refuse_sweep_of_processes(config)
+    _check_metric(config.optimized_metric)
     outcome = train(config)
     print_summary(outcome)
     return _metric(outcome, config.optimized_metric)
@@ -41,6 +43,14 @@ def _refuse_sweep_of_processes(config: DictConfig) -> None:
             "a sweep (-m) cannot start runs of several processes: give each value a command of its own, "
             "or sweep with trainer.devices=1"
         )
+
+
+def _check_metric(name: str | None) -> None:
+    """Refuse a misspelt metric before the training rather than after it."""
+    figures = {f"val/{key}" for key in COCO_KEYS} | {f"val/voc_{key}" for key in VOC_KEYS}
+    if name is None or name in figures or name.startswith(("train/", "val/AP_class/")):
+        return
+    raise ConfigError(f"optimized_metric={name} is none of {', '.join(sorted(figures))}")
 
 
 def _metric(outcome: Outcome, name: str | None) -> float | None:

@@ -67,7 +67,7 @@ def _from_checkpoint(config: DictConfig) -> Evaluated:
     keeper = KeepPredictions()
     trainer = _trainer(config, trained, [keeper])
     loader = data.val_dataloader() if config.split == "val" else data.test_dataloader()
-    trainer.validate(module, dataloaders=loader, verbose=False)
+    trainer.validate(module, dataloaders=loader, verbose=False, weights_only=True)
     assert module.evaluation is not None
     return Evaluated(
         module.evaluation,
