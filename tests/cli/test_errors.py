@@ -94,7 +94,7 @@ def test_choices_are_listed_without_their_heading(script: Run) -> None:
             "trainer.val_check_interval=99: `val_check_interval` (99) must be less than",
         ),
         (["ckpt_path=last"], "ckpt_path=last: no run below "),
-        (["optimized_metric=val/ap"], "optimized_metric=val/ap was not logged; there are "),
+        (["optimized_metric=val/ap"], "optimized_metric=val/ap is none of val/AP, "),
     ],
 )
 def test_values_that_cannot_be_trained_with(
