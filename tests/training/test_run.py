@@ -199,3 +199,21 @@ def test_what_cannot_be_trained_is_refused(
     overrides = tiny(tmp_path, scenes, *tiny_teacher(teacher), *more)
     with pytest.raises(error, match=message):
         train(compose_config("train", ["+experiment=scenes", *overrides]))
+
+
+def test_a_teacher_with_a_new_head_teaches_features_alone(
+    scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    state = torch.load(teacher, weights_only=True)["state_dict"]
+    state = {k.removeprefix("student."): v for k, v in state.items()}
+    for key in [k for k in state if "box_predictor" in k]:
+        state[key] = state[key][:4]  # of a teacher of fewer classes
+    torch.save(state, tmp_path / "other.pth")
+    words = tiny(tmp_path, scenes, *tiny_teacher(tmp_path / "other.pth"), steps=1)
+    with pytest.raises(WeightsError, match="new_head=true"):
+        train(compose_config("train", ["+experiment=scenes", *words]))
+    words.append("teacher.new_head=true")
+    with pytest.raises(ConfigError, match=r"nothing to teach: leave the head term out"):
+        train(compose_config("train", ["+experiment=scenes", *words]))
+    outcome = train(compose_config("train", ["+experiment=scenes", *words, "~distiller.terms.head"]))
+    assert outcome.steps == 1

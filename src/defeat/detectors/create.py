@@ -24,6 +24,8 @@ class Detector(NamedTuple):
     model: nn.Module
     source: str | None
     """The detector weights' path or enum name; None where it starts from a backbone or from nothing."""
+    whole: bool
+    """Whether ``weights`` filled everything, the classification head too."""
     digest: str | None
     """SHA-256 of that file, None for an enum (torchvision checks those) or no weights."""
 
@@ -58,7 +60,7 @@ def create_detector(
     if backbone_weights and not weights:
         log.info("%s", load_backbone_weights(detector, backbone_weights, download=download))
     if not weights:
-        return Detector(detector, None, None)
+        return Detector(detector, None, False, None)
     report, file = load_detector_weights(detector, weights, new_head=new_head, download=download)
     log.info("%s", report)
     if file.classes is not None and not new_head:
@@ -66,7 +68,8 @@ def create_detector(
     if file.config is not None:
         _check_settings(weights, file.config, model)
     path = Path(weights).expanduser()
-    return Detector(detector, weights, sha256(path) if path.is_file() else None)
+    whole = not report.missing and not report.mismatched
+    return Detector(detector, weights, whole, sha256(path) if path.is_file() else None)
 
 
 def _check_classes(source: str, theirs: Sequence[str], ours: Sequence[str]) -> None:

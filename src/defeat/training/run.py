@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from defeat.config import build, to_plain
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
-from defeat.distill import Distiller
+from defeat.distill import Distiller, HeadTerm
 from defeat.errors import ConfigError
 from defeat.evaluation import Evaluation
 from defeat.training.module import DetectionModule
@@ -106,7 +106,13 @@ def _teacher(
     if config.distiller is None:
         return None, None
     teacher: Detector = build(config.teacher, classes=list(classes))
-    return teacher, build(config.distiller)(student.model, teacher.model)
+    distiller: Distiller = build(config.distiller)(student.model, teacher.model)
+    if not teacher.whole and any(isinstance(term, HeadTerm) for term in distiller.terms.values()):
+        raise ConfigError(
+            "the teacher's classification head is new (teacher.new_head=true) and has nothing to teach: "
+            "leave the head term out with ~distiller.terms.head"
+        )
+    return teacher, distiller
 
 
 def _trainer(config: DictConfig, more: Sequence[pl.Callback]) -> pl.Trainer:
