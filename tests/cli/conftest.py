@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 from console import Ended, Run
 from hydra.core.global_hydra import GlobalHydra
-from tiny import tiny
 
 from defeat.cli import demo, evaluate, train
-from defeat.config import compose_config
-from defeat.training.run import train as run_training
 
 MAINS = {"defeat-train": train.main, "defeat-eval": evaluate.main, "defeat-demo": demo.main}
 
@@ -52,18 +49,3 @@ def script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
         return Ended(status, *capfd.readouterr())
 
     return run
-
-
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of generated scenes, made by the first run that needs them."""
-    return tmp_path_factory.mktemp("scenes")
-
-
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
-    """Checkpoint of a tiny teacher."""
-    run_dir = tmp_path_factory.mktemp("teacher")
-    overrides = tiny(run_dir, scenes, "student.model.fpn_channels=16", "~logger", steps=1)
-    run_training(compose_config("train", ["+experiment=scenes_teacher", *overrides]))
-    return run_dir / "checkpoints" / "last.ckpt"
