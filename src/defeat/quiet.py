@@ -10,7 +10,6 @@ REASONS = {
     r".*does not have many workers.*": "the configuration sets num_workers on purpose",
     r".*[Ff]ound \d+ module\(s\) in eval mode.*": "the teacher is, always",
     r".*The number of training batches.*is smaller than the logging interval.*": "short runs are legitimate",
-    r"The dirpath has changed from.*": "a run that is resumed has a folder of its own",
     r".*Checkpoint directory .* exists and is not empty.*": "resuming writes beside what is there",
     r".*litlogger.*": "an advertisement",
 }

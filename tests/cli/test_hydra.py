@@ -82,3 +82,11 @@ def test_a_sweep_names_the_job_that_failed(script: Run, scenes: Path, tmp_path: 
     assert "Traceback" not in ended.err + ended.out
     folder = only(tmp_path / "runs" / "scenes_plain")
     assert (folder / "0" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_sweep_of_runs_of_several_processes_is_refused(script: Run, scenes: Path, tmp_path: Path) -> None:
+    words = [w for w in tiny(tmp_path, scenes) if not w.startswith("run_dir=")]
+    several = ["trainer.accelerator=cpu", "trainer.devices=2", "seed=1,2"]
+    ended = script("defeat-train", "-m", "+experiment=scenes_plain", *words, *several)
+    assert ended.status == 1
+    assert "a sweep (-m) cannot start runs of several processes" in ended.err

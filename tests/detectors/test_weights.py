@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18
 from torchvision.models._api import Weights, WeightsEnum
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 import defeat.detectors.weights as weights
 from defeat.detectors import (
@@ -20,7 +22,7 @@ from defeat.detectors import (
     load_detector_weights,
     read_weights,
 )
-from defeat.errors import WeightsError
+from defeat.errors import ConfigError, WeightsError
 
 SMALL = {"backbone": "resnet10", "fpn_channels": 8, "box_head_channels": 16}
 
@@ -225,6 +227,27 @@ def test_settings_that_shapes_do_not_show_must_be_the_checkpoints(tmp_path: Path
         other = partial(faster_rcnn, **{**settings, key: value})
         with pytest.raises(WeightsError, match=rf"was trained with {key}=.*, but {key}="):
             create_detector(other, ["a"], weights=str(tmp_path / "c.ckpt"))
+
+
+def test_a_setting_that_torchvision_ignores_is_an_error() -> None:
+    ignored = partial(
+        fasterrcnn_resnet50_fpn, weights=None, weights_backbone=None, trainable_backbone_layers=3
+    )
+    with pytest.raises(ConfigError, match="torchvision ignores trainable_backbone_layers"):
+        create_detector(ignored, ["a"])
+
+
+def test_frozen_norms_of_torchvisions_first_coco_weights_have_no_epsilon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = build()
+    served = served_weights(tmp_path, source)
+    monkeypatch.setattr(weights, "get_weight", lambda name: served.ONE)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    for name, eps in (("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", 0.0), ("Served.ONE", 1e-5)):
+        detector = build()
+        load_detector_weights(detector, name, download=True)
+        assert {m.eps for m in detector.modules() if isinstance(m, FrozenBatchNorm2d)} == {eps}
 
 
 def test_backbone_weights_are_not_read_where_weights_are_given(saved: tuple[nn.Module, Path]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from defeat.data import collate
-from defeat.detectors import faster_rcnn
+from defeat.detectors import faster_rcnn, retinanet
 from defeat.distill import Distiller, FeatureTerm
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.training.rates import warmup_cosine, warmup_multistep
@@ -131,6 +131,19 @@ def test_a_sanity_check_logs_no_figures_and_validation_does(tmp_path: Path) -> N
     trainer = fit(module(distilled=False), tmp_path)
     assert {"val/AP", "val/AP_class/a", "val/voc_AP50_allpoint"} <= set(trainer.callback_metrics)
     assert trainer.callback_metrics["val/AP"] >= 0
+
+
+def test_background_is_never_a_detection() -> None:
+    made = DetectionModule(
+        retinanet(3, backbone="resnet10", fpn_channels=8, min_size=64, max_size=64, score_thresh=0.0),
+        ["a", "b"],
+    ).eval()
+    with torch.no_grad():
+        raw = made.student(to_unit_range([samples(1)[0][0]]))[0]
+        (found,) = made([samples(1)[0][0]])
+    assert (raw["labels"] == 0).any(), "torchvision's RetinaNet returns it"
+    assert set(found["labels"].tolist()) == {1, 2}
+    assert len(found["labels"]) == len(found["boxes"]) == len(found["scores"])
 
 
 def test_teacher_and_distiller_come_together() -> None:

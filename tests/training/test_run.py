@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -12,6 +13,7 @@ from tiny import tiny, tiny_teacher
 
 from defeat.config import compose_config
 from defeat.errors import ConfigError, WeightsError
+from defeat.training.callbacks import KeepPredictions
 from defeat.training.evaluate import evaluate
 from defeat.training.run import train
 
@@ -130,6 +132,36 @@ def test_steps_after_the_last_validation_are_saved_too(scenes: Path, tmp_path: P
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
+def test_evaluation_takes_the_precision_of_the_training(scenes: Path, tmp_path: Path) -> None:
+    more = ("trainer.precision=bf16-mixed", "student.model.box_score_thresh=0.0", "~logger")
+    keeper = KeepPredictions()
+    train(compose_config("train", ["+experiment=scenes_plain", *tiny(tmp_path, scenes, *more)]), [keeper])
+    words = [f"checkpoint={tmp_path}/checkpoints/last.ckpt", f"run_dir={tmp_path}", "trainer=cpu"]
+    same, other = (
+        evaluate(compose_config("eval", [*words, *precision])).predictions
+        for precision in ([], ["trainer.precision=32-true"])
+    )
+    assert all(len(p["scores"]) for p in keeper.predictions.values())
+    assert all(torch.equal(same[i]["scores"], p["scores"]) for i, p in keeper.predictions.items())
+    assert not all(torch.equal(other[i]["scores"], p["scores"]) for i, p in keeper.predictions.items())
+
+
+def test_a_resumed_run_knows_the_best_so_far(
+    distilled: Path, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    last = torch.load(distilled / "checkpoints" / "last.ckpt", weights_only=True)
+    (state,) = (v for k, v in last["callbacks"].items() if k.startswith("BestCheckpoint"))
+    state["best_model_score"] = torch.tensor(0.9)
+    state["best_k_models"] = {state["best_model_path"]: torch.tensor(0.9)}
+    state["kth_value"] = torch.tensor(0.9)
+    torch.save(last, tmp_path / "last.ckpt")
+    words = tiny(tmp_path / "on", scenes, *tiny_teacher(teacher), f"ckpt_path={tmp_path}/last.ckpt", steps=6)
+    outcome = train(compose_config("train", ["+experiment=scenes", *words]))
+    assert outcome.best_score == pytest.approx(0.9)
+    assert outcome.best == distilled / "checkpoints" / "best.ckpt"
+    assert outcome.best.is_file()
+
+
 def test_resuming_from_last_goes_on_at_its_step(
     distilled: Path, scenes: Path, teacher: Path, tmp_path: Path
 ) -> None:
@@ -138,6 +170,33 @@ def test_resuming_from_last_goes_on_at_its_step(
     outcome = train(compose_config("train", ["+experiment=scenes", *overrides]))
     assert outcome.steps == 6
     assert sorted(rows(tmp_path, "train/loss")) == [4, 5]
+
+
+class SeeBatches(pl.Callback):
+    """Keep what the training sees."""
+
+    def __init__(self) -> None:
+        self.images: list[torch.Tensor] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        self.images += batch.images
+
+
+def test_a_plain_run_and_a_distilled_one_see_the_same_batches(
+    scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    # On the teacher's proposals the distilled run draws more random numbers than its baseline.
+    seen = []
+    for name, experiment, more in (
+        ("plain", "scenes_plain", []),
+        ("lesson", "scenes", [*tiny_teacher(teacher), "distiller.terms.head.proposals=teacher"]),
+    ):
+        watch = SeeBatches()
+        words = tiny(tmp_path / name, scenes, "~logger", *more, steps=6)
+        train(compose_config("train", [f"+experiment={experiment}", *words]), [watch])
+        seen.append(watch.images)
+    assert len(seen[0]) == len(seen[1]) == 24
+    assert all(map(torch.equal, *seen))
 
 
 def test_a_plain_run_and_a_distilled_one_begin_alike(scenes: Path, teacher: Path, tmp_path: Path) -> None:
@@ -187,6 +246,7 @@ def test_variants_train(more: list[str], scenes: Path, teacher: Path, tmp_path: 
             "teacher.weights is not set",
         ),
         (["teacher=null"], ConfigError, "a distiller is chosen but no teacher"),
+        (["~distiller"], ConfigError, "a teacher is chosen but no distiller"),
         (["teacher.weights=gone.ckpt"], WeightsError, "'gone.ckpt': no such file"),
         (["ckpt_path=gone.ckpt"], ConfigError, "ckpt_path=gone.ckpt: no such file"),
         (["ckpt_path=last", "output_root=nowhere"], ConfigError, "has a last.ckpt"),
@@ -199,6 +259,19 @@ def test_what_cannot_be_trained_is_refused(
     overrides = tiny(tmp_path, scenes, *tiny_teacher(teacher), *more)
     with pytest.raises(error, match=message):
         train(compose_config("train", ["+experiment=scenes", *overrides]))
+
+
+def test_without_best_checkpoints_a_run_ends_all_the_same(scenes: Path, tmp_path: Path) -> None:
+    words = tiny(tmp_path, scenes, "callbacks.checkpoint=null", "~logger", steps=1)
+    outcome = train(compose_config("train", ["+experiment=scenes_plain", *words]))
+    assert outcome.best is None
+    assert outcome.steps == 1
+
+
+def test_an_evaluation_of_several_processes_is_refused(distilled: Path, tmp_path: Path) -> None:
+    words = [f"checkpoint={distilled}/checkpoints/last.ckpt", f"run_dir={tmp_path}", "trainer=cpu"]
+    with pytest.raises(ConfigError, match="on one device"):
+        evaluate(compose_config("eval", [*words, "trainer.devices=2"]))
 
 
 def test_a_teacher_with_a_new_head_teaches_features_alone(

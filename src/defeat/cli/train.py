@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
@@ -25,24 +23,10 @@ def main() -> None:
 def run(config: DictConfig) -> float | None:
     """Train, print the summary, and give a sweeper the metric it asked for."""
     quiet()
-    _refuse_sweep_of_processes(config)
     _check_metric(config.optimized_metric)
     outcome = train(config)
     print_summary(outcome)
     return _metric(outcome, config.optimized_metric)
-
-
-def _refuse_sweep_of_processes(config: DictConfig) -> None:
-    """Lightning starts further processes by the same command line: each would begin the sweep again.
-
-    Lightning issues 11300 and 18175: outputs double, or the processes wait for each other for ever.
-    """
-    several = str(config.trainer.strategy).startswith("ddp") and config.trainer.devices not in (1, "1")
-    if several and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ConfigError(
-            "a sweep (-m) cannot start runs of several processes: give each value a command of its own, "
-            "or sweep with trainer.devices=1"
-        )
 
 
 def _check_metric(name: str | None) -> None:

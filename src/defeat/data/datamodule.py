@@ -107,6 +107,7 @@ class DetectionDataModule(LightningDataModule):
         self._pin_memory = pin_memory
         self._on_error = on_error
         self._repeat = repeat
+        self._seed = seed
         self._order = torch.Generator().manual_seed(seed)
 
     def setup(self, stage: str | None = None) -> None:
@@ -135,7 +136,9 @@ class DetectionDataModule(LightningDataModule):
 
         Boxes to ignore are left out here and nowhere else.
         """
-        dataset = DetectionDataset(self.read("train"), self._train_transforms, drop_ignored=True)
+        dataset = DetectionDataset(
+            self.read("train"), self._train_transforms, drop_ignored=True, seed=self._seed
+        )
         repeated: Dataset[Any] = ConcatDataset([dataset] * self._repeat)
         full = len(dataset) * self._repeat >= self._batch_size
         return self._loader(repeated, self._batch_size, shuffle=True, drop_last=full)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
@@ -39,6 +39,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         drop_ignored: leave out boxes marked ``ignore``. This is the one place where training parts from
             evaluation: a crowd or a difficult object must not become a positive, and torchvision's detectors
             know no third kind, so that what lies there counts as background, as in torchvision's references.
+        seed: decides what the transforms draw, where no worker process does it.
 
     Raises:
         DataError: from ``[]``, naming the file and the image id, where an image cannot be decoded.
@@ -46,11 +47,17 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """
 
     def __init__(
-        self, annotations: Annotations, transforms: Transforms | None = None, *, drop_ignored: bool = False
+        self,
+        annotations: Annotations,
+        transforms: Transforms | None = None,
+        *,
+        drop_ignored: bool = False,
+        seed: int = 0,
     ) -> None:
         self.annotations = annotations
         self.transforms = transforms
         self.drop_ignored = drop_ignored
+        self._draws = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return len(self.annotations.records)
@@ -61,7 +68,20 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         target = _target(record, index % len(self))
         if self.drop_ignored:
             target = _select(target, ~target["ignore"])
-        return (image, target) if self.transforms is None else _transformed(image, target, self.transforms)
+        return (image, target) if self.transforms is None else self._augment(image, target, self.transforms)
+
+    def _augment(self, image: Tensor, target: Target, transforms: Transforms) -> tuple[Tensor, Target]:
+        """Transform with random numbers of its own.
+
+        Transforms draw from torch's default generator, as do the detectors' samplers: decoding in the main
+        process, a distilled run would see other crops and flips than its baseline. A worker process has a
+        generator for nothing else.
+        """
+        if get_worker_info() is not None:
+            return _transformed(image, target, transforms)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=self._draws)))
+            return _transformed(image, target, transforms)
 
 
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from defeat.detectors.weights import load_backbone_weights, load_detector_weights, sha256
-from defeat.errors import WeightsError
+from defeat.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def create_detector(
         WeightsError: see :mod:`defeat.detectors.weights`; or a checkpoint whose class names differ, or that
             was trained with other settings in :data:`SILENT`.
     """
-    detector = model(num_classes=len(classes) + 1)
+    detector = _build(model, len(classes) + 1)
     if backbone_weights and not weights:
         log.info("%s", load_backbone_weights(detector, backbone_weights, download=download))
     if not weights:
@@ -70,6 +71,19 @@ def create_detector(
     path = Path(weights).expanduser()
     whole = not report.missing and not report.mismatched
     return Detector(detector, weights, whole, sha256(path) if path.is_file() else None)
+
+
+def _build(model: Callable[..., nn.Module], num_classes: int) -> nn.Module:
+    """Build, and take torchvision's warning that it ignores a setting for the error that it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Changing trainable_backbone_layers has no effect")
+        try:
+            return model(num_classes=num_classes)
+        except UserWarning as warning:
+            raise ConfigError(
+                "torchvision ignores trainable_backbone_layers where it does not load the weights itself: "
+                "leave it out (all layers learn), or use a builder of this project"
+            ) from warning
 
 
 def _check_classes(source: str, theirs: Sequence[str], ours: Sequence[str]) -> None:

@@ -15,11 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_weight
+from torchvision.models.detection._utils import overwrite_eps
 
 from defeat.errors import WeightsError
 
 HEADS = ("roi_heads.box_predictor.", "head.classification_head.cls_logits.")
 """Parameters whose shape follows from the number of classes."""
+
+
+ZERO_EPS = ("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", "RetinaNet_ResNet50_FPN_Weights.COCO_V1")
+"""Weights that torchvision trained with frozen norms without epsilon, which its own builders see to."""
 
 
 class WeightFile(NamedTuple):
@@ -166,6 +171,8 @@ def load_detector_weights(
     """
     file = read_weights(source, download=download)
     report = _load(detector, file.tensors, str(source))
+    if str(source) in ZERO_EPS:
+        overwrite_eps(detector, 0.0)
     open_keys = [*report.missing, *report.mismatched]
     if new_head:
         open_keys = [k for k in open_keys if not k.startswith(HEADS)]

@@ -6,10 +6,28 @@ import time
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from defeat.types import Batch, Prediction
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, but for a resumed run, which has a folder of its own: the best so far stays the best.
+
+    Lightning forgets the score where the folder has changed, and takes the next validation for the best.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the score and the file of the run that is resumed; that file stays where it is."""
+        for name in (
+            "best_model_score",
+            "best_model_path",
+            "best_k_models",
+            "kth_best_model_path",
+            "kth_value",
+        ):
+            setattr(self, name, state_dict[name])
 
 
 class LastCheckpoint(Checkpoint):

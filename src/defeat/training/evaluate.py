@@ -106,4 +106,6 @@ def _trainer(config: DictConfig, trained: DictConfig, callbacks: list[Callback])
     trainer: pl.Trainer = build(
         config.trainer, precision=precision, logger=False, callbacks=callbacks, enable_checkpointing=False
     )
+    if trainer.world_size > 1:
+        raise ConfigError("an evaluation runs on one device: set trainer.devices=1")
     return trainer

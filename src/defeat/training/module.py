@@ -72,7 +72,10 @@ class DetectionModule(LightningModule):
 
     def forward(self, images: Sequence[Tensor]) -> list[Prediction]:
         """Detect objects in (3, H, W) uint8 images with the student, which must be in eval mode."""
-        return cast(list[Prediction], self.student(to_unit_range(images)))
+        found: list[dict[str, Tensor]] = self.student(to_unit_range(images))
+        # torchvision's RetinaNet has an output for background too, and may return it as a detection.
+        kept = ({name: value[one["labels"] > 0] for name, value in one.items()} for one in found)
+        return cast(list[Prediction], list(kept))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum of the student's own detection losses and the distiller's, each logged by name."""

@@ -7,9 +7,12 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from defeat.config import build, to_plain
@@ -75,6 +78,7 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
         },
     )
     trainer = _trainer(config, callbacks)
+    _refuse_sweep_of_processes(trainer)
     if trainer.is_global_zero:
         write_record(Path(config.run_dir), config, data)
     # Building a teacher and adapters drew random numbers: start the training itself from the seed again, so
@@ -88,6 +92,10 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
 def _check_teacher(config: DictConfig) -> None:
     """Before any data is read: that can take minutes."""
     if config.distiller is None:
+        if config.teacher is not None:
+            raise ConfigError(
+                "a teacher is chosen but no distiller, so it would teach nothing: add distiller=defeat"
+            )
         return
     if config.teacher is None:
         raise ConfigError(
@@ -124,8 +132,21 @@ def _trainer(config: DictConfig, more: Sequence[pl.Callback]) -> pl.Trainer:
     return trainer
 
 
+def _refuse_sweep_of_processes(trainer: pl.Trainer) -> None:
+    """Lightning starts further processes by the same command line: each would begin the sweep again.
+
+    Lightning issues 11300 and 18175: outputs double, or the processes wait for each other for ever.
+    """
+    several = trainer.world_size > 1 and trainer.strategy.launcher is not None
+    if several and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError(
+            "a sweep (-m) cannot start runs of several processes: give each value a command of its own, "
+            "or sweep with trainer.devices=1"
+        )
+
+
 def _outcome(run_dir: Path, trainer: pl.Trainer, module: DetectionModule, seconds: float) -> Outcome:
-    keeper: Any = trainer.checkpoint_callback
+    keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
     best = Path(keeper.best_model_path) if keeper and keeper.best_model_path else None
     score = keeper.best_model_score if keeper else None
     return Outcome(
