@@ -82,3 +82,16 @@ def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> 
 def test_an_executable_fails_with_one_line() -> None:
     line = execute("defeat-eval").line
     assert line == "give either checkpoint=<weights of a detector> or results=<COCO results JSON>"
+
+
+@pytest.mark.slow
+def test_two_processes_distil_with_no_parameter_unused(teacher: Path, tmp_path: Path) -> None:
+    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", *tiny_teacher(teacher)]
+    words = [w for w in tiny(Path(), tmp_path / "scenes", *several) if not w.startswith("run_dir")]
+    trained = execute("defeat-train", "+experiment=scenes", *words)
+    assert trained.status == 0, trained.err
+    assert trained.out.count("parameters ") == 1, "one process speaks"
+    run_dir = only(Path("runs", "scenes"))
+    content = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert {key.split(".")[0] for key in content["state_dict"]} == {"student", "distiller"}
+    assert content["global_step"] == 2
