@@ -38,7 +38,7 @@ class Problems:
     def reject(self, reason: str, message: str) -> None:
         """Raise :class:`DataError` with the message, or count the reason where records are to be skipped."""
         if not self._skip:
-            raise DataError(f"{message} (on_error=skip leaves such records out)")
+            raise DataError(f"{message} (data.on_error=skip leaves such records out)")
         self.counts[reason] += 1
         self._first = self._first or message
 
