@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,10 @@ class Captured:
     """Sampled proposals, (N_i, 4) xyxy pixels of the resized image; empty for one-stage detectors."""
     class_logits: Tensor | None = None
     """(sum N_i, K + 1) on those proposals."""
+    anchors: list[Tensor] = field(default_factory=list)
+    """All anchors of a one-stage detector, (A, 4) xyxy pixels per image; empty for two-stage detectors."""
+    anchor_logits: Tensor | None = None
+    """(B, A, K + 1) on those anchors."""
 
 
 class Level(NamedTuple):
@@ -42,14 +46,35 @@ class Level(NamedTuple):
     stride: int
     """Pixels of the resized image per cell."""
     channels: int
+    anchors: tuple[tuple[float, float, float, float], ...] = ()
+    """The anchors of the cell at the origin, xyxy pixels: those of cell (y, x) are shifted by its multiple of
+    the stride. None on backbone stages."""
+
+
+Head = Literal["proposals", "anchors", "points"]
+"""What a detector classifies: Faster R-CNN proposals, RetinaNet anchors, FCOS points."""
+
+CELLS: dict[Head, float] = {"proposals": 14.0, "anchors": 4.0, "points": 8.0}
+"""The least cells that an object spans on the level it belongs to (smaller ones fall to the finest level).
+
+14 for Faster R-CNN is DeFeat's rule, 56 pixels at stride 4, and that by which its box head chooses a level to
+pool from. 4 for RetinaNet is the side of its smallest anchor, the others of a level following within the
+octave. 8 for FCOS: a level regresses distances up to 8 strides, half the side of an object seen from its
+centre, so the finest level takes objects up to 16 cells.
+"""
 
 
 class Anatomy(NamedTuple):
-    """The feature maps a detector offers, finest first."""
+    """What a detector offers to distil; maps finest first."""
 
     stages: tuple[Level, ...]
     neck: tuple[Level, ...]
-    two_stage: bool
+    head: Head
+
+    @property
+    def cells(self) -> float:
+        """See :data:`CELLS`."""
+        return CELLS[self.head]
 
 
 @contextmanager
@@ -89,12 +114,20 @@ def _hooks(seen: Captured) -> dict[str, Callable[[nn.Module, Any, Any], None]]:
     def predictor(module: nn.Module, args: Any, output: Any) -> None:
         seen.class_logits = output[0]
 
+    def anchors(module: nn.Module, args: Any, output: Any) -> None:
+        seen.anchors = list(output)
+
+    def classifier(module: nn.Module, args: Any, output: Any) -> None:
+        seen.anchor_logits = output
+
     return {
         "transform": transform,
         "backbone.body": body,
         "backbone": neck,
         "roi_heads.box_roi_pool": pool,
         "roi_heads.box_predictor": predictor,
+        "anchor_generator": anchors,
+        "head.classification_head": classifier,
     }
 
 
@@ -111,7 +144,7 @@ def _find(detector: nn.Module, name: str) -> nn.Module | None:
 
 @torch.no_grad()
 def examine(detector: nn.Module) -> Anatomy:
-    """Find a detector's feature maps, their strides and channels, by looking at a blank image.
+    """Find a detector's feature maps, their strides, channels and anchors, by looking at a blank image.
 
     Raises:
         ConfigError: the detector has no ``transform`` and ``backbone`` as torchvision's detectors have.
@@ -131,10 +164,26 @@ def examine(detector: nn.Module) -> Anatomy:
     finally:
         for module, training in modes.items():
             module.training = training
-    two_stage = _find(detector, "roi_heads") is not None
-    return Anatomy(_levels(seen.stages, side), _levels(seen.neck, side), two_stage)
+    stages, neck = _levels(seen.stages, side), _levels(seen.neck, side)
+    anchors = _cell_anchors(detector)
+    if len(anchors) == len(neck):
+        neck = tuple(level._replace(anchors=own) for level, own in zip(neck, anchors, strict=True))
+    return Anatomy(stages, neck, _head(detector))
 
 
 def _levels(maps: Mapping[str, Tensor], side: int) -> tuple[Level, ...]:
     levels = (Level(name, side // x.shape[-1], x.shape[1]) for name, x in maps.items())
     return tuple(sorted(levels, key=lambda level: level.stride))
+
+
+def _head(detector: nn.Module) -> Head:
+    if _find(detector, "roi_heads") is not None:
+        return "proposals"
+    # FCOS has points where RetinaNet has anchors to match.
+    return "anchors" if hasattr(detector, "proposal_matcher") else "points"
+
+
+def _cell_anchors(detector: nn.Module) -> list[tuple[tuple[float, float, float, float], ...]]:
+    generator = _find(detector, "rpn.anchor_generator") or _find(detector, "anchor_generator")
+    levels: list[Tensor] = getattr(generator, "cell_anchors", [])
+    return [tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in level.tolist()) for level in levels]

@@ -1,4 +1,4 @@
-"""Single parts of a two-stage detector, run on given features: what a frozen teacher is asked for."""
+"""Single parts of a detector, run on given features: what a frozen teacher is asked for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou
 
 from defeat.detectors.capture import Captured
 from defeat.types import Target
@@ -54,3 +55,36 @@ def score(
     pooled = heads.box_roi_pool(dict(neck), boxes, image_sizes)
     logits, _ = heads.box_predictor(heads.box_head(pooled))
     return cast(Tensor, logits)
+
+
+class Assigned(NamedTuple):
+    """What every anchor of a batch is to its detector's training. Those in neither set are left out of it."""
+
+    positive: Tensor
+    """(B, A) bool: overlaps an object enough to find it."""
+    negative: Tensor
+    """(B, A) bool: background."""
+
+
+def assign_anchors(detector: nn.Module, anchors: list[Tensor], targets: list[Target]) -> Assigned:
+    """Match the anchors of each image by a RetinaNet's own rule (IoU 0.5 and 0.4 by default).
+
+    Args:
+        anchors: one (A, 4) per image, as :class:`Captured` has them.
+        targets: boxes in pixels of the resized images.
+    """
+    model = cast(Any, detector)
+    matches = []
+    for own, target in zip(anchors, targets, strict=True):
+        if len(target["boxes"]) == 0:
+            below = model.proposal_matcher.BELOW_LOW_THRESHOLD
+            matches.append(torch.full((len(own),), below, device=own.device))
+        else:
+            matches.append(model.proposal_matcher(box_iou(target["boxes"], own)))
+    found = torch.stack(matches)
+    return Assigned(found >= 0, found == model.proposal_matcher.BELOW_LOW_THRESHOLD)
+
+
+def score_anchors(detector: nn.Module, neck: Mapping[str, Tensor]) -> Tensor:
+    """Class logits (B, A, K + 1) of a one-stage detector on a pyramid; column 0 is unused."""
+    return cast(Tensor, cast(Any, detector).head.classification_head(list(neck.values())))

@@ -2,24 +2,40 @@
 
 from defeat.distill.adapters import conv3x3, conv3x3_relu
 from defeat.distill.distiller import Distiller
-from defeat.distill.losses import Decoupled, decoupled_feature_loss, decoupled_kl
-from defeat.distill.masks import box_cells, box_level, full_mask, gaussian_mask, object_mask, shared_mask
-from defeat.distill.terms import FeatureTerm, HeadTerm, Pair
+from defeat.distill.losses import Decoupled, decoupled_binary_kl, decoupled_feature_loss, decoupled_kl
+from defeat.distill.masks import (
+    Grids,
+    box_cells,
+    box_level,
+    fine_grained_mask,
+    full_mask,
+    gaussian_mask,
+    object_mask,
+    random_mask,
+    shared_mask,
+)
+from defeat.distill.terms import AdaptedMaps, AnchorTerm, FeatureTerm, HeadTerm, Pair
 
 __all__ = [
+    "AdaptedMaps",
+    "AnchorTerm",
     "Decoupled",
     "Distiller",
     "FeatureTerm",
+    "Grids",
     "HeadTerm",
     "Pair",
     "box_cells",
     "box_level",
     "conv3x3",
     "conv3x3_relu",
+    "decoupled_binary_kl",
     "decoupled_feature_loss",
     "decoupled_kl",
+    "fine_grained_mask",
     "full_mask",
     "gaussian_mask",
     "object_mask",
+    "random_mask",
     "shared_mask",
 ]

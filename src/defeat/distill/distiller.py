@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from defeat.detectors.capture import Anatomy, Captured, Level, capture, examine
-from defeat.distill.losses import Decoupled
 from defeat.distill.schedules import Schedule, constant
-from defeat.distill.terms import Pair
+from defeat.distill.terms import Pair, Parts
 from defeat.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-Term = Callable[[Pair], Decoupled]
 TermFactory = Callable[[Anatomy, Anatomy], nn.Module]
 
 
@@ -29,8 +27,8 @@ class Distiller(nn.Module):
     Args:
         student: a detector built like torchvision's.
         teacher: another one; it is only read.
-        terms: builders by name; a name becomes ``<name>_object`` and ``<name>_background`` in the losses.
-            None entries are left out, so that a config can switch one off.
+        terms: builders by name, see :mod:`defeat.distill.terms`; the losses are called after term and part,
+            such as ``neck_object``. None entries are left out, so that a config can switch one off.
         schedule: factor on all terms as a function of training progress.
 
     Raises:
@@ -69,16 +67,26 @@ class Distiller(nn.Module):
         Returns:
             Scalars by name, ready to be added to the detection losses.
         """
+        parts = self.parts(student, teacher, seen)
+        factor = self.schedule(progress)
+        return {name: factor * value.sum() for name, value in parts.items()}
+
+    def parts(self, student: nn.Module, teacher: nn.Module, seen: Captured) -> dict[str, Tensor]:
+        """Compute the weighted losses of one batch without the schedule's factor, level by level.
+
+        Arguments as for :meth:`forward`.
+
+        Returns:
+            Scalars or (L,) vectors by name; the loss is their sum.
+        """
         # no_grad rather than inference_mode: the student's backward must save the teacher's tensors.
         with torch.no_grad(), capture(teacher) as taught:
             cast(Any, teacher).backbone(seen.images)
         pair = Pair(student, teacher, seen, taught)
-        factor = self.schedule(progress)
         losses: dict[str, Tensor] = {}
         for name, term in self.terms.items():
-            loss = cast(Decoupled, term(pair))
-            losses[f"{name}_object"] = factor * loss.object
-            losses[f"{name}_background"] = factor * loss.background
+            for part, value in cast(Parts, term(pair)).items():
+                losses[f"{name}_{part}" if part else name] = value
         return losses
 
 

@@ -66,6 +66,7 @@ def decoupled_kl(
     *,
     object_temperature: float = 1.0,
     background_temperature: float = 1.0,
+    pooled: bool = False,
 ) -> Decoupled:
     """KL divergence of class scores, averaged over object and over background proposals (Eq. 6-9).
 
@@ -76,6 +77,8 @@ def decoupled_kl(
         student: (N, K + 1) logits.
         teacher: (N, K + 1) logits of the same proposals and the same classes.
         is_object: (N,) bool, True where the proposal is matched to an object.
+        pooled: divide both halves by N instead of by their own number: with one temperature they add up to
+            the mean over all proposals, distillation without decoupling.
 
     Raises:
         ValueError: shapes do not agree.
@@ -91,10 +94,59 @@ def decoupled_kl(
             f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and is_object "
             f"{tuple(is_object.shape)} disagree"
         )
+    each = torch.ones_like(is_object) if pooled else None
     return Decoupled(
-        _mean_where(_kl(student, teacher, object_temperature), is_object),
-        _mean_where(_kl(student, teacher, background_temperature), ~is_object),
+        _mean_where(_kl(student, teacher, object_temperature), is_object, each),
+        _mean_where(_kl(student, teacher, background_temperature), ~is_object, each),
     )
+
+
+def decoupled_binary_kl(
+    student: Tensor,
+    teacher: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    *,
+    object_temperature: float = 1.0,
+    background_temperature: float = 1.0,
+) -> Decoupled:
+    """KL divergence of independent class scores, averaged over positive and over negative anchors.
+
+    Eq. 6-9 carried over to sigmoid classification, an extension of the paper: per anchor
+    ``T^2 sum_c [q_c log(q_c / p_c) + (1 - q_c) log((1 - q_c) / (1 - p_c))]`` with
+    ``q = sigmoid(teacher / T)`` and ``p = sigmoid(student / T)``. A half without anchors is 0.
+
+    Args:
+        student: (N, K) logits.
+        teacher: (N, K) logits of the same anchors and the same classes.
+        positive: (N,) bool.
+        negative: (N,) bool; anchors in neither set do not count.
+
+    Raises:
+        ValueError: shapes do not agree.
+
+    Example:
+        >>> t, yes = torch.tensor([[2.0, -1.0]]), torch.tensor([True])
+        >>> decoupled_binary_kl(t, t, yes, ~yes).object.item()
+        0.0
+    """
+    if student.shape != teacher.shape or not student.shape[:1] == positive.shape == negative.shape:
+        raise ValueError(
+            f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}, positive "
+            f"{tuple(positive.shape)} and negative {tuple(negative.shape)} disagree"
+        )
+    return Decoupled(
+        _mean_where(_binary_kl(student, teacher, object_temperature), positive),
+        _mean_where(_binary_kl(student, teacher, background_temperature), negative),
+    )
+
+
+def _binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    s, t = _widen(student) / temperature, _widen(teacher) / temperature
+    # log sigmoid(-x) is log(1 - sigmoid(x)) without the cancellation.
+    yes = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
+    no = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
+    return temperature**2 * (yes + no).sum(1)
 
 
 def _kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -103,6 +155,7 @@ def _kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1)
 
 
-def _mean_where(values: Tensor, keep: Tensor) -> Tensor:
+def _mean_where(values: Tensor, keep: Tensor, count: Tensor | None = None) -> Tensor:
+    """Sum of the kept values over the number of those kept, or of those in ``count``."""
     # where, not a product: a non-finite value on the other half must not spoil this one.
-    return torch.where(keep, values, 0).sum() / keep.sum().clamp(min=1)
+    return torch.where(keep, values, 0).sum() / (keep if count is None else count).sum().clamp(min=1)

@@ -1,19 +1,32 @@
-"""The terms a distiller is made of: what is compared, on which mask, with which weights."""
+"""The terms a distiller is made of: what is compared, on which mask, with which weights.
+
+A term is built from the anatomies of student and teacher and turns a :class:`Pair` into weighted losses by
+part. A vector holds a value per level, and its sum counts; so a report can tell the levels apart. The weight
+of part ``x`` is the term's attribute ``x_weight``, that of a loss without parts (``""``) is ``weight``, and
+every part grows in proportion to its weight. ``maps`` says through which maps of the student the term reaches
+it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from defeat.detectors.capture import Anatomy, Captured, Level
-from defeat.detectors.parts import match, propose, score
+from defeat.detectors.parts import assign_anchors, match, propose, score, score_anchors
 from defeat.distill.adapters import conv3x3
-from defeat.distill.losses import Decoupled, decoupled_feature_loss, decoupled_kl
-from defeat.distill.masks import Mask, object_mask
+from defeat.distill.losses import Decoupled, decoupled_binary_kl, decoupled_feature_loss, decoupled_kl
+from defeat.distill.masks import Grids, Mask, object_mask
 from defeat.errors import ConfigError
+
+Maps = Literal["neck", "stages"]
+"""The pyramid, or the backbone's stages."""
+
+Parts = dict[str, Tensor]
+"""Weighted losses by the name of the part, ``""`` for a term of one part; parts of weight 0 are left out."""
 
 
 class Pair(NamedTuple):
@@ -25,6 +38,47 @@ class Pair(NamedTuple):
     """The student's training forward."""
     taught: Captured
     """The teacher's features on ``seen.images``."""
+
+
+class AdaptedMaps(nn.Module):
+    """The levels that student and teacher share, by stride, and the layers between their channels.
+
+    Args:
+        student: what the student offers.
+        teacher: what the teacher offers.
+        maps: which maps of the two.
+        adapter: builds the layer from student to teacher channels of one level.
+        strides: only these levels; None means all that both have.
+
+    Raises:
+        ConfigError: no level in common, or a stride in ``strides`` that one of them lacks.
+    """
+
+    def __init__(
+        self,
+        student: Anatomy,
+        teacher: Anatomy,
+        maps: Maps,
+        adapter: Callable[[int, int], nn.Module],
+        strides: Sequence[int] | None,
+    ) -> None:
+        super().__init__()
+        if maps not in ("neck", "stages"):
+            raise ConfigError(f"maps must be neck or stages, got {maps!r}")
+        self.maps = maps
+        self.levels = _common_levels(getattr(student, maps), getattr(teacher, maps), strides, maps)
+        self.layers = nn.ModuleDict({str(s.stride): adapter(s.channels, t.channels) for s, t in self.levels})
+
+    def ours(self, pair: Pair) -> list[Tensor]:
+        """The student's maps as they are, finest first, (B, C, H, W) each."""
+        found: Mapping[str, Tensor] = getattr(pair.seen, self.maps)
+        return [found[s.name] for s, _ in self.levels]
+
+    def forward(self, pair: Pair) -> Iterator[tuple[Tensor, Tensor]]:
+        """Adapted student map and teacher map of each level, finest first."""
+        theirs: Mapping[str, Tensor] = getattr(pair.taught, self.maps)
+        for (s, t), own in zip(self.levels, self.ours(pair), strict=True):
+            yield self.layers[str(s.stride)](own), theirs[t.name]
 
 
 class FeatureTerm(nn.Module):
@@ -41,7 +95,7 @@ class FeatureTerm(nn.Module):
         strides: use only these levels; None means all that both have.
 
     Raises:
-        ConfigError: no level in common, or a stride in ``strides`` that one of them lacks.
+        ConfigError: see :class:`AdaptedMaps`; a negative weight, or both 0.
     """
 
     def __init__(
@@ -49,7 +103,7 @@ class FeatureTerm(nn.Module):
         student: Anatomy,
         teacher: Anatomy,
         *,
-        maps: Literal["neck", "stages"] = "neck",
+        maps: Maps = "neck",
         object_weight: float,
         background_weight: float,
         mask: Mask = object_mask,
@@ -57,29 +111,39 @@ class FeatureTerm(nn.Module):
         strides: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.maps = maps
+        _check_weights(object_weight, background_weight)
+        self.maps: Maps = maps
         self.object_weight = object_weight
         self.background_weight = background_weight
         self.mask = mask
-        self.levels = _common_levels(getattr(student, maps), getattr(teacher, maps), strides, maps)
-        self.adapters = nn.ModuleDict(
-            {str(s.stride): adapter(s.channels, t.channels) for s, t in self.levels}
+        self.cells = student.cells
+        self.adapters = AdaptedMaps(student, teacher, maps, adapter, strides)
+        for s, _ in self.adapters.levels:
+            # A buffer travels to the device once. Not a number of the checkpoint: the detector has it.
+            anchors = torch.tensor(s.anchors, dtype=torch.float32).reshape(-1, 4)
+            self.register_buffer(f"anchors_{s.stride}", anchors, persistent=False)
+
+    def forward(self, pair: Pair) -> Parts:
+        """Weighted object and background losses of one batch, (L,) each."""
+        masks = self.mask(self.grids(pair))
+        losses = [
+            decoupled_feature_loss(ours, theirs, mask)
+            for (ours, theirs), mask in zip(self.adapters(pair), masks, strict=True)
+        ]
+        return _weighted(
+            self, Decoupled(*(torch.stack(half) / len(losses) for half in zip(*losses, strict=True)))
         )
 
-    def forward(self, pair: Pair) -> Decoupled:
-        """Weighted object and background losses of one batch, two scalars."""
-        ours: Mapping[str, Tensor] = getattr(pair.seen, self.maps)
-        theirs: Mapping[str, Tensor] = getattr(pair.taught, self.maps)
-        boxes = [target["boxes"] for target in pair.seen.targets]
-        shapes = [_shape(ours[s.name]) for s, _ in self.levels]
-        masks = self.mask(boxes, shapes, [s.stride for s, _ in self.levels])
-        losses = [
-            decoupled_feature_loss(self.adapters[str(s.stride)](ours[s.name]), theirs[t.name], mask)
-            for (s, t), mask in zip(self.levels, masks, strict=True)
-        ]
-        return Decoupled(
-            self.object_weight * torch.stack([loss.object for loss in losses]).mean(),
-            self.background_weight * torch.stack([loss.background for loss in losses]).mean(),
+    def grids(self, pair: Pair) -> Grids:
+        """What the mask is drawn on for one batch."""
+        strides = [s.stride for s, _ in self.adapters.levels]
+        anchors = [self.get_buffer(f"anchors_{stride}") for stride in strides]
+        return Grids(
+            boxes=[target["boxes"] for target in pair.seen.targets],
+            shapes=[(x.shape[-2], x.shape[-1]) for x in self.adapters.ours(pair)],
+            strides=strides,
+            cells=self.cells,
+            anchors=anchors if all(map(len, anchors)) else (),
         )
 
 
@@ -96,10 +160,14 @@ class HeadTerm(nn.Module):
         proposals: ``teacher`` as in the paper: its RPN and sampler propose, and the student's box head
             scores a second time. ``student``: those the student has just scored, which spares the teacher's
             RPN and the second scoring.
+        pooled: divide by the number of all proposals, see :func:`decoupled_kl`: the paper's "all-cls" row.
 
     Raises:
-        ConfigError: one of the two is a one-stage detector, or a temperature is not positive.
+        ConfigError: one of the two is a one-stage detector, a temperature is not positive, a weight is
+            negative, or both are 0.
     """
+
+    maps: Maps = "neck"
 
     def __init__(
         self,
@@ -111,16 +179,17 @@ class HeadTerm(nn.Module):
         object_temperature: float = 1.0,
         background_temperature: float = 1.0,
         proposals: Literal["teacher", "student"] = "teacher",
+        pooled: bool = False,
     ) -> None:
         super().__init__()
         for role, anatomy in (("student", student), ("teacher", teacher)):
-            if not anatomy.two_stage:
+            if anatomy.head != "proposals":
                 raise ConfigError(
                     f"the classification head term needs proposals, and the {role} is a one-stage detector: "
                     "remove it (~distiller.terms.head) or use Faster R-CNN for both"
                 )
-        if min(object_temperature, background_temperature) <= 0:
-            raise ConfigError("temperatures of the head term must be positive")
+        _check_weights(object_weight, background_weight)
+        _check_temperatures(object_temperature, background_temperature)
         if proposals not in ("teacher", "student"):
             raise ConfigError(f"proposals must be teacher or student, got {proposals!r}")
         self.object_weight = object_weight
@@ -128,8 +197,9 @@ class HeadTerm(nn.Module):
         self.object_temperature = object_temperature
         self.background_temperature = background_temperature
         self.proposals = proposals
+        self.pooled = pooled
 
-    def forward(self, pair: Pair) -> Decoupled:
+    def forward(self, pair: Pair) -> Parts:
         """Weighted object and background losses of one batch, two scalars."""
         sizes = pair.seen.image_sizes
         if self.proposals == "teacher":
@@ -148,8 +218,99 @@ class HeadTerm(nn.Module):
             shared.labels > 0,
             object_temperature=self.object_temperature,
             background_temperature=self.background_temperature,
+            pooled=self.pooled,
         )
-        return Decoupled(self.object_weight * loss.object, self.background_weight * loss.background)
+        return _weighted(self, loss)
+
+
+class AnchorTerm(nn.Module):
+    """Imitation of RetinaNet's class scores on positive and on negative anchors; an extension of the paper.
+
+    The paper distils the classification of two-stage detectors alone. This carries Eq. 6-9 over to sigmoid
+    scores, see :func:`decoupled_binary_kl`: both detectors score the same anchors, and the student's matching
+    decides which are positive and which negative. Nearly all negatives are easy, so their mean is small.
+
+    Args:
+        student: what the student offers.
+        teacher: what the teacher offers.
+        object_weight: of the positive anchors.
+        background_weight: of the negative anchors.
+        object_temperature: of the positive anchors.
+        background_temperature: of the negative anchors.
+
+    Raises:
+        ConfigError: one of the two is no RetinaNet, their anchors differ, a temperature is not positive, a
+            weight is negative, or both are 0.
+    """
+
+    maps: Maps = "neck"
+
+    def __init__(
+        self,
+        student: Anatomy,
+        teacher: Anatomy,
+        *,
+        object_weight: float,
+        background_weight: float,
+        object_temperature: float = 1.0,
+        background_temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        for role, anatomy in (("student", student), ("teacher", teacher)):
+            if anatomy.head != "anchors":
+                raise ConfigError(
+                    f"the anchor term compares two RetinaNets, and the {role} classifies {anatomy.head}: "
+                    "remove the term"
+                )
+        ours, theirs = ([(x.stride, x.anchors) for x in anatomy.neck] for anatomy in (student, teacher))
+        if ours != theirs:
+            raise ConfigError(
+                "the anchor term needs the same anchors on both sides, and student and teacher differ in "
+                "them: give both the same anchor_sizes, aspect_ratios and returned_layers"
+            )
+        _check_weights(object_weight, background_weight)
+        _check_temperatures(object_temperature, background_temperature)
+        self.object_weight = object_weight
+        self.background_weight = background_weight
+        self.object_temperature = object_temperature
+        self.background_temperature = background_temperature
+
+    def forward(self, pair: Pair) -> Parts:
+        """Weighted losses of positive and negative anchors of one batch, two scalars."""
+        assert pair.seen.anchor_logits is not None
+        with torch.no_grad():
+            taught = score_anchors(pair.teacher, pair.taught.neck)
+        assigned = assign_anchors(pair.student, pair.seen.anchors, pair.seen.targets)
+        # Column 0 is torchvision's output for background, which no anchor is ever trained to.
+        loss = decoupled_binary_kl(
+            pair.seen.anchor_logits[..., 1:].flatten(0, 1),
+            taught[..., 1:].flatten(0, 1),
+            assigned.positive.flatten(),
+            assigned.negative.flatten(),
+            object_temperature=self.object_temperature,
+            background_temperature=self.background_temperature,
+        )
+        return _weighted(self, loss)
+
+
+def _weighted(term: FeatureTerm | HeadTerm | AnchorTerm, loss: Decoupled) -> Parts:
+    weighted = {
+        "object": (term.object_weight, loss.object),
+        "background": (term.background_weight, loss.background),
+    }
+    return {part: weight * value for part, (weight, value) in weighted.items() if weight > 0}
+
+
+def _check_weights(object_weight: float, background_weight: float) -> None:
+    if min(object_weight, background_weight) < 0:
+        raise ConfigError("object_weight and background_weight must not be negative")
+    if object_weight == background_weight == 0:
+        raise ConfigError("object_weight and background_weight are both 0: leave the term out instead")
+
+
+def _check_temperatures(*temperatures: float) -> None:
+    if min(temperatures) <= 0:
+        raise ConfigError("temperatures must be positive")
 
 
 def _common_levels(
@@ -169,7 +330,3 @@ def _common_levels(
             "have no stride in common"
         )
     return common
-
-
-def _shape(x: Tensor) -> tuple[int, int]:
-    return x.shape[-2], x.shape[-1]
