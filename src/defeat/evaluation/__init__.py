@@ -1,5 +1,6 @@
 """COCO and Pascal VOC figures of detections, over ranks, from tensors or from a results file."""
 
+from defeat.evaluation.detections import Detections, read_detections, write_detections
 from defeat.evaluation.evaluation import COCO_KEYS, VOC_KEYS, Evaluation
 from defeat.evaluation.metrics import DetectionMetrics
 from defeat.evaluation.results import evaluate_results, read_results, write_results
@@ -9,9 +10,12 @@ __all__ = [
     "COCO_KEYS",
     "VOC_KEYS",
     "DetectionMetrics",
+    "Detections",
     "Evaluation",
     "evaluate_results",
+    "read_detections",
     "read_results",
     "table",
+    "write_detections",
     "write_results",
 ]

@@ -52,6 +52,7 @@ class DetectionMetrics(Metric):
     def __init__(self, classes: Sequence[str]) -> None:
         super().__init__(dist_sync_fn=_gather)
         self.classes = tuple(classes)
+        self.computed: dict[int, ImageResult] = {}
         for name in ("images", "detections", "truths"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -74,15 +75,19 @@ class DetectionMetrics(Metric):
             self.truths.append(_rows(image.true_boxes, image.true_labels, image.ignore, image.area))
 
     def compute(self) -> Evaluation:
-        """Return the figures over the images of all ranks, the same on each rank."""
-        return evaluate_images(self._image_results(), self.classes)
+        """Return the figures over the images of all ranks, the same on each rank.
+
+        What they were computed from stays in ``computed`` until the next call, by position in the data set.
+        """
+        self.computed = self._image_results()
+        return evaluate_images(list(self.computed.values()), self.classes)
 
     def _check_labels(self, image: ImageResult) -> None:
         for name, labels in (("predicted", image.labels), ("target", image.true_labels)):
             if labels.numel() > 0 and not 1 <= labels.min() <= labels.max() <= len(self.classes):
                 raise ValueError(f"{name} labels must be in 1..{len(self.classes)}, got {labels.tolist()}")
 
-    def _image_results(self) -> list[ImageResult]:
+    def _image_results(self) -> dict[int, ImageResult]:
         """Undo the flattening; one result for each different image, in order of its index."""
         index, detections, truths = _table(self.images, _IMAGE_COLUMNS).long().unbind(1)
         results: dict[int, ImageResult] = {}
@@ -93,7 +98,7 @@ class DetectionMetrics(Metric):
             strict=True,
         ):
             results.setdefault(key, _image_result(detected, true))
-        return [results[key] for key in sorted(results)]
+        return {key: results[key] for key in sorted(results)}
 
 
 def _rows(boxes: Tensor, *columns: Tensor) -> Tensor:

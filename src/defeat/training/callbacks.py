@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from defeat.evaluation import Detections, write_detections
+from defeat.training.module import DetectionModule
 from defeat.types import Batch, Prediction
 
 
@@ -112,3 +115,17 @@ class KeepPredictions(Callback):
                 labels=prediction["labels"].cpu(),
             )
             self.predictions[int(target["index"])] = kept
+
+
+class SaveDetections(Callback):
+    """Write what the latest validation of a training found, of all processes, into one file for reports."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, unless this validation is a sanity check or stands alone."""
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fitting and trainer.is_global_zero and isinstance(pl_module, DetectionModule):
+            found = pl_module.metrics.computed
+            write_detections(self.path, Detections(found, pl_module.classes, trainer.global_step))

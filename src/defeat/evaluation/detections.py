@@ -1,0 +1,88 @@
+"""The detections of one validation beside the ground truth, in one file: what reports compare runs by.
+
+The file stands by itself: figures, bootstrap and error analysis need neither the data set nor the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from defeat.errors import DataError
+from defeat.evaluation.image_result import ImageResult
+
+FILE_NAME = "detections.safetensors"
+"""What a run calls it."""
+
+
+class Detections(NamedTuple):
+    """What a detector found on a whole split."""
+
+    images: dict[int, ImageResult]
+    """By position in the data set, in ascending order."""
+    classes: tuple[str, ...]
+    """K names; label i stands for ``classes[i - 1]``."""
+    step: int
+    """Optimiser steps the detector had been trained for."""
+
+
+def write_detections(path: Path, detections: Detections) -> None:
+    """Write to a file, whole or not at all.
+
+    Detections are stored as float32, which is what detectors compute in; ground truth stays float64.
+    """
+    images = [detections.images[index] for index in sorted(detections.images)]
+    counts = [[len(image.boxes), len(image.true_boxes)] for image in images]
+    tensors = {
+        "index": torch.tensor(sorted(detections.images), dtype=torch.int64),
+        "counts": torch.tensor(counts, dtype=torch.int64).reshape(-1, 2),
+        "boxes": _join([image.boxes for image in images], torch.float32, 4),
+        "scores": _join([image.scores for image in images], torch.float32),
+        "labels": _join([image.labels for image in images], torch.int64),
+        "true_boxes": _join([image.true_boxes for image in images], torch.float64, 4),
+        "true_labels": _join([image.true_labels for image in images], torch.int64),
+        "ignore": _join([image.ignore for image in images], torch.bool),
+        "area": _join([image.area for image in images], torch.float64),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, {"classes": json.dumps(detections.classes), "step": str(detections.step)})
+    partial.replace(path)
+
+
+def read_detections(path: Path) -> Detections:
+    """Read what :func:`write_detections` wrote.
+
+    Raises:
+        DataError: the file is missing or is not such a file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return Detections(_split(tensors), tuple(json.loads(about["classes"])), int(about["step"]))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path} does not hold the detections of a validation ({error})") from error
+
+
+def _join(parts: Sequence[Tensor], dtype: torch.dtype, *columns: int) -> Tensor:
+    return torch.cat([torch.empty(0, *columns, dtype=dtype), *(part.to(dtype) for part in parts)])
+
+
+def _split(tensors: Mapping[str, Tensor]) -> dict[int, ImageResult]:
+    detected, true = tensors["counts"].unbind(1)
+    found = [tensors[name].split(detected.tolist()) for name in ("boxes", "scores", "labels")]
+    truth = [tensors[name].split(true.tolist()) for name in ("true_boxes", "true_labels", "ignore", "area")]
+    images = {}
+    for index, boxes, scores, *rest in zip(tensors["index"].tolist(), *found, *truth, strict=True):
+        images[index] = ImageResult(boxes.double(), scores.double(), *rest)
+    return images
