@@ -3,26 +3,32 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, fcos_resnet50_fpn, retinanet_resnet50_fpn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from defeat.detectors import examine, faster_rcnn, retinanet
+from defeat.detectors import examine, faster_rcnn, fcos, retinanet
 from defeat.detectors.backbones import NAMES
 from defeat.errors import ConfigError
+from defeat.training.module import DetectionModule
 
-SMALL = {"backbone": "resnet10", "fpn_channels": 16, "min_size": 64, "max_size": 64}
+SMALL = {"backbone": "resnet10", "fpn_channels": 64, "min_size": 64, "max_size": 64}
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("resnet34", "resnet101", "resnet152")])
 @pytest.mark.parametrize(
-    ("build", "strides"), [(faster_rcnn, [4, 8, 16, 32, 64]), (retinanet, [8, 16, 32, 64, 128])]
+    ("build", "strides", "head"),
+    [
+        (faster_rcnn, [4, 8, 16, 32, 64], "proposals"),
+        (retinanet, [8, 16, 32, 64, 128], "anchors"),
+        (fcos, [8, 16, 32, 64, 128], "points"),
+    ],
 )
-def test_levels_of_every_backbone(name: str, build, strides: list[int]) -> None:  # type: ignore[no-untyped-def]
-    anatomy = examine(build(3, backbone=name, fpn_channels=8))
+def test_levels_of_every_backbone(name: str, build, strides: list[int], head: str) -> None:  # type: ignore[no-untyped-def]
+    anatomy = examine(build(3, backbone=name, fpn_channels=64))
     assert [level.stride for level in anatomy.neck] == strides
-    assert {level.channels for level in anatomy.neck} == {8}
+    assert {level.channels for level in anatomy.neck} == {64}
     assert [level.stride for level in anatomy.stages] == [s for s in strides if s <= 32]
-    assert anatomy.two_stage == (build is faster_rcnn)
+    assert anatomy.head == head
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("resnet34", 16), ("resnet101", 33), ("resnet152", 50)])
@@ -33,7 +39,12 @@ def test_depth_of_the_other_resnets(name: str, blocks: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [(faster_rcnn, fasterrcnn_resnet50_fpn), (retinanet, retinanet_resnet50_fpn)]
+    ("ours", "theirs"),
+    [
+        (faster_rcnn, fasterrcnn_resnet50_fpn),
+        (retinanet, retinanet_resnet50_fpn),
+        (fcos, fcos_resnet50_fpn),
+    ],
 )
 def test_parameters_are_named_and_shaped_as_in_torchvision(ours, theirs) -> None:  # type: ignore[no-untyped-def]
     def shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -50,6 +61,87 @@ def test_default_anchors_are_those_of_torchvision(build) -> None:  # type: ignor
         anchors = build(91, **SMALL).anchor_generator
         theirs = [[s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))] for s in (32, 64, 128, 256, 512)]
     assert [list(s) for s in anchors.sizes] == theirs
+
+
+def test_fcos_computes_what_torchvisions_does() -> None:
+    """Levels, units of length and thresholds: the same weights give the same detections and losses."""
+    size = {"min_size": 64, "max_size": 64}
+    theirs = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3, **size)
+    ours = fcos(3, norm="batch", trainable_layers=5, **size)
+    ours.load_state_dict(theirs.state_dict())
+    images = [torch.rand(3, 64, 64), torch.rand(3, 48, 64)]
+    targets = [
+        {"boxes": torch.tensor([[4.0, 6.0, 40.0, 50.0]]), "labels": torch.tensor([2])},
+        {"boxes": torch.tensor([[10.0, 10.0, 26.0, 30.0]]), "labels": torch.tensor([1])},
+    ]
+    losses = [model.train()(images, targets) for model in (ours, theirs)]
+    assert losses[0].keys() == losses[1].keys() == {"classification", "bbox_regression", "bbox_ctrness"}
+    for key, value in losses[0].items():
+        torch.testing.assert_close(value, losses[1][key])
+    for model in (ours, theirs):
+        assert (model.score_thresh, model.nms_thresh, model.topk_candidates) == (0.2, 0.6, 1000)
+        model.score_thresh = 0.05
+    for a, b in zip(ours.eval()(images), theirs.eval()(images), strict=True):
+        assert len(a["scores"])
+        torch.testing.assert_close(a, b)
+
+
+def test_fcos_learns_from_images_without_boxes() -> None:
+    detector = fcos(3, **SMALL, trainable_layers=5, norm="batch")
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    full = {"boxes": torch.tensor([[4.0, 6.0, 40.0, 50.0]]), "labels": torch.tensor([2])}
+    for targets, objects in (([empty, full], True), ([empty, empty], False)):
+        losses = detector([torch.rand(3, 64, 64)] * 2, targets)
+        assert all(map(torch.isfinite, losses.values()))
+        detector.zero_grad()
+        sum(losses.values()).backward()
+        gradients = [p.grad for p in detector.parameters()]
+        assert all(g is not None and g.isfinite().all() for g in gradients)
+        assert bool(losses["bbox_regression"] > 0) == objects
+
+
+def test_fcos_returns_its_background_output_as_a_detection_that_the_module_leaves_out() -> None:
+    detector = fcos(3, **SMALL, score_thresh=0.0).eval()
+    with torch.no_grad():
+        detector.head.classification_head.cls_logits.bias[0] = 5.0
+        image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+        assert 0 in detector([image / 255])[0]["labels"]
+        found = DetectionModule(detector, ("a", "b")).eval()([image])[0]
+    assert set(found["labels"].tolist()) <= {1, 2}
+
+
+def test_settings_of_fcos_arrive() -> None:
+    detector = fcos(
+        4,
+        **SMALL,
+        returned_layers=(3, 4),
+        anchor_sizes=[[12], [20], [40], [80]],
+        center_sampling_radius=2.5,
+        score_thresh=0.1,
+        nms_thresh=0.4,
+        detections_per_img=7,
+        topk_candidates=9,
+    )
+    assert detector.anchor_generator.sizes == ((12,), (20,), (40,), (80,))
+    assert detector.head.classification_head.cls_logits.out_channels == 4
+    assert (detector.center_sampling_radius, detector.score_thresh, detector.nms_thresh) == (2.5, 0.1, 0.4)
+    assert (detector.detections_per_img, detector.topk_candidates) == (7, 9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fpn_channels": 80}, "fpn_channels=80: FCOS normalises its head in 32 groups"),
+        ({"fpn_channels": 32}, "fpn_channels=32: .* give a multiple of 32 from 64 on"),
+        ({"anchor_sizes": [[8, 9], [16, 18], [32, 36], [64, 72], [128, 144]]}, "2 sizes a level, but FCOS"),
+        # A box that reaches 100 pixels from a cell would belong to no level.
+        ({"returned_layers": [2, 4]}, "size 8 and 32 leave a gap: boxes that reach 64 to 128 pixels"),
+        ({"anchor_sizes": [[8], [16], [32], [65], [128]]}, "size 32 and 65 leave a gap"),
+    ],
+)
+def test_what_fcos_cannot_be_is_refused(settings: dict, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ConfigError, match=message):
+        fcos(2, **{**SMALL, **settings})
 
 
 def test_anchor_sizes_and_other_settings_arrive() -> None:
@@ -123,7 +215,7 @@ def test_stride_in_1x1_moves_the_strides_and_keeps_the_levels() -> None:
         ({"anchor_sizes": [[8], [16, 20], [32], [64], [128]]}, "same number of sizes"),
     ],
 )
-@pytest.mark.parametrize("build", [faster_rcnn, retinanet])
+@pytest.mark.parametrize("build", [faster_rcnn, retinanet, fcos])
 def test_settings_that_cannot_be_are_refused(build, settings: dict, message: str) -> None:  # type: ignore[no-untyped-def,type-arg]
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         build(2, **{**SMALL, **settings})

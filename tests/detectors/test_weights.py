@@ -1,26 +1,34 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import pickle
+import re
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+import torchvision
+from safetensors.torch import load_file, save_file
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import get_model_builder, get_weight, list_models, resnet18
 from torchvision.models._api import Weights, WeightsEnum
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+import defeat.detectors.loading as loading
 import defeat.detectors.weights as weights
+from defeat.config import build as build_node
+from defeat.config import compose_config
 from defeat.detectors import (
     create_detector,
     faster_rcnn,
+    fcos,
     load_backbone_weights,
     load_detector_weights,
     read_weights,
+    retinanet,
 )
 from defeat.errors import ConfigError, WeightsError
 
@@ -33,6 +41,14 @@ def build(num_classes: int = 3) -> nn.Module:
 
 def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+def save_checkpoint(model: nn.Module, classes: list[str], settings: dict, folder: Path) -> Path:  # type: ignore[type-arg]
+    """A checkpoint as a run of this project leaves it."""
+    own = {"classes": classes, "config": {"student": {"model": settings}}}
+    state = {f"student.{k}": v for k, v in model.state_dict().items()}
+    torch.save({"state_dict": state, "defeat": own}, folder / "c.ckpt")
+    return folder / "c.ckpt"
 
 
 @pytest.fixture
@@ -156,7 +172,10 @@ def test_files_without_tensors(tmp_path: Path) -> None:
 
 
 def test_a_path_that_does_not_exist_and_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"'missing.pth': no such file, and no torchvision weights"):
+    message = (
+        r"'missing.pth': no such file, none that this package ships \(scenes_teacher\), and no torchvision"
+    )
+    with pytest.raises(WeightsError, match=message):
         read_weights("missing.pth")
     with pytest.raises(WeightsError, match="is a folder"):
         read_weights(tmp_path)
@@ -200,33 +219,32 @@ def test_a_download_with_another_checksum_is_refused(tmp_path: Path, monkeypatch
         load_detector_weights(build(), "Served.ONE", download=True)
 
 
-def test_class_names_of_a_checkpoint_must_be_the_datas(tmp_path: Path) -> None:
-    state = {f"student.{k}": v for k, v in build().state_dict().items()}
-    torch.save(
-        {"state_dict": state, "defeat": {"classes": ["cat", "dog"], "config": {}}}, tmp_path / "c.ckpt"
-    )
-
-    def model(num_classes: int) -> nn.Module:
-        return build(num_classes)
-
-    made = create_detector(model, ["cat", "dog"], weights=str(tmp_path / "c.ckpt"))
-    assert made.digest == hashlib.sha256((tmp_path / "c.ckpt").read_bytes()).hexdigest()
-    with pytest.raises(WeightsError, match="its class 1 is 'cat', this data's is 'dog'"):
-        create_detector(model, ["dog", "cat"], weights=str(tmp_path / "c.ckpt"))
+def test_the_file_of_a_checkpoint_is_known_by_its_digest(tmp_path: Path) -> None:
+    path = save_checkpoint(build(), ["cat", "dog"], {}, tmp_path)
+    made = create_detector(build, ["cat", "dog"], weights=str(path))
+    assert made.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (made.source, made.whole) == (str(path), True)
 
 
 def test_settings_that_shapes_do_not_show_must_be_the_checkpoints(tmp_path: Path) -> None:
     # The weights would load whole and compute something else.
     settings = {**SMALL, "backbone": "resnet50", "stride_in_1x1": True, "aspect_ratios": [0.5, 1.0, 2.0]}
     source = faster_rcnn(2, **settings)
-    state = {f"student.{k}": v for k, v in source.state_dict().items()}
-    own = {"classes": ["a"], "config": {"student": {"model": settings}}}
-    torch.save({"state_dict": state, "defeat": own}, tmp_path / "c.ckpt")
-    create_detector(partial(faster_rcnn, **settings), ["a"], weights=str(tmp_path / "c.ckpt"))
+    path = save_checkpoint(source, ["a"], settings, tmp_path)
+    create_detector(partial(faster_rcnn, **settings), ["a"], weights=str(path))
     for key, value in (("stride_in_1x1", False), ("aspect_ratios", (0.4, 1.0, 2.5))):
         other = partial(faster_rcnn, **{**settings, key: value})
         with pytest.raises(WeightsError, match=rf"was trained with {key}=.*, but {key}="):
-            create_detector(other, ["a"], weights=str(tmp_path / "c.ckpt"))
+            create_detector(other, ["a"], weights=str(path))
+
+
+def test_fcos_must_have_the_checkpoints_units_of_length(tmp_path: Path) -> None:
+    settings = {"backbone": "resnet10", "fpn_channels": 64, "anchor_sizes": [[8], [16], [32], [64], [128]]}
+    path = save_checkpoint(fcos(2, **settings), ["a"], settings, tmp_path)
+    assert create_detector(partial(fcos, **settings), ["a"], weights=str(path)).whole
+    settings["anchor_sizes"] = [[4], [8], [16], [32], [64]]
+    with pytest.raises(WeightsError, match=r"was trained with anchor_sizes=\[\[8\], .*, but anchor_sizes="):
+        create_detector(partial(fcos, **settings), ["a"], weights=str(path))
 
 
 def test_a_setting_that_torchvision_ignores_is_an_error() -> None:
@@ -244,10 +262,65 @@ def test_frozen_norms_of_torchvisions_first_coco_weights_have_no_epsilon(
     served = served_weights(tmp_path, source)
     monkeypatch.setattr(weights, "get_weight", lambda name: served.ONE)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    for name, eps in (("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", 0.0), ("Served.ONE", 1e-5)):
+    for special, eps in ((("Served.ONE",), 0.0), ((), 1e-5)):
+        monkeypatch.setattr(loading, "ZERO_EPS", special)
         detector = build()
-        load_detector_weights(detector, name, download=True)
+        load_detector_weights(detector, "Served.DEFAULT", download=True)  # known by its own name all the same
         assert {m.eps for m in detector.modules() if isinstance(m, FrozenBatchNorm2d)} == {eps}
+
+
+def test_weights_without_epsilon_are_those_whose_builders_take_it_away() -> None:
+    """Read from torchvision's own builders, so that a new one of them does not go unnoticed."""
+    found = set()
+    for name in list_models(torchvision.models.detection):
+        source = inspect.getsource(inspect.unwrap(get_model_builder(name)))
+        found |= set(re.findall(r"if weights == (\w+\.\w+):\s+overwrite_eps\(model, 0\.0\)", source))
+    assert found == set(loading.ZERO_EPS)
+    assert all(str(get_weight(name)) == name for name in found)
+
+
+@pytest.mark.parametrize("build", [faster_rcnn, retinanet], ids=["faster_rcnn", "retinanet"])
+def test_parameters_under_torchvisions_old_names_are_found(build, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Its first COCO weights have them. That these are the old names, torchvision's own loading confirms."""
+    source, target, theirs = (build(3, backbone="resnet10", fpn_channels=8) for _ in range(3))
+    old = {}
+    for key, value in source.state_dict().items():
+        key = re.sub(r"(_blocks\.\d)\.0\.", r"\1.", key).replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+        key = re.sub(r"(_head\.conv)\.(\d)\.0\.", lambda m: f"{m[1]}.{2 * int(m[2])}.", key)
+        old[key] = value
+    assert len(old.keys() - source.state_dict().keys()) == (18 if build is faster_rcnn else 28)
+    torch.save(old, tmp_path / "old.pth")
+    report, _ = load_detector_weights(target, tmp_path / "old.pth")
+    theirs.load_state_dict(old)
+    assert same(source, target)
+    assert same(source, theirs)
+    assert report.unexpected == []
+
+
+def test_weights_of_this_package_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A config must mean the same wherever it is run: neither a file nor a folder of that name gets between.
+    shipped = weights.ASSETS / "scenes_teacher.safetensors"
+    monkeypatch.chdir(tmp_path)
+    Path("scenes_teacher").mkdir()
+    read = read_weights("scenes_teacher")
+    assert {k: v.tolist() for k, v in read.tensors.items() if k.endswith("cls_score.bias")} == {
+        k: v.tolist() for k, v in load_file(shipped).items() if k.endswith("cls_score.bias")
+    }
+    Path("scenes_teacher").rmdir()
+    torch.save({"w": torch.ones(2)}, "scenes_teacher")
+    assert read_weights("scenes_teacher").tensors.keys() == read.tensors.keys()
+    assert read_weights("./scenes_teacher").tensors.keys() == {"w"}
+    assert read_weights(Path("scenes_teacher")).tensors.keys() == {"w"}
+
+
+def test_a_teacher_of_this_package_is_known_by_its_digest() -> None:
+    node = compose_config(
+        "train", ["detector@student=scenes_teacher", "student.weights=scenes_teacher"]
+    ).student
+    made = build_node(node, classes=list("abcdefgh"), backbone_weights=None)
+    shipped = weights.ASSETS / "scenes_teacher.safetensors"
+    assert (made.source, made.whole) == ("scenes_teacher", True)
+    assert made.digest == hashlib.sha256(shipped.read_bytes()).hexdigest()
 
 
 def test_backbone_weights_are_not_read_where_weights_are_given(saved: tuple[nn.Module, Path]) -> None:

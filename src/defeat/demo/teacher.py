@@ -10,13 +10,15 @@ from safetensors.torch import save_file
 
 from defeat.config import compose_config
 from defeat.detectors import read_weights
+from defeat.detectors.weights import ASSETS
 from defeat.errors import ConfigError
 from defeat.quiet import quiet
 from defeat.training.run import train
 from defeat.training.summary import print_summary
 
-SHIPPED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "scenes_teacher.safetensors"
-"""Weights of +experiment=scenes_teacher in half precision, made by `make demo-teacher`."""
+SHIPPED_TEACHER = ASSETS / "scenes_teacher.safetensors"
+"""Weights of +experiment=scenes_teacher in half precision, made by `make demo-teacher`. Any configuration may
+name them: ``weights: scenes_teacher``."""
 
 
 def export_teacher(checkpoint: Path, path: Path = SHIPPED_TEACHER) -> None:

@@ -1,15 +1,10 @@
 """Detectors: building them, filling them with weights, and seeing into them."""
 
-from defeat.detectors.builders import faster_rcnn, retinanet
+from defeat.detectors.builders import faster_rcnn, fcos, retinanet
 from defeat.detectors.capture import Anatomy, Captured, Level, capture, examine
 from defeat.detectors.create import Detector, create_detector
-from defeat.detectors.weights import (
-    LoadReport,
-    WeightFile,
-    load_backbone_weights,
-    load_detector_weights,
-    read_weights,
-)
+from defeat.detectors.loading import LoadReport, load_backbone_weights, load_detector_weights
+from defeat.detectors.weights import WeightFile, read_weights
 
 __all__ = [
     "Anatomy",
@@ -22,6 +17,7 @@ __all__ = [
     "create_detector",
     "examine",
     "faster_rcnn",
+    "fcos",
     "load_backbone_weights",
     "load_detector_weights",
     "read_weights",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -13,6 +14,9 @@ from defeat.detectors.backbones import Norm, fpn_backbone
 from defeat.errors import ConfigError
 
 Sizes = Sequence[Sequence[int]]
+
+GROUPS = 32
+"""Groups of the GroupNorm layers in torchvision's FCOS head."""
 
 
 def faster_rcnn(
@@ -150,6 +154,91 @@ def retinanet(
         detections_per_img=detections_per_img,
         topk_candidates=topk_candidates,
     )
+
+
+def fcos(
+    num_classes: int,
+    *,
+    backbone: str = "resnet50",
+    fpn_channels: int = 256,
+    returned_layers: Sequence[int] = (2, 3, 4),
+    trainable_layers: int = 3,
+    norm: Norm = "frozen",
+    stride_in_1x1: bool = False,
+    min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
+    anchor_sizes: Sizes | None = None,
+    center_sampling_radius: float = 1.5,
+    score_thresh: float = 0.2,
+    nms_thresh: float = 0.6,
+    detections_per_img: int = 100,
+    topk_candidates: int = 1000,
+) -> FCOS:
+    """FCOS (Tian et al. 2019), levels of stride 8..128 by default.
+
+    It has no anchors: every cell predicts the distances to the four sides of a box, and torchvision keeps
+    each level's unit of length as one square a cell.
+
+    Args:
+        num_classes: classes with background, as torchvision counts them. FCOS has an output for background
+            too, which learns to stay silent; until it has, detections may carry label 0.
+        fpn_channels: a multiple of 32 from 64 on, for the 32 groups of the head's GroupNorm.
+        anchor_sizes: side of each level's square in pixels, one list of one size per level; None means the
+            stride. A level takes the boxes whose farthest side is 4 to 8 of them from the cell's centre
+            (the first level also nearer ones, the last also farther ones).
+        center_sampling_radius: how far from a box's centre its cells may lie, in those sizes.
+        score_thresh: on the square root of class score x centre-ness, hence higher than others'.
+
+    The other arguments are those of :func:`faster_rcnn` and torchvision's filtering settings.
+
+    Raises:
+        ConfigError: as :func:`faster_rcnn`; or channels that do not divide into groups, more than one size on
+            a level, or sizes that leave a gap between levels.
+    """
+    # A group of one channel has nothing to normalise on a level of one cell: torch refuses it there.
+    if fpn_channels % GROUPS or fpn_channels < 2 * GROUPS:
+        raise ConfigError(
+            f"fpn_channels={fpn_channels}: FCOS normalises its head in {GROUPS} groups of several channels, "
+            f"give a multiple of {GROUPS} from {2 * GROUPS} on"
+        )
+    body = fpn_backbone(
+        backbone,
+        fpn_channels=fpn_channels,
+        returned_layers=returned_layers,
+        trainable_layers=trainable_layers,
+        norm=norm,
+        stride_in_1x1=stride_in_1x1,
+        extra_blocks=LastLevelP6P7(fpn_channels, fpn_channels),
+    )
+    strides = _strides(returned_layers, extra=2)
+    sizes = anchor_sizes or [(s,) for s in strides]
+    anchors = _anchors(sizes, (1.0,), strides)
+    _check_scales(sizes)
+    return FCOS(
+        body,
+        num_classes,
+        min_size=_sizes(min_size),
+        max_size=max_size,
+        anchor_generator=anchors,
+        center_sampling_radius=center_sampling_radius,
+        score_thresh=score_thresh,
+        nms_thresh=nms_thresh,
+        detections_per_img=detections_per_img,
+        topk_candidates=topk_candidates,
+    )
+
+
+def _check_scales(sizes: Sizes) -> None:
+    """Every box must belong to a level: torchvision trains without a word on boxes that belong to none."""
+    if len(sizes[0]) != 1:
+        raise ConfigError(f"anchor_sizes has {len(sizes[0])} sizes a level, but FCOS takes one")
+    for (lower,), (upper,) in pairwise(sizes):
+        if upper > 2 * lower:
+            raise ConfigError(
+                f"FCOS levels of size {lower} and {upper} leave a gap: boxes that reach {8 * lower} to "
+                f"{4 * upper} pixels from a cell would be learnt by none; let each size be at most twice the "
+                "one before (anchor_sizes, or returned_layers without a gap)"
+            )
 
 
 def _strides(returned_layers: Sequence[int], extra: int) -> list[int]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from defeat.detectors.weights import load_backbone_weights, load_detector_weights, sha256
+from defeat.detectors.loading import load_backbone_weights, load_detector_weights
+from defeat.detectors.weights import sha256, weight_path
 from defeat.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
@@ -24,11 +24,11 @@ class Detector(NamedTuple):
 
     model: nn.Module
     source: str | None
-    """The detector weights' path or enum name; None where it starts from a backbone or from nothing."""
+    """The detector weights' path or name; None where it starts from a backbone or from nothing."""
     whole: bool
     """Whether ``weights`` filled everything, the classification head too."""
     digest: str | None
-    """SHA-256 of that file, None for an enum (torchvision checks those) or no weights."""
+    """SHA-256 of that file, a shipped one too; None for an enum (torchvision checks those) or no weights."""
 
 
 def create_detector(
@@ -46,29 +46,30 @@ def create_detector(
         model: a builder that takes ``num_classes`` (with background): one of this package, or any of
             ``torchvision.models.detection``.
         classes: K class names without background.
-        weights: whole-detector weights: a path (.pth, .safetensors, a checkpoint of this project) or the
-            name of a torchvision weights enum.
+        weights: whole-detector weights: a path (.pth, .safetensors, a checkpoint of this project), or the
+            name of a file that this package ships or of a torchvision weights enum. Where they name their
+            classes, the head is put into the order of ``classes``.
         backbone_weights: classifier weights for the backbone, the same kinds; not read where ``weights`` are
             given, which fill the backbone too.
-        new_head: accept ``weights`` of another class count.
+        new_head: accept ``weights`` of other classes, and start the classification head anew then.
         download: allow enums to be fetched.
 
     Raises:
-        WeightsError: see :mod:`defeat.detectors.weights`; or a checkpoint whose class names differ, or that
-            was trained with other settings in :data:`SILENT`.
+        WeightsError: see :mod:`defeat.detectors.loading`; or a checkpoint that was trained with other
+            settings in :data:`SILENT`.
     """
     detector = _build(model, len(classes) + 1)
     if backbone_weights and not weights:
         log.info("%s", load_backbone_weights(detector, backbone_weights, download=download))
     if not weights:
         return Detector(detector, None, False, None)
-    report, file = load_detector_weights(detector, weights, new_head=new_head, download=download)
+    report, file = load_detector_weights(
+        detector, weights, classes=classes, new_head=new_head, download=download
+    )
     log.info("%s", report)
-    if file.classes is not None and not new_head:
-        _check_classes(weights, file.classes, classes)
     if file.config is not None:
         _check_settings(weights, file.config, model)
-    path = Path(weights).expanduser()
+    path = weight_path(weights)
     whole = not report.missing and not report.mismatched
     return Detector(detector, weights, whole, sha256(path) if path.is_file() else None)
 
@@ -84,15 +85,6 @@ def _build(model: Callable[..., nn.Module], num_classes: int) -> nn.Module:
                 "torchvision ignores trainable_backbone_layers where it does not load the weights itself: "
                 "leave it out (all layers learn), or use a builder of this project"
             ) from warning
-
-
-def _check_classes(source: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
-    """Names, not counts: a detector of other or shuffled classes loads perfectly and is useless."""
-    for i, (a, b) in enumerate(zip(theirs, ours, strict=True)):
-        if a != b:
-            raise WeightsError(
-                f"{source} was trained on other classes: its class {i + 1} is {a!r}, this data's is {b!r}"
-            )
 
 
 def _check_settings(source: str, config: Mapping[str, Any], model: Callable[..., nn.Module]) -> None:

@@ -61,7 +61,7 @@ def _from_checkpoint(config: DictConfig) -> Evaluated:
     trained = OmegaConf.create(file.config or {})
     data = _data(config, trained, file.classes)
     detector = _detector(config, trained, data.classes)
-    load_detector_weights(detector.model, config.checkpoint, download=config.download)
+    load_detector_weights(detector.model, config.checkpoint, classes=data.classes, download=config.download)
     module = DetectionModule(detector.model, data.classes)
     annotations = data.read(config.split)
     keeper = KeepPredictions()

@@ -1,0 +1,125 @@
+"""Classification heads put into another order of classes, by name.
+
+A detector whose classes merely stand in another order computes the same thing: its outputs are the rows of a
+few tensors, and those can be selected. Everything here works on tensors, before they go into a model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from defeat.errors import WeightsError
+
+BACKGROUND = "__background__"
+
+UNUSED = "N/A"
+"""What torchvision calls COCO's 10 ids that stand for nothing."""
+
+HEADS = {
+    r"roi_heads\.box_predictor\.cls_score\.(weight|bias)": 1,
+    r"roi_heads\.box_predictor\.bbox_pred\.(weight|bias)": 4,  # the four sides of class 0, of class 1, ...
+    r"roi_heads\.mask_predictor\.mask_fcn_logits\.(weight|bias)": 1,
+    # One-stage heads: all classes of anchor 0, of anchor 1, ...
+    r"head\.classification_head\.cls_logits\.(weight|bias)": 1,  # RetinaNet, FCOS
+    r"head\.classification_head\.module_list\.\d+\.(1\.)?(weight|bias)": 1,  # SSD, SSDlite
+}
+"""Parameters of torchvision's detectors whose length follows from the number of classes, and how many values
+in a row each class has."""
+
+OTHER_CLASSES = (
+    "Use data of its classes, or, to train from these weights with a new head, set new_head=true beside them"
+)
+"""True of a teacher, of a student's start and of an evaluation alike."""
+
+
+def is_head(key: str) -> bool:
+    """Whether a parameter's length follows from the number of classes."""
+    return any(re.fullmatch(pattern, key) for pattern in HEADS)
+
+
+def order(outputs: Sequence[str], classes: Sequence[str], source: str) -> list[int] | None:
+    """Say for each output of a detector of ``classes`` which output of a source stands for it.
+
+    Args:
+        outputs: name of every output of the source, background first; unused ones are called ``N/A``.
+        classes: K names without background.
+        source: for messages.
+
+    Returns:
+        K + 1 positions in ``outputs``, or None where the sets of names differ.
+
+    Raises:
+        WeightsError: a name stands for two outputs, and the order differs.
+    """
+    if list(outputs[1:]) == list(classes):
+        return list(range(len(outputs)))
+    at = _meant(outputs, classes)
+    names = [outputs[i] for i in at]
+    if set(names) != set(classes):
+        return None
+    twice = [name for name, count in (Counter(names) | Counter(classes)).items() if count > 1]
+    if twice:
+        raise WeightsError(f"{source}: the class name {twice[0]!r} stands twice, so the order cannot be told")
+    where = dict(zip(names, at, strict=True))
+    return [0, *(where[name] for name in classes)]
+
+
+def _meant(outputs: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Positions of the outputs that stand for a class."""
+    nothing = {UNUSED, BACKGROUND} - set(classes)
+    return [i for i, name in enumerate(outputs) if i and name not in nothing]
+
+
+def difference(outputs: Sequence[str], classes: Sequence[str]) -> str:
+    """Which names two sets do not share, a few of each."""
+    theirs = [outputs[i] for i in _meant(outputs, classes)]
+    sides = (
+        ("only there", [name for name in theirs if name not in classes]),
+        ("only here", [name for name in classes if name not in theirs]),
+    )
+    return "; ".join(f"{side}: {_few(names)}" for side, names in sides if names)
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    more = len(names) - most
+    return ", ".join(map(repr, names[:most])) + (f" and {more} more" if more > 0 else "")
+
+
+def reorder(
+    tensors: Mapping[str, Tensor], rows: Sequence[int], outputs: int, source: str
+) -> dict[str, Tensor]:
+    """Select and permute the outputs of a head, so that output i is what output ``rows[i]`` was.
+
+    An output that is left out of a softmax head no longer takes part in its sum: where it stood for nothing,
+    as torchvision's ``N/A`` do, its share was learnt to be none.
+
+    Args:
+        tensors: of a whole detector.
+        rows: of the new head, as :func:`order` gives them.
+        outputs: of the present one.
+        source: for messages.
+
+    Raises:
+        WeightsError: no head that is known here, or one of another number of outputs.
+    """
+    heads = [key for key in tensors if is_head(key)]
+    if not heads:
+        raise WeightsError(
+            f"{source} has its classes in another order, and a head that is none of torchvision's: "
+            "give the data's classes in the order of these weights, +data.classes=[...]"
+        )
+    return {**tensors, **{key: _rows(key, tensors[key], rows, outputs, source) for key in heads}}
+
+
+def _rows(key: str, tensor: Tensor, rows: Sequence[int], outputs: int, source: str) -> Tensor:
+    values = next(values for pattern, values in HEADS.items() if re.fullmatch(pattern, key))
+    if len(tensor) % (outputs * values):
+        raise WeightsError(
+            f"{source} names {outputs} classes with background, but {key} has {len(tensor)} rows"
+        )
+    blocks: Tensor = tensor.unflatten(0, (-1, outputs, values))
+    return blocks[:, list(rows)].flatten(0, 2)
