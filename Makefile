@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-teacher test test-slow format lint types check clean
+.PHONY: help setup demo demo-teacher experiments-table test test-slow format lint types check clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(READY)  ## Make .venv and install everything
 
@@ -25,6 +25,9 @@ demo: $(READY)  ## Distil a detector on generated scenes and compare: table, pic
 
 demo-teacher: $(READY)  ## Train the demo's teacher anew and put its weights into the package (under an hour)
 	$(BIN)/python -m defeat.demo.teacher $(ARGS)
+
+experiments-table: $(READY)  ## Write docs/experiments.md from conf/experiment
+	$(BIN)/python tools/experiments_table.py
 
 test: $(READY)  ## Run the tests
 	$(BIN)/pytest -n 2 -m "not slow" $(ARGS)
