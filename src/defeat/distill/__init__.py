@@ -1,6 +1,6 @@
 """The method: masks, losses, adapters, schedules, and the distiller that puts them together."""
 
-from defeat.distill.adapters import conv3x3, conv3x3_relu
+from defeat.distill.adapters import conv3x3, conv3x3_relu, matching
 from defeat.distill.distiller import Distiller
 from defeat.distill.losses import Decoupled, decoupled_binary_kl, decoupled_feature_loss, decoupled_kl
 from defeat.distill.masks import (
@@ -15,6 +15,7 @@ from defeat.distill.masks import (
     shared_mask,
 )
 from defeat.distill.terms import AdaptedMaps, AnchorTerm, FeatureTerm, HeadTerm, Pair
+from defeat.distill.whole_map import WholeMapTerm, channel_loss, pearson_loss
 
 __all__ = [
     "AdaptedMaps",
@@ -25,8 +26,10 @@ __all__ = [
     "Grids",
     "HeadTerm",
     "Pair",
+    "WholeMapTerm",
     "box_cells",
     "box_level",
+    "channel_loss",
     "conv3x3",
     "conv3x3_relu",
     "decoupled_binary_kl",
@@ -35,7 +38,9 @@ __all__ = [
     "fine_grained_mask",
     "full_mask",
     "gaussian_mask",
+    "matching",
     "object_mask",
+    "pearson_loss",
     "random_mask",
     "shared_mask",
 ]

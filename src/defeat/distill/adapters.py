@@ -17,3 +17,10 @@ def conv3x3(student_channels: int, teacher_channels: int) -> nn.Module:
 def conv3x3_relu(student_channels: int, teacher_channels: int) -> nn.Module:
     """The same followed by a ReLU, for backbone stages, whose features are rectified too."""
     return nn.Sequential(conv3x3(student_channels, teacher_channels), nn.ReLU())
+
+
+def matching(student_channels: int, teacher_channels: int) -> nn.Module:
+    """Nothing where the channels agree, a 1x1 convolution where they do not: for losses free of scale."""
+    if student_channels == teacher_channels:
+        return nn.Identity()
+    return nn.Conv2d(student_channels, teacher_channels, 1)

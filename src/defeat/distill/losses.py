@@ -19,7 +19,8 @@ class Decoupled(NamedTuple):
     background: Tensor
 
 
-def _widen(x: Tensor) -> Tensor:
+def widen(x: Tensor) -> Tensor:
+    """At least float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -49,7 +50,7 @@ def decoupled_feature_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> De
             f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and mask "
             f"{tuple(mask.shape)} disagree"
         )
-    error = (_widen(student) - _widen(teacher)).square().sum(1)
+    error = (widen(student) - widen(teacher)).square().sum(1)
     inside = mask.to(error.dtype)
     outside = 1 - inside
     channels = student.shape[1]
@@ -142,7 +143,7 @@ def decoupled_binary_kl(
 
 
 def _binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    s, t = _widen(student) / temperature, _widen(teacher) / temperature
+    s, t = widen(student) / temperature, widen(teacher) / temperature
     # log sigmoid(-x) is log(1 - sigmoid(x)) without the cancellation.
     yes = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
     no = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
@@ -150,8 +151,8 @@ def _binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def _kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    log_p = F.log_softmax(_widen(student) / temperature, dim=1)
-    log_q = F.log_softmax(_widen(teacher) / temperature, dim=1)
+    log_p = F.log_softmax(widen(student) / temperature, dim=1)
+    log_q = F.log_softmax(widen(teacher) / temperature, dim=1)
     return temperature**2 * F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1)
 
 
