@@ -1,0 +1,93 @@
+"""``defeat-report``: runs compared over seeds, as tables, Markdown, CSV and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from defeat.errors import ConfigError, DefeatError
+
+EPILOG = """\
+RUN is a run folder (runs/NAME/TIME), or any folder with runs below it: that of a sweep, runs/NAME, or runs.
+Runs count by the last validation's detections.safetensors in their folder; neither the data set nor a
+checkpoint is read. All must have been validated on the same images.
+
+  defeat-report runs/scenes_plain runs/scenes
+  defeat-report runs/scenes/sweep_TIME runs/scenes_plain --baseline scenes_plain --output report
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong words as the other console scripts do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {self.prog} --help tells how it is used")
+
+
+def main() -> None:
+    """Entry point of the console script.
+
+    Errors that the user can mend end the process with status 1 and one line on standard error.
+    """
+    try:
+        run(_parser().parse_args())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except DefeatError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+def run(words: argparse.Namespace) -> None:
+    """Compare as the command line says."""
+    # Here, as they take seconds: --help and wrong words need none of them.
+    from defeat.quiet import quiet
+    from defeat.report import make_report
+
+    quiet()
+    make_report(words.runs, words.output, baseline=words.baseline, resamples=words.resamples, seed=words.seed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="defeat-report",
+        description=(
+            "Compare runs: COCO figures over seeds, differences to a baseline on the same images, AP by\n"
+            "size and by class, parameters and FLOPs, and what kinds of errors are made (TIDE)."
+        ),
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run, or a folder of runs")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="new folder for report.md, *.csv and *.png (default: reports/<date and time>)",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="LABEL",
+        help="group to compare with (default: the only one without a distiller, else the first)",
+    )
+    parser.add_argument(
+        "--resamples", type=_positive, default=1000, metavar="N", help="of the bootstrap (default: 1000)"
+    )
+    parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the bootstrap (default: 0)")
+    return parser
+
+
+def _natural(text: str) -> int:
+    """A whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if _natural(text) == 0:
+        raise argparse.ArgumentTypeError("at least one is needed")
+    return _natural(text)

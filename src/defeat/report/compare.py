@@ -1,0 +1,206 @@
+"""The figures of all groups."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from defeat.errors import DefeatError
+from defeat.evaluation.coco import coco_figures
+from defeat.report.bootstrap import FIGURES, Counts, draw_weights, resampled_figures
+from defeat.report.cost import Cost, student_cost
+from defeat.report.groups import Group
+from defeat.report.matching import match_classes
+from defeat.report.overlap import Floats
+from defeat.report.runs import Run
+from defeat.report.statistics import Estimate, of_resamples, over_seeds
+from defeat.report.tide import Errors, tide
+
+
+class RunFigures(NamedTuple):
+    """What one run reached."""
+
+    run: Run
+    coco: dict[str, float]
+    """The 12 figures."""
+    per_class: dict[str, float]
+    """Class name to AP."""
+    errors: Errors
+    resampled: Floats
+    """(R, 6) :data:`defeat.report.bootstrap.FIGURES` of each resample of the images."""
+
+
+class Difference(NamedTuple):
+    """How far a group is ahead of the baseline in one figure, the same images for both."""
+
+    estimate: Estimate
+    """Of the means over seeds, with the interval of the bootstrap over images."""
+    ahead: float
+    """Share of the resamples in which it is ahead."""
+
+
+class GroupFigures(NamedTuple):
+    """What a group of runs reached; intervals are over seeds unless said otherwise."""
+
+    group: Group
+    runs: list[RunFigures]
+    coco: dict[str, Estimate]
+    per_class: dict[str, Estimate]
+    gains: dict[str, Estimate]
+    """By kind of error: AP50 that correcting it would gain."""
+    counts: dict[str, Estimate]
+    """By kind of error."""
+    difference: dict[str, Difference] | None
+    """Of each of :data:`defeat.report.bootstrap.FIGURES`; None for the baseline."""
+    cost: Cost | None
+    """None where the student cannot be built or counted."""
+
+
+class Comparison(NamedTuple):
+    """All there is to report."""
+
+    groups: list[GroupFigures]
+    """The baseline first."""
+    baseline: Group
+    classes: tuple[str, ...]
+    objects: dict[str, int]
+    """Class name to ground truth boxes that are to be found."""
+    images: int
+    resamples: int
+    seed: int
+    """Of the resamples."""
+    warnings: list[str]
+
+
+def compare(
+    groups: Sequence[Group],
+    baseline: Group,
+    *,
+    resamples: int,
+    seed: int,
+    warnings: Sequence[str] = (),
+    done: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """Compute everything.
+
+    Args:
+        groups: runs with the same ground truth.
+        baseline: one of ``groups``.
+        resamples: how many.
+        seed: of the resamples.
+        warnings: what is to be said beside what is found here.
+        done: called after each run.
+    """
+    groups = [baseline, *(group for group in groups if group is not baseline)]
+    detections = baseline.runs[0].detections
+    weights = draw_weights(len(detections.images), resamples, seed)
+    figures: list[list[RunFigures]] = []
+    for group in groups:
+        figures.append([])
+        for run in group.runs:
+            figures[-1].append(_run_figures(run, weights))
+            done()
+    costs, uncounted = _costs(groups, detections.classes)
+    labels = np.concatenate(
+        [image.true_labels[~image.ignore].numpy() for image in detections.images.values()]
+    )
+    return Comparison(
+        groups=[
+            _group_figures(group, runs, None if group is baseline else figures[0], cost)
+            for group, runs, cost in zip(groups, figures, costs, strict=True)
+        ],
+        baseline=baseline,
+        classes=detections.classes,
+        objects={name: int((labels == i).sum()) for i, name in enumerate(detections.classes, start=1)},
+        images=len(detections.images),
+        resamples=resamples,
+        seed=seed,
+        warnings=[*warnings, *_unequal(groups), *uncounted],
+    )
+
+
+def _run_figures(run: Run, weights: Counts) -> RunFigures:
+    images, classes = list(run.detections.images.values()), run.detections.classes
+    coco, per_class = coco_figures(images, classes)
+    resampled = resampled_figures(match_classes(images, len(classes)), weights)
+    return RunFigures(run, coco, per_class, tide(images, len(classes)), resampled)
+
+
+def _group_figures(
+    group: Group, runs: list[RunFigures], baseline: list[RunFigures] | None, cost: Cost | None
+) -> GroupFigures:
+    return GroupFigures(
+        group=group,
+        runs=runs,
+        coco=_over_seeds([run.coco for run in runs]),
+        per_class=_over_seeds([run.per_class for run in runs]),
+        gains=_over_seeds([run.errors.gains for run in runs]),
+        counts=_over_seeds([run.errors.counts for run in runs]),
+        difference=None if baseline is None else _difference(runs, baseline),
+        cost=cost,
+    )
+
+
+def _over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
+    return {name: over_seeds([run[name] for run in runs]) for name in runs[0]}
+
+
+def _difference(runs: list[RunFigures], baseline: list[RunFigures]) -> dict[str, Difference]:
+    resampled = _mean_resampled(runs) - _mean_resampled(baseline)  # the same images in each row
+    differences = {}
+    for name, column in zip(FIGURES, resampled.T, strict=True):
+        ours, theirs = (over_seeds([run.coco[name] for run in of]).value for of in (runs, baseline))
+        numbers = column[~np.isnan(column)]
+        ahead = float((numbers > 0).mean()) if len(numbers) else np.nan
+        differences[name] = Difference(of_resamples(ours - theirs, column), ahead)
+    return differences
+
+
+def _mean_resampled(runs: Sequence[RunFigures]) -> Floats:
+    mean: Floats = np.mean([run.resampled for run in runs], axis=0)
+    return mean
+
+
+def _costs(groups: Sequence[Group], classes: Sequence[str]) -> tuple[list[Cost | None], list[str]]:
+    costs: dict[str, Cost | None] = {}  # by configuration: most groups have the same student
+    warnings = []
+    nodes = [json.dumps(group.config["student"], sort_keys=True) for group in groups]
+    for group, node in zip(groups, nodes, strict=True):
+        if node in costs:
+            continue
+        try:
+            costs[node] = student_cost(group.config["student"], classes)
+        except DefeatError as error:
+            costs[node] = None
+            warnings.append(f"{group.label}: parameters and FLOPs are unknown: {error}")
+    return [costs[node] for node in nodes], warnings
+
+
+def _unequal(groups: Sequence[Group]) -> list[str]:
+    """In what the comparison is not one of equals."""
+    warnings = []
+    if len({tuple(group.steps) for group in groups}) > 1 or any(len(group.steps) > 1 for group in groups):
+        warnings.append(
+            f"trained for different numbers of steps: {_list({g.label: g.steps for g in groups})}"
+        )
+    if len({tuple(group.seeds) for group in groups}) > 1:
+        warnings.append(f"trained with different seeds: {_list({g.label: g.seeds for g in groups})}")
+    alone = [group.label for group in groups if len(group.runs) == 1]
+    if alone:
+        warnings.append(
+            f"only one seed, so there is no interval over seeds, and a difference may be due to the seed: "
+            f"{'; '.join(alone)}"
+        )
+    data = {run.training_data for group in groups for run in group.runs} - {None}
+    if len(data) > 1:
+        warnings.append(
+            "not all runs were trained on the same images and boxes (data.json, splits.train.sha256)"
+        )
+    return warnings
+
+
+def _list(numbers: Mapping[str, Sequence[int]]) -> str:
+    return "; ".join(f"{label}: {', '.join(map(str, values))}" for label, values in numbers.items())

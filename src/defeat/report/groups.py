@@ -1,0 +1,183 @@
+"""Which runs are the same experiment with other seeds, and what tells the experiments apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from defeat.errors import ConfigError
+from defeat.report.runs import Run
+
+_ASIDE = {
+    "seed",
+    "data.seed",  # a copy of it
+    "run_dir",
+    "output_root",
+    "ckpt_path",
+    "data.root",
+    "data.num_workers",
+    "data.pin_memory",
+    "download",
+    "student.download",
+    "teacher.download",
+    "logger",
+    "measure",
+    "callbacks.progress",
+    "optimized_metric",
+}
+"""Keys that say where, with which seed and how watched an experiment is run, not what it is."""
+
+_ABSENT = "absent"
+
+
+class Group(NamedTuple):
+    """Runs of one experiment that differ in the seed alone, in the order of their seeds."""
+
+    label: str
+    runs: list[Run]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Of its first run."""
+        return self.runs[0].config
+
+    @property
+    def seeds(self) -> list[int]:
+        """In ascending order."""
+        return [run.seed for run in self.runs]
+
+    @property
+    def steps(self) -> list[int]:
+        """For how many steps its runs were trained, each number once."""
+        return sorted({run.detections.step for run in self.runs})
+
+
+class Difference(NamedTuple):
+    """A key whose value is not the same in all configurations."""
+
+    key: str
+    values: list[str]
+    """One for each configuration, as text."""
+
+
+def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
+    """Put runs of equal configuration together, in the order in which they come.
+
+    Of runs of one group that have the same seed only one counts, the one trained furthest, of equals the
+    newest: they are no independent samples, and would make an interval look narrower than it is.
+
+    Returns:
+        The groups, and a warning for each group that had such repeats.
+    """
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        members.setdefault(json.dumps(_essence(run.config), sort_keys=True), []).append(run)
+    groups, warnings = [], []
+    for label, group in zip(_labels([group[0] for group in members.values()]), members.values(), strict=True):
+        kept, repeats = _without_repeats(group)
+        groups.append(Group(label, kept))
+        if repeats:
+            names = ", ".join(str(run.folder) for run in repeats)
+            warnings.append(f"{label}: left out, as newer runs have the same seeds: {names}")
+    return groups, warnings
+
+
+def choose_baseline(groups: Sequence[Group], label: str | None = None) -> Group:
+    """Find the group that the others are compared with.
+
+    Args:
+        label: of the group, or its name where no other group has it; None chooses the only group without a
+            distiller, else the first.
+
+    Raises:
+        ConfigError: there is no such group, or several have that name.
+    """
+    if label is None:
+        plain = [group for group in groups if group.config["distiller"] is None]
+        return plain[0] if len(plain) == 1 else groups[0]
+    exact = [group for group in groups if group.label == label]
+    found = exact or [group for group in groups if group.runs[0].name == label]
+    if len(found) == 1:
+        return found[0]
+    labels = ", ".join(repr(group.label) for group in groups)
+    problem = "several groups are called so" if found else "no such group"
+    raise ConfigError(f"--baseline {label}: {problem}; there are {labels}")
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[Difference]:
+    """List the keys in which configurations differ, leaving aside places, seeds and names.
+
+    Where one has a group of keys and another has none, the group is one key.
+    """
+    essences = [_essence(config) for config in configs]
+    for essence in essences:
+        del essence["name"]
+    return list(_differences(essences))
+
+
+def _essence(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without what does not make the experiment."""
+    stripped: dict[str, Any] = _strip(config, str(config["run_dir"]))
+    return stripped
+
+
+def _strip(node: Any, run_dir: str, prefix: str = "") -> Any:
+    if isinstance(node, Mapping):
+        kept = {key: f"{prefix}{key}" for key in node if f"{prefix}{key}" not in _ASIDE}
+        return {str(key): _strip(node[key], run_dir, f"{path}.") for key, path in kept.items()}
+    if isinstance(node, list):
+        return [_strip(item, run_dir, f"{prefix}{i}.") for i, item in enumerate(node)]
+    if isinstance(node, str) and f"{node}/".startswith(f"{run_dir}/"):
+        return f"${{run_dir}}{node.removeprefix(run_dir)}"
+    return node
+
+
+def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """The runs that count, by seed, and the others."""
+    best: dict[tuple[int, str], Run] = {}
+    for run in sorted(runs, key=lambda run: (run.detections.step, run.written)):
+        best[run.seed, str(run.config["data"].get("seed"))] = run
+    kept = sorted(best.values(), key=lambda run: run.seed)
+    return kept, [run for run in runs if not any(run is one for one in kept)]
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The name of each, with the keys that tell it from others of that name."""
+    labels = [run.name for run in runs]
+    for name in dict.fromkeys(labels):
+        places = [i for i, run in enumerate(runs) if run.name == name]
+        if len(places) > 1:
+            found = _telling(differences([runs[i].config for i in places]), len(places))
+            for n, i in enumerate(places):
+                settings = ", ".join(f"{difference.key}={difference.values[n]}" for difference in found)
+                labels[i] = f"{name} [{settings}]"
+    return labels
+
+
+def _telling(found: Sequence[Difference], groups: int) -> list[Difference]:
+    """The fewest keys, greedily, whose values differ between any two of the groups."""
+    chosen: list[Difference] = []
+
+    def told_apart(keys: Sequence[Difference]) -> int:
+        return len({tuple(key.values[n] for key in keys) for n in range(groups)})
+
+    while told_apart(chosen) < groups:
+        chosen.append(max(found, key=lambda key: told_apart([*chosen, key])))
+    return sorted(chosen, key=list(found).index)
+
+
+def _differences(nodes: Sequence[Any], prefix: str = "") -> Iterator[Difference]:
+    if all(isinstance(node, Mapping) for node in nodes):
+        for key in dict.fromkeys(key for node in nodes for key in node):
+            path = f"{prefix}.{key}" if prefix else key
+            yield from _differences([node.get(key, _ABSENT) for node in nodes], path)
+    elif any(node != nodes[0] for node in nodes):
+        yield Difference(prefix, [_text(node) for node in nodes])
+
+
+def _text(value: Any) -> str:
+    """A value as the command line has it; of a group of keys its target's name."""
+    if isinstance(value, Mapping):
+        return str(value.get("_target_", "{...}")).rpartition(".")[2]
+    return value if isinstance(value, str) else json.dumps(value)

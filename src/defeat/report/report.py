@@ -1,0 +1,85 @@
+"""A comparison of runs from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from defeat.errors import ConfigError
+from defeat.report.compare import Comparison, compare
+from defeat.report.files import write_csv
+from defeat.report.groups import choose_baseline, group_runs
+from defeat.report.markdown import markdown
+from defeat.report.plots import plot_differences, plot_errors, plot_figures
+from defeat.report.runs import check_same_truth, find_runs
+from defeat.report.terminal import print_report
+
+
+def make_report(
+    paths: Sequence[Path],
+    output: Path | None = None,
+    *,
+    baseline: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    console: Console | None = None,
+) -> Comparison:
+    """Compare runs: print tables, and write report.md, CSV files and pictures into a folder.
+
+    Args:
+        paths: run folders, or folders with runs below them.
+        output: a folder that does not exist or is empty; None makes ``reports/<time>``.
+        baseline: label of the group that the others are compared with, see
+            :func:`defeat.report.groups.choose_baseline`.
+        resamples: of the bootstrap over images.
+        seed: of the bootstrap.
+        console: where to print.
+
+    Raises:
+        DefeatError: there is nothing to compare, or runs that cannot be compared; no such baseline; the
+            output folder has files in it.
+    """
+    console = console or Console()
+    output = output or Path("reports", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    _check_output(output)
+    runs, warnings = find_runs(paths)
+    check_same_truth(runs)
+    groups, repeats = group_runs(runs)
+    chosen = choose_baseline(groups, baseline)
+    terminal = Console(stderr=True)
+    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+        task = progress.add_task("runs", total=sum(len(group.runs) for group in groups))
+        comparison = compare(
+            groups,
+            chosen,
+            resamples=resamples,
+            seed=seed,
+            warnings=[*warnings, *repeats],
+            done=lambda: progress.advance(task),
+        )
+    print_report(comparison, console)
+    _write(comparison, output)
+    console.print(f"written to   {output}", soft_wrap=True, highlight=False, markup=False)
+    return comparison
+
+
+def _check_output(folder: Path) -> None:
+    """Before anything is computed: what is there is not overwritten."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--output {folder}: there are files already; name a new folder")
+
+
+def _write(comparison: Comparison, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [("AP", "ap.png"), ("Errors", "errors.png")]
+    plot_figures(comparison, folder / "ap.png")
+    plot_errors(comparison, folder / "errors.png")
+    if len(comparison.groups) > 1:
+        plot_differences(comparison, folder / "difference.png")
+        pictures.insert(1, ("Difference to the baseline", "difference.png"))
+    write_csv(comparison, folder)
+    (folder / "report.md").write_text(markdown(comparison, pictures), encoding="utf-8")

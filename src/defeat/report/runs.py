@@ -1,0 +1,164 @@
+"""Finding runs and reading what they left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from defeat.errors import DataError
+from defeat.evaluation.detections import FILE_NAME, Detections, read_detections
+from defeat.evaluation.image_result import ImageResult
+
+CONFIG = "config.yaml"
+_KEYS = ("name", "seed", "run_dir", "student", "distiller", "data")
+_MEND = "runs of this version write it at every validation, so train it again or let it go on (ckpt_path)"
+
+
+class Run(NamedTuple):
+    """A training run."""
+
+    folder: Path
+    config: dict[str, Any]
+    """Whole, with all interpolations resolved."""
+    detections: Detections
+    """Of the last validation."""
+    written: float
+    """When they were written, seconds."""
+    training_data: str | None
+    """Fingerprint of the training split; None where the run does not say."""
+
+    @property
+    def name(self) -> str:
+        """What the experiment is called."""
+        return str(self.config["name"])
+
+    @property
+    def seed(self) -> int:
+        """Of initial weights, order and augmentation."""
+        return int(self.config["seed"])
+
+
+def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Read the runs that are, or lie below, ``paths``; each once, in the order of the paths.
+
+    Returns:
+        The runs, and a warning where runs in a searched folder hold no detections.
+
+    Raises:
+        DataError: a path is no folder or there is no run with detections below it; or a run's files cannot be
+            read.
+    """
+    runs: dict[Path, Run] = {}
+    without: dict[Path, None] = {}
+    for path in paths:
+        folders = list(_run_folders(path))
+        found = [folder for folder in folders if (folder / FILE_NAME).is_file()]
+        if not found:
+            raise DataError(_nothing(path, folders))
+        without.update(dict.fromkeys(folder for folder in folders if folder not in found))
+        for folder in found:
+            if folder.resolve() not in runs:
+                runs[folder.resolve()] = _read(folder)
+    names = ", ".join(map(str, without))
+    warnings = [f"left out, as they hold no {FILE_NAME} (unfinished?): {names}"] if without else []
+    return list(runs.values()), warnings
+
+
+def check_same_truth(runs: Sequence[Run]) -> None:
+    """Refuse runs that were not measured by the same ground truth.
+
+    Raises:
+        DataError: names two runs and says in what they differ.
+    """
+    first = runs[0]
+    if not first.detections.images:
+        raise DataError(f"{first.folder}: its validation saw no image")
+    for run in runs[1:]:
+        if differ := _differ(first.detections, run.detections):
+            raise DataError(
+                f"{first.folder} and {run.folder} were validated on different {differ}: only runs with the "
+                "same ground truth can be compared"
+            )
+
+
+def _run_folders(path: Path) -> Iterator[Path]:
+    """Folders with a configuration, those of a sweep in the order of its jobs."""
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder")
+    for folder, below, files in os.walk(path):
+        if CONFIG in files:
+            yield Path(folder)
+            below.clear()
+        # Hydra keeps configurations of its own in hidden folders.
+        below[:] = sorted((name for name in below if not name.startswith(".")), key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key by which 2 stands before 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _nothing(path: Path, folders: Sequence[Path]) -> str:
+    if not folders:
+        return (
+            f"{path}: neither a run folder nor one with runs below it (a run holds {CONFIG} and {FILE_NAME})"
+        )
+    if folders == [path]:
+        return f"{path}: this run holds no {FILE_NAME}; {_MEND}"
+    return f"{path}: none of the {len(folders)} runs below it holds {FILE_NAME}; {_MEND}"
+
+
+def _read(folder: Path) -> Run:
+    path = folder / FILE_NAME
+    return Run(
+        folder, _config(folder / CONFIG), read_detections(path), path.stat().st_mtime, _training_data(folder)
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    missing = [key for key in _KEYS if not isinstance(config, Mapping) or key not in config]
+    if missing:
+        raise DataError(f"{path}: not the configuration of a run, as it lacks {', '.join(missing)}")
+    read = cast(dict[str, Any], config)
+    if not isinstance(read["seed"], int) or not isinstance(read["data"], Mapping):
+        raise DataError(
+            f"{path}: not the configuration of a run: seed is {read['seed']!r}, data {read['data']!r}"
+        )
+    return read
+
+
+def _training_data(folder: Path) -> str | None:
+    """Fingerprint in data.json, if there is one: it only serves a warning."""
+    try:
+        content = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        return str(content["splits"]["train"]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _differ(ours: Detections, theirs: Detections) -> str | None:
+    if ours.classes != theirs.classes:
+        return f"classes ({', '.join(ours.classes)}; {', '.join(theirs.classes)})"
+    if ours.images.keys() != theirs.images.keys():
+        return f"images ({len(ours.images)}; {len(theirs.images)})"
+    for index, image in ours.images.items():
+        if not _same_truth(image, theirs.images[index]):
+            return f"boxes (first at image {index})"
+    return None
+
+
+def _same_truth(ours: ImageResult, theirs: ImageResult) -> bool:
+    fields = ("true_boxes", "true_labels", "ignore", "area")
+    return all(getattr(ours, name).equal(getattr(theirs, name)) for name in fields)

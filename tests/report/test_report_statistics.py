@@ -1,0 +1,40 @@
+import math
+
+import numpy as np
+import pytest
+
+from defeat.report.statistics import of_resamples, over_seeds, student_t
+
+# Two-sided 95 % points of Student's t, as in any table of it (NIST/SEMATECH e-Handbook, 1.3.6.7.2).
+TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 29: 2.045, 100: 1.984}
+
+
+@pytest.mark.parametrize(("freedom", "bound"), TABLE.items())
+def test_students_t_is_that_of_the_tables(freedom, bound):
+    assert student_t(freedom) == pytest.approx(bound, abs=6e-4)
+
+
+def test_students_t_holds_the_share_of_simulated_samples():
+    samples = np.random.default_rng(0).standard_t(3, 200_000)
+    assert (abs(samples) <= student_t(3, 0.9)).mean() == pytest.approx(0.9, abs=0.003)
+
+
+def test_the_interval_over_seeds_holds_the_mean_95_times_in_100():
+    draws = np.random.default_rng(1).normal(0.3, 0.02, (4000, 3))
+    estimates = [over_seeds(row.tolist()) for row in draws]
+    assert np.mean([e.low <= 0.3 <= e.high for e in estimates]) == pytest.approx(0.95, abs=0.012)
+    assert estimates[0].value == pytest.approx(draws[0].mean())
+
+
+def test_one_seed_has_no_interval():
+    estimate = over_seeds([0.25])
+    assert estimate.value == 0.25
+    assert math.isnan(estimate.low)
+    assert math.isnan(estimate.high)
+    assert math.isnan(over_seeds([0.2, math.nan]).value)
+
+
+def test_percentiles_leave_out_resamples_without_a_figure():
+    values = np.append(np.arange(1001) / 1000, np.nan)
+    assert of_resamples(0.4, values) == pytest.approx((0.4, 0.025, 0.975))
+    assert math.isnan(of_resamples(0.4, np.full(3, np.nan)).low)
