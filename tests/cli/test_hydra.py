@@ -17,12 +17,12 @@ from tiny import tiny, tiny_teacher
         (
             "defeat-train",
             ["defeat-train +experiment=NAME [KEY=VALUE ...]", "ckpt_path=last", "distiller.terms.neck"],
-            ["data: bccd, coco, scenes, voc0712", "scenes, scenes_plain, scenes_teacher", "distiller: "],
+            ["data: bccd, coco, scenes, voc0712", "scenes_plain, scenes_tadf, scenes_teacher", "distiller: "],
         ),
         (
             "defeat-eval",
             ["defeat-eval checkpoint=runs/x/checkpoints/best.ckpt", "defeat-eval results=results.json"],
-            ["data: bccd, coco, scenes, voc0712", "detector: frcnn, "],
+            ["data: bccd, coco, scenes, voc0712", "detector: fcos, ", "frcnn, "],
         ),
         ("defeat-demo", ["defeat-demo [KEY=VALUE ...]", "teacher=train"], []),
     ],

@@ -63,19 +63,19 @@ def coco_figures(
 
 
 def _detections(image: ImageResult) -> dict[str, Tensor]:
-    return {"boxes": _xywh(image.boxes), "scores": image.scores, "labels": image.labels}
+    return {"boxes": xywh(image.boxes), "scores": image.scores, "labels": image.labels}
 
 
 def _truth(image: ImageResult) -> dict[str, Tensor]:
     return {
-        "boxes": _xywh(image.true_boxes),
+        "boxes": xywh(image.true_boxes),
         "labels": image.true_labels,
         "iscrowd": image.ignore.long(),
         "area": image.area.clamp_min(_SMALLEST_AREA),
     }
 
 
-def _xywh(boxes: Tensor) -> Tensor:
+def xywh(boxes: Tensor) -> Tensor:
     """Turn (N, 4) xyxy into xywh as the annotation file gave it.
 
     In binary, x + width - x is not quite the width. Rounding to a millionth of a pixel, far below what

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defeat.evaluation.image_result import ImageResult
-from defeat.report.overlap import Bools, Floats, overlaps, xywh
+from defeat.report.overlap import Bools, Floats, as_numpy, overlaps
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREAS = ("all", "small", "medium", "large")
@@ -50,7 +50,7 @@ def match_classes(images: Sequence[ImageResult], classes: int) -> list[ClassMatc
     parts: list[list[_Part]] = [[] for _ in range(classes)]
     positives = np.zeros((classes, len(images), len(AREAS)), dtype=np.int64)
     for place, image in enumerate(images):
-        found, true = xywh(image.boxes), xywh(image.true_boxes)
+        found, true = as_numpy(image.boxes), as_numpy(image.true_boxes)
         labels, true_labels = image.labels.numpy(), image.true_labels.numpy()
         scores, crowd, area = image.scores.numpy(), image.ignore.numpy(), image.area.numpy()
         best_first = np.argsort(-scores, kind="stable")

@@ -5,22 +5,18 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from defeat.evaluation.coco import xywh
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-def xywh(boxes: Tensor) -> Floats:
-    """Turn (N, 4) float64 xyxy into xywh, rounded as :mod:`defeat.evaluation.coco` does.
-
-    An overlap that equals a threshold must fall on the same side here and there.
-    """
-    corner = boxes[:, :2]
-    turned = torch.cat([corner, (boxes[:, 2:] - corner).round(decimals=6)], dim=1)
-    return cast(Floats, turned.numpy())
+def as_numpy(boxes: Tensor) -> Floats:
+    """(N, 4) float64 xyxy as xywh: an overlap that equals a threshold must fall on the same side as there."""
+    return cast(Floats, xywh(boxes).numpy())
 
 
 def overlaps(found: Floats, true: Floats, crowd: Bools) -> Floats:

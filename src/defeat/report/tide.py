@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defeat.evaluation.image_result import ImageResult
-from defeat.report.overlap import Bools, Floats, overlaps, xywh
+from defeat.report.overlap import Bools, Floats, as_numpy, overlaps
 from defeat.report.precision import average_precision
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
@@ -112,8 +112,9 @@ def tide(images: Sequence[ImageResult], classes: int) -> Errors:
 def sort_errors(image: ImageResult, classes: int) -> Sorted:
     """Match the detections of one image and sort those that are no hits, and the ground truth, into kinds."""
     order = np.argsort(-image.scores.numpy(), kind="stable")[:_MAX_DETECTIONS]
-    boxes, labels = xywh(image.boxes)[order], image.labels.numpy()[order]
-    true_boxes, true_labels, crowd = xywh(image.true_boxes), image.true_labels.numpy(), image.ignore.numpy()
+    boxes, labels = as_numpy(image.boxes)[order], image.labels.numpy()[order]
+    true_boxes, true_labels = as_numpy(image.true_boxes), image.true_labels.numpy()
+    crowd = image.ignore.numpy()
     on_crowd = overlaps(boxes, true_boxes[crowd], crowd[crowd]) > FOREGROUND
     on_crowd = (on_crowd & (labels[:, None] == true_labels[crowd])).any(axis=1)
 
