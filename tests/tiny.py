@@ -15,8 +15,9 @@ DETECTOR = [
 ]
 
 
-def tiny(run_dir: Path, scenes: Path, *more: str, steps: int = 2) -> list[str]:
+def tiny(run_dir: Path, scenes: Path, *more: str, steps: int = 2, measured: bool = False) -> list[str]:
     """Overrides for +experiment=scenes_* : 64 px, 8 training and 4 validation images, 2 steps."""
+    measure = ["measure.batches=2", "measure.adapter_steps=5"] if measured else ["measure=null"]
     return [
         f"run_dir={run_dir}",
         f"data.root={scenes}",
@@ -30,6 +31,7 @@ def tiny(run_dir: Path, scenes: Path, *more: str, steps: int = 2) -> list[str]:
         "trainer.val_check_interval=2",
         "trainer.log_every_n_steps=1",
         "callbacks.progress=null",
+        *measure,
         *more,
     ]
 

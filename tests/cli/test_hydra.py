@@ -59,7 +59,7 @@ def test_a_sweep_files_one_run_per_value(script: Run, scenes: Path, teacher: Pat
     ]
     ended = script("defeat-train", *sweep)
     assert ended.status == 0
-    folder = only(tmp_path / "swept" / "scenes")
+    folder = only(tmp_path / "swept" / "sweeps")
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["0", "1"]
     losses = []
     for run, weight in (("0", 1), ("1", 2)):
@@ -80,7 +80,7 @@ def test_a_sweep_names_the_job_that_failed(script: Run, scenes: Path, tmp_path: 
     assert "'data.repeat=0'" in job
     assert line == "error: repeat must be at least 1, got 0"
     assert "Traceback" not in ended.err + ended.out
-    folder = only(tmp_path / "runs" / "scenes_plain")
+    folder = only(tmp_path / "runs" / "sweeps")
     assert (folder / "0" / "checkpoints" / "last.ckpt").is_file()
 
 

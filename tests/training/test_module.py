@@ -82,7 +82,7 @@ def test_the_teacher_is_bit_identical_after_training_and_student_and_adapters_ar
     assert not torch.equal(
         after["student.backbone.body.conv1.weight"], before["student.backbone.body.conv1.weight"]
     )
-    adapter = "distiller.terms.neck.adapters.4.weight"
+    adapter = "distiller.terms.neck.adapters.layers.4.weight"
     assert not torch.equal(after[adapter], before[adapter])
 
 
@@ -121,7 +121,7 @@ def test_any_other_missing_key_is_still_an_error(tmp_path: Path) -> None:
     trainer = fit(made, tmp_path)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     content = torch.load(tmp_path / "x.ckpt", weights_only=True)
-    del content["state_dict"]["distiller.terms.neck.adapters.4.weight"]
+    del content["state_dict"]["distiller.terms.neck.adapters.layers.4.weight"]
     made.on_load_checkpoint(content)
     with pytest.raises(RuntimeError, match=r"Missing key.*adapters\.4\.weight"):
         made.load_state_dict(content["state_dict"], strict=True)

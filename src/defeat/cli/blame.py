@@ -30,6 +30,9 @@ KINDS = {
 NAMES = {str: r"str|string|literal", float: r"float", list: r"list|ListConfig", type(None): r"None|NoneType"}
 """What the libraries' messages call the types that are given by mistake."""
 
+OPTIONAL = ("callbacks", "distiller", "logger", "measure", "teacher")
+"""What null leaves out, rather than being a mistake."""
+
 
 def parse(words: Sequence[str]) -> Iterator[tuple[str, Override]]:
     """Words of the command line that are overrides, each with what Hydra understands by it."""
@@ -86,7 +89,8 @@ def _differ(override: Override, default: Any) -> bool:
     if isinstance(default, float):
         return isinstance(value, str | list | None)
     # Deeper, such as in callbacks.progress=null, it is how parts are left out.
-    return value is None and default is not None and "." not in override.key_or_group
+    key = override.key_or_group
+    return value is None and default is not None and "." not in key and key not in OPTIONAL
 
 
 def _is_about_arguments(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ Runs count by the last validation's detections.safetensors in their folder; neit
 checkpoint is read. All must have been validated on the same images.
 
   defeat-report runs/scenes_plain runs/scenes
-  defeat-report runs/scenes/sweep_TIME runs/scenes_plain --baseline scenes_plain --output report
+  defeat-report runs/sweeps/TIME --baseline scenes_plain --output report
 """
 
 

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+import math
+from collections.abc import Callable, Container, Mapping
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from defeat.detectors.capture import Anatomy, Captured, Level, capture, examine
 from defeat.distill.schedules import Schedule, constant
-from defeat.distill.terms import Pair, Parts
+from defeat.distill.terms import AdaptedMaps, Maps, Pair, Parts
 from defeat.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 TermFactory = Callable[[Anatomy, Anatomy], nn.Module]
+
+
+class Reach(NamedTuple):
+    """Through which of the student's maps a loss acts."""
+
+    maps: Maps
+    strides: tuple[int, ...]
+    """Of the levels that it compares; all levels where it compares something behind the maps."""
+
+
+class _Source(NamedTuple):
+    """Where a loss comes from."""
+
+    term: str
+    weight: str
+    """Attribute of the term."""
 
 
 class Distiller(nn.Module):
@@ -30,10 +47,15 @@ class Distiller(nn.Module):
         terms: builders by name, see :mod:`defeat.distill.terms`; the losses are called after term and part,
             such as ``neck_object``. None entries are left out, so that a config can switch one off.
         schedule: factor on all terms as a function of training progress.
+        balance: None for the weights that the terms have. ``gradient`` asks the training to set them once at
+            its start, see :mod:`defeat.training.balance`; the distiller itself only keeps the wish.
+        share: what each loss is then to have: the norm of its gradient at the maps it acts through, as a
+            share of that of the student's own detection loss.
+        shares: others than ``share``, by the loss's name.
 
     Raises:
-        ConfigError: no terms, terms that do not fit these detectors, or detectors that normalise pixels
-            differently (one of them would see another image).
+        ConfigError: no terms, terms that do not fit these detectors, detectors that normalise pixels
+            differently (one of them would see another image), or a ``balance`` or share that makes no sense.
     """
 
     def __init__(
@@ -43,6 +65,9 @@ class Distiller(nn.Module):
         *,
         terms: Mapping[str, TermFactory | None],
         schedule: Schedule = constant,
+        balance: Literal["gradient"] | None = None,
+        share: float = 1.0,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         _check_normalisation(student, teacher)
@@ -51,7 +76,34 @@ class Distiller(nn.Module):
         if not self.terms:
             raise ConfigError("the distiller has no terms: choose one, such as distiller=defeat")
         self.schedule = schedule
+        self._sources = {
+            _loss_name(name, weight.removesuffix("weight").removesuffix("_")): _Source(name, weight)
+            for name, term in self.terms.items()
+            for weight in _weights(term)
+        }
+        self.reach = {name: _reach(self.terms[source.term], ours) for name, source in self._sources.items()}
+        self.balance = balance
+        self.shares = dict.fromkeys(self._sources, share) | dict(shares or {})
+        _check_balance(balance, self.shares, list(self._sources))
         _report_levels(ours.neck, theirs.neck)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every loss by the loss's name; a weight of 0 is no loss."""
+        return {
+            name: getattr(self.terms[source.term], source.weight) for name, source in self._sources.items()
+        }
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Change the weights of losses, given by name."""
+        for name, value in weights.items():
+            source = self._sources[name]
+            setattr(self.terms[source.term], source.weight, value)
+
+    def key(self, name: str) -> str:
+        """The configuration's key of a loss's weight, from ``distiller`` on."""
+        source = self._sources[name]
+        return f"distiller.terms.{source.term}.{source.weight}"
 
     def forward(
         self, student: nn.Module, teacher: nn.Module, seen: Captured, progress: float
@@ -79,15 +131,52 @@ class Distiller(nn.Module):
         Returns:
             Scalars or (L,) vectors by name; the loss is their sum.
         """
+        return self.compare(self.observe(student, teacher, seen))
+
+    def observe(self, student: nn.Module, teacher: nn.Module, seen: Captured) -> Pair:
+        """Let the teacher look at what the student saw. Arguments as for :meth:`forward`."""
         # no_grad rather than inference_mode: the student's backward must save the teacher's tensors.
         with torch.no_grad(), capture(teacher) as taught:
             cast(Any, teacher).backbone(seen.images)
-        pair = Pair(student, teacher, seen, taught)
+        return Pair(student, teacher, seen, taught)
+
+    def compare(self, pair: Pair, terms: Container[str] | None = None) -> dict[str, Tensor]:
+        """The losses of :meth:`parts` for a batch that both have looked at; of some terms alone, if given."""
         losses: dict[str, Tensor] = {}
         for name, term in self.terms.items():
-            for part, value in cast(Parts, term(pair)).items():
-                losses[f"{name}_{part}" if part else name] = value
+            if terms is None or name in terms:
+                parts = cast(Parts, term(pair))
+                losses |= {_loss_name(name, part): value for part, value in parts.items()}
         return losses
+
+
+def _loss_name(term: str, part: str) -> str:
+    return f"{term}_{part}" if part else term
+
+
+def _weights(term: nn.Module) -> list[str]:
+    """Names of the attributes that are weights of losses, see :mod:`defeat.distill.terms`."""
+    named = (name for name in vars(term) if name == "weight" or name.endswith("_weight"))
+    return [name for name in named if getattr(term, name) > 0]
+
+
+def _reach(term: nn.Module, student: Anatomy) -> Reach:
+    maps: Maps = getattr(term, "maps", "neck")
+    levels = [s for m in term.modules() if isinstance(m, AdaptedMaps) and m.maps == maps for s, _ in m.levels]
+    return Reach(maps, tuple(level.stride for level in levels or getattr(student, maps)))
+
+
+def _check_balance(balance: str | None, shares: Mapping[str, float], names: list[str]) -> None:
+    if balance not in (None, "gradient"):
+        raise ConfigError(f"distiller.balance must be null or gradient, got {balance!r}")
+    for name, share in shares.items():
+        if name not in names:
+            raise ConfigError(f"distiller.shares: there is no loss {name!r}, only {', '.join(names)}")
+        if not 0 < share < math.inf:
+            raise ConfigError(
+                f"distiller: the share of {name} must be positive, got {share}; "
+                "a loss is left out by a weight of 0"
+            )
 
 
 def _check_normalisation(student: nn.Module, teacher: nn.Module) -> None:

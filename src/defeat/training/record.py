@@ -31,10 +31,15 @@ PACKAGES = (
 
 def write_record(run_dir: Path, config: DictConfig, data: DetectionDataModule) -> None:
     """Write config.yaml (resolved), environment.json and data.json into a run folder."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    write_config(run_dir, config)
     _write_json(run_dir / "environment.json", environment())
     _write_json(run_dir / "data.json", describe_data(data))
+
+
+def write_config(run_dir: Path, config: DictConfig) -> None:
+    """Write config.yaml (resolved) into a run folder."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
 
 
 def environment() -> dict[str, Any]:

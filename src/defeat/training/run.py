@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from defeat.config import build, to_plain
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
-from defeat.distill import Distiller, HeadTerm
+from defeat.distill import AnchorTerm, Distiller, HeadTerm
 from defeat.errors import ConfigError
 from defeat.evaluation import Evaluation
+from defeat.training.balance import changed_weights, checkpoint_weights, fix_weights
+from defeat.training.gradients import MeasureGradients
 from defeat.training.module import DetectionModule
-from defeat.training.record import write_record
+from defeat.training.record import write_config, write_record
 from defeat.training.resume import find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -41,7 +45,7 @@ class Outcome(NamedTuple):
     evaluation: Evaluation | None
     """Of the last validation."""
     seconds: float
-    """Wall time of the fit, validation included."""
+    """Wall time of the fit, validation included, without the measurement of gradients before it."""
     steps: int
     parameters: int
     """Of the student, frozen ones included."""
@@ -57,13 +61,22 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     Raises:
         DefeatError: anything in the configuration or the files it names that the user can mend.
     """
+    config = copy.deepcopy(config)  # weights may be written into it
     _check_teacher(config)
     checkpoint = find_checkpoint(config.ckpt_path, Path(config.output_root) / config.name)
+    if checkpoint and config.distiller is not None:
+        _keep_weights(config, checkpoint)
+    _check_measure(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: DetectionDataModule = build(config.data)
     data.setup("fit")
     student: Detector = build(config.student, classes=list(data.classes))
     teacher, distiller = _teacher(config, data.classes, student)
+    provenance: dict[str, Any] = {
+        "config": to_plain(config),
+        "class_ids": list(data.class_ids),
+        "teacher": {"source": teacher.source, "sha256": teacher.digest} if teacher else None,
+    }
     module = DetectionModule(
         student.model,
         data.classes,
@@ -71,13 +84,10 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
         rate=build(config.optim.rate),
         teacher=teacher.model if teacher else None,
         distiller=distiller,
-        provenance={
-            "config": to_plain(config),
-            "class_ids": list(data.class_ids),
-            "teacher": {"source": teacher.source, "sha256": teacher.digest} if teacher else None,
-        },
+        provenance=provenance,
     )
-    trainer = _trainer(config, callbacks)
+    measuring = _measuring(config, provenance["config"], resumed=checkpoint is not None)
+    trainer = _trainer(config, [*measuring, *callbacks])
     _refuse_sweep_of_processes(trainer)
     if trainer.is_global_zero:
         write_record(Path(config.run_dir), config, data)
@@ -86,7 +96,8 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     started = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return _outcome(Path(config.run_dir), trainer, module, time.perf_counter() - started)
+    seconds = time.perf_counter() - started - sum(callback.seconds for callback in measuring)
+    return _outcome(Path(config.run_dir), trainer, module, seconds)
 
 
 def _check_teacher(config: DictConfig) -> None:
@@ -108,6 +119,17 @@ def _check_teacher(config: DictConfig) -> None:
         )
 
 
+def _check_measure(config: DictConfig) -> None:
+    if (
+        config.measure is None
+        and config.distiller is not None
+        and config.distiller.get("balance") is not None
+    ):
+        raise ConfigError(
+            "distiller.balance=gradient needs the measurement that measure=null leaves out: drop one of them"
+        )
+
+
 def _teacher(
     config: DictConfig, classes: Sequence[str], student: Detector
 ) -> tuple[Detector | None, Distiller | None]:
@@ -115,12 +137,42 @@ def _teacher(
         return None, None
     teacher: Detector = build(config.teacher, classes=list(classes))
     distiller: Distiller = build(config.distiller)(student.model, teacher.model)
-    if not teacher.whole and any(isinstance(term, HeadTerm) for term in distiller.terms.values()):
+    if not teacher.whole and any(
+        isinstance(term, HeadTerm | AnchorTerm) for term in distiller.terms.values()
+    ):
         raise ConfigError(
             "the teacher's classification head is new (teacher.new_head=true) and has nothing to teach: "
             "leave the head term out with ~distiller.terms.head"
         )
     return teacher, distiller
+
+
+def _keep_weights(config: DictConfig, checkpoint: str) -> None:
+    """A resumed run keeps the weights that were balanced at its start, and others never go unmentioned."""
+    if config.distiller.get("balance") is not None:
+        weights = checkpoint_weights(config, checkpoint)
+        fix_weights(config, weights)
+        log.info("the loss weights are those of %s: %s", checkpoint, weights)
+    elif changed := list(changed_weights(config, checkpoint)):
+        log.warning("loss weights differ from those of %s: %s", checkpoint, ", ".join(changed))
+
+
+def _measuring(config: DictConfig, recorded: dict[str, Any], *, resumed: bool) -> list[MeasureGradients]:
+    """The callback that measures the losses at the start of a distilled run.
+
+    Args:
+        recorded: the configuration as checkpoints hold it.
+        resumed: this run started elsewhere, and was measured there.
+    """
+    if config.distiller is None or config.measure is None or resumed:
+        return []
+
+    def adopt(weights: Mapping[str, float]) -> None:
+        fix_weights(config, weights)
+        recorded["distiller"] = to_plain(config)["distiller"]
+        rank_zero_only(write_config)(Path(config.run_dir), config)
+
+    return [build(config.measure)(on_weights=adopt)]
 
 
 def _trainer(config: DictConfig, more: Sequence[pl.Callback]) -> pl.Trainer:

@@ -31,6 +31,9 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
     ]
     if "train/images_per_s" in metrics:
         rows.append(("images/s", f"{metrics['train/images_per_s']:.1f}"))
+    gradients = outcome.run_dir / "gradients.md"
+    if gradients.is_file():
+        rows.append(("gradients", str(gradients)))
     if outcome.best is not None:
         rows.append(("evaluate", f"defeat-eval checkpoint={outcome.best}"))
     rows.append(("curves", f"tensorboard --logdir {outcome.run_dir}"))

@@ -1,0 +1,185 @@
+"""A measurement of the losses' gradients as tables, as Markdown and CSV, and as scalars for a dashboard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, get_args
+
+from rich import box
+from rich.table import Table
+
+from defeat.distill import Distiller
+from defeat.distill.terms import Maps
+from defeat.training.measure import DETECTION, Measurement
+
+
+class Figure(NamedTuple):
+    """One measured number; nan where there is nothing."""
+
+    kind: str
+    """value, gradient (L2 norm) or share (of the detection loss's gradient)."""
+    loss: str
+    maps: str
+    """neck or stages; empty for a value without levels."""
+    stride: int | None
+    """None for all levels jointly: those that the loss compares, at the maps it acts through."""
+    start: float
+    fitted: float
+
+
+class Sheet(NamedTuple):
+    """A table of text."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def figures(measured: Measurement, distiller: Distiller) -> Iterator[Figure]:
+    """Yield all numbers of a measurement, loss by loss."""
+    for loss in measured.fitted:
+        yield from _values(measured, distiller, loss)
+        for maps in get_args(Maps):
+            yield from _gradients(measured, distiller, loss, maps)
+
+
+def _values(measured: Measurement, distiller: Distiller, loss: str) -> Iterator[Figure]:
+    readings = measured.start[loss], measured.fitted[loss]
+    yield Figure("value", loss, "", None, readings[0].value, readings[1].value)
+    if loss in distiller.reach:
+        maps, strides = distiller.reach[loss]
+        by_level = [reading.values.mean(0).tolist() for reading in readings]
+        if len(by_level[0]) == len(strides):
+            for stride, start, fitted in zip(strides, *by_level, strict=True):
+                yield Figure("value", loss, maps, stride, start, fitted)
+
+
+def _gradients(measured: Measurement, distiller: Distiller, loss: str, maps: Maps) -> Iterator[Figure]:
+    compared = distiller.reach[loss].strides if _acts_through(distiller, loss, maps) else None
+    every = [m.stride for m in measured.maps if m.maps == maps]
+    chosen = [stride for stride in every if compared is None or stride in compared]
+
+    def norms(loss: str, strides: Sequence[int]) -> list[float]:
+        return [measured.norm(r[loss], maps, strides) for r in (measured.start, measured.fitted)]
+
+    joint, detection = norms(loss, chosen), norms(DETECTION, chosen)
+    if math.isnan(joint[1]):
+        return
+    for stride in chosen:
+        yield Figure("gradient", loss, maps, stride, *norms(loss, [stride]))
+    yield Figure("gradient", loss, maps, None, *joint)
+    shares = (a / b if b else math.nan for a, b in zip(joint, detection, strict=True))
+    yield Figure("share", loss, maps, None, *shares)
+
+
+def _acts_through(distiller: Distiller, loss: str, maps: str) -> bool:
+    return loss in distiller.reach and distiller.reach[loss].maps == maps
+
+
+def sheets(measured: Measurement, distiller: Distiller) -> list[Sheet]:
+    """Arrange a measurement for reading: gradients at neck and stages, then values."""
+    found = list(figures(measured, distiller))
+    made = [
+        _gradient_sheet("neck", "Gradient at the student's neck, by stride", found),
+        _gradient_sheet("stages", "Gradient at the student's backbone stages, by stride", found),
+        _value_sheet(found, distiller.weights),
+    ]
+    return [sheet for sheet in made if sheet.rows]
+
+
+def _gradient_sheet(maps: str, title: str, found: Sequence[Figure]) -> Sheet:
+    at = {(f.kind, f.loss, f.stride): f for f in found if f.maps == maps}
+    strides = sorted({f.stride for f in found if f.maps == maps and f.stride is not None})
+    rows = [
+        [
+            loss,
+            short(all_levels.start),
+            *(short(at[kind, loss, s].fitted if (kind, loss, s) in at else math.nan) for s in strides),
+            short(all_levels.fitted),
+            short(at["share", loss, None].fitted),
+        ]
+        for (kind, loss, stride), all_levels in at.items()
+        if kind == "gradient" and stride is None
+    ]
+    return Sheet(title, ["loss", "start", *map(str, strides), "all", "share"], rows)
+
+
+def _value_sheet(found: Sequence[Figure], weights: Mapping[str, float]) -> Sheet:
+    values = [f for f in found if f.kind == "value"]
+    by_level = {(f.loss, f.stride): f.fitted for f in values if f.stride is not None}
+    strides = sorted({stride for _, stride in by_level if stride is not None})
+    rows = [
+        [
+            f.loss,
+            short(weights.get(f.loss, math.nan)),
+            short(f.start),
+            *(short(by_level.get((f.loss, s), math.nan)) for s in strides),
+            short(f.fitted),
+        ]
+        for f in values
+        if f.stride is None
+    ]
+    return Sheet("Value, weighted, by stride", ["loss", "weight", "start", *map(str, strides), "all"], rows)
+
+
+def weight_sheet(measured: Measurement, distiller: Distiller, weights: Mapping[str, float]) -> Sheet:
+    """Old and new weights of a balanced distiller, whose weights are still the old ones."""
+    share = {
+        f.loss: f.fitted
+        for f in figures(measured, distiller)
+        if f.kind == "share" and _acts_through(distiller, f.loss, f.maps)
+    }
+    rows = [
+        [loss, short(share[loss]), short(distiller.shares[loss]), f"{distiller.weights[loss]:g}", f"{new:g}"]
+        for loss, new in weights.items()
+    ]
+    return Sheet("Weights, balanced", ["loss", "share", "wanted", "weight", "new weight"], rows)
+
+
+def short(number: float) -> str:
+    """Three digits, or two and a power of ten, in at most six characters."""
+    if math.isnan(number):
+        return "-"
+    if number == 0 or math.isinf(number) or 0.01 <= abs(number) < 999.5:
+        return f"{number:.3g}"
+    digits, power = f"{number:.1e}".split("e")
+    return f"{digits}e{int(power)}"
+
+
+def for_terminal(sheet: Sheet) -> Table:
+    """Render a sheet for :func:`rich.print`, in 80 columns with up to six levels."""
+    table = Table(title=sheet.title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for i, name in enumerate(sheet.header):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in sheet.rows:
+        table.add_row(*row)
+    return table
+
+
+def as_markdown(sheet: Sheet) -> str:
+    """Render a sheet under its title."""
+    rule = ["---", *["--:"] * (len(sheet.header) - 1)]
+    lines = [f"| {' | '.join(row)} |" for row in (sheet.header, rule, *sheet.rows)]
+    return "\n".join([f"**{sheet.title}**", "", *lines, ""])
+
+
+def as_csv(found: Sequence[Figure]) -> str:
+    """One line for each figure, in full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Figure._fields)
+    writer.writerows(f._replace(stride=f.stride or "all") for f in found)  # type: ignore[arg-type]
+    return text.getvalue()
+
+
+def as_scalars(found: Sequence[Figure]) -> dict[str, float]:
+    """Name them for a dashboard: ``gradient/neck_object/neck_4``, ``share/neck_object/neck``."""
+    scalars = {}
+    for f in found:
+        if math.isfinite(f.fitted):
+            place = "_".join(str(word) for word in (f.maps, f.stride) if word)
+            scalars["/".join(word for word in (f.kind, f.loss, place) if word)] = f.fitted
+    return scalars

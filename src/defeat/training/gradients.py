@@ -1,0 +1,172 @@
+"""The callback that measures a distilled run before it begins, says what it found, and sets weights."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.seed import isolate_rng
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from defeat.distill import Distiller
+from defeat.errors import ConfigError
+from defeat.training.balance import balanced_weights
+from defeat.training.gradient_tables import (
+    as_csv,
+    as_markdown,
+    as_scalars,
+    figures,
+    for_terminal,
+    sheets,
+    weight_sheet,
+)
+from defeat.training.measure import Measurement, measure
+from defeat.training.module import DetectionModule
+from defeat.types import Batch
+
+log = logging.getLogger(__name__)
+
+
+class MeasureGradients(Callback):
+    """Measure every loss on the first training batches, print and file it; balance, if the distiller asks.
+
+    One process measures and all take its weights. The training itself begins as it would have begun: nothing
+    of it is touched, neither weights nor statistics nor any random number.
+
+    Args:
+        folder: where ``gradients.md`` and ``gradients.csv`` go; TensorBoard gets them if it is configured.
+        batches: of the first process, as its training draws them.
+        adapter_steps: steps by which copies of the adapters are fitted before the second measurement, see
+            :func:`~defeat.training.measure.measure`; 0 measures the adapters as they are.
+        adapter_rate: learning rate of that. Adapters that end in a ReLU die of much more than 1e-3.
+        on_weights: told the new weights, by the configuration's key, in every process.
+
+    Raises:
+        ConfigError: a number makes no sense; from the fit, if weights cannot be balanced.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        batches: int,
+        adapter_steps: int,
+        adapter_rate: float,
+        on_weights: Callable[[Mapping[str, float]], None] = lambda weights: None,
+    ) -> None:
+        if batches < 1 or adapter_steps < 0 or adapter_rate <= 0:
+            raise ConfigError(
+                "measure: batches must be at least 1, adapter_steps at least 0 and adapter_rate positive, "
+                f"got {batches}, {adapter_steps} and {adapter_rate}"
+            )
+        self.folder = Path(folder)
+        self.batches = batches
+        self.adapter_steps = adapter_steps
+        self.adapter_rate = adapter_rate
+        self.on_weights = on_weights
+        self.seconds = 0.0
+        """What it took, waiting for the process that measures included."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Measure; this early BatchNorm is not yet synchronised, and one process can run a forward alone."""
+        assert isinstance(pl_module, DetectionModule)
+        if stage != "fit" or pl_module.distiller is None:
+            return
+        started = time.perf_counter()
+        mine = self._measure(trainer, pl_module, started) if trainer.is_global_zero else None
+        # Two devices never measure quite the same: all processes take the first one's weights, or its error.
+        found: dict[str, float] | str | None = trainer.strategy.broadcast(mine)
+        if isinstance(found, str):
+            raise ConfigError(found)
+        if found:
+            distiller = pl_module.distiller
+            distiller.set_weights(found)
+            self.on_weights({distiller.key(name): weight for name, weight in found.items()})
+        self.seconds = time.perf_counter() - started
+
+    def _measure(
+        self, trainer: Trainer, module: DetectionModule, started: float
+    ) -> dict[str, float] | str | None:
+        """Measure and report; return balanced weights if they are asked for, or why there are none."""
+        assert module.distiller is not None
+        assert module.teacher is not None
+        plugin = trainer.precision_plugin
+        measured = measure(
+            module.student,
+            module.teacher,
+            module.distiller,
+            self._first_batches(trainer),
+            adapter_steps=self.adapter_steps,
+            adapter_rate=self.adapter_rate,
+            device=trainer.strategy.root_device,
+            # Other reduced precisions convert the detector itself, which has not happened yet.
+            precision=plugin.train_step_context if isinstance(plugin, MixedPrecision) else nullcontext,
+        )
+        weights = None
+        failed = None
+        if module.distiller.balance is not None:
+            try:
+                weights = balanced_weights(module.distiller, measured)
+            except ConfigError as error:
+                failed = str(error)
+        self._report(trainer, module.distiller, measured, weights, time.perf_counter() - started)
+        return failed or weights
+
+    def _first_batches(self, trainer: Trainer) -> list[Batch]:
+        loader: DataLoader[Batch] = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        # The data module draws the order of the training from the same generator afterwards.
+        state = loader.generator.get_state()
+        try:
+            with isolate_rng():
+                return list(islice(loader, self.batches))
+        finally:
+            loader.generator.set_state(state)
+
+    def _report(
+        self,
+        trainer: Trainer,
+        distiller: Distiller,
+        measured: Measurement,
+        weights: Mapping[str, float] | None,
+        seconds: float,
+    ) -> None:
+        title = (
+            f"Losses on {measured.images} images ({measured.batches} batches), adapters fitted for "
+            f"{self.adapter_steps} steps, {seconds:.1f} s"
+        )
+        found = list(figures(measured, distiller))
+        made = sheets(measured, distiller)
+        words = ""
+        if weights is not None:
+            made.append(weight_sheet(measured, distiller, weights))
+            fixed = " ".join(f"{distiller.key(name)}={weight:g}" for name, weight in weights.items())
+            words = f"distiller.balance=gradient has set the weights. The same run with these fixed: {fixed}"
+        console = Console()
+        console.print(title, highlight=False)
+        for sheet in made:
+            console.print(for_terminal(sheet), highlight=False)
+        if words:
+            console.print(words, highlight=False, soft_wrap=True)
+        text = "\n".join([title, "", *map(as_markdown, made), *([words, ""] if words else [])])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "gradients.md").write_text(text, encoding="utf-8")
+        (self.folder / "gradients.csv").write_text(as_csv(found), encoding="utf-8")
+        _to_tensorboard(trainer, text, as_scalars(found))
+
+
+def _to_tensorboard(trainer: Trainer, text: str, scalars: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        # The columns of a CSV log are those of its first row, and other loggers count steps their own way.
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_metrics(scalars, step=0)
+            writer: Any = logger.experiment
+            writer.add_text("gradients", text, 0)

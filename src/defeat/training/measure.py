@@ -1,0 +1,233 @@
+"""What every loss of a distilled run is worth before the training begins, by its gradient at the student.
+
+Weights say little by themselves: losses differ in scale by orders of magnitude. What moves the student is the
+gradient that reaches its feature maps, and that can be measured.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from defeat.detectors import capture, examine
+from defeat.detectors.capture import Captured
+from defeat.distill import Distiller, Pair
+from defeat.distill.terms import Maps
+from defeat.training.module import to_unit_range
+from defeat.types import Batch
+
+DETECTION = "detection"
+"""Name of the sum of the student's own losses."""
+
+SCALE = 2.0**12
+"""Losses are this much larger while gradients are taken: half precision would lose small ones. Exact in all
+others, being a power of two."""
+
+
+Precision = Callable[[], AbstractContextManager[None]]
+"""Makes the context of a forward."""
+
+
+class Map(NamedTuple):
+    """One of the student's feature maps."""
+
+    maps: Maps
+    stride: int
+    """Pixels of the resized image per cell."""
+    name: str
+    """As the detector calls it."""
+
+
+class Reading(NamedTuple):
+    """One loss on N batches; float64 on the CPU."""
+
+    values: Tensor
+    """(N, L) weighted, by level; L is 1 for a loss that has no levels."""
+    squares: Tensor
+    """(N, M) squared L2 norm of the gradient at every map; nan where the loss does not depend on the map."""
+
+    @property
+    def value(self) -> float:
+        """The loss, mean over the batches."""
+        return float(self.values.sum(1).mean())
+
+
+class Measurement(NamedTuple):
+    """All losses of a run, the student's own first, then their sum, then the distiller's."""
+
+    maps: tuple[Map, ...]
+    """M maps, neck first, finest first."""
+    start: dict[str, Reading]
+    """As the training begins."""
+    fitted: dict[str, Reading]
+    """With adapters that have learned to translate between the student and the teacher as they are."""
+    batches: int
+    images: int
+    """In all batches together."""
+
+    def norm(self, reading: Reading, maps: Maps, strides: Sequence[int] | None = None) -> float:
+        """L2 norm of a loss's gradient at some maps jointly, mean over the batches.
+
+        Args:
+            reading: one of ``start`` or ``fitted``.
+            maps: neck or stages.
+            strides: of the levels; None means all.
+
+        Returns:
+            nan if the loss depends on none of them.
+        """
+        chosen = [m.maps == maps and (strides is None or m.stride in strides) for m in self.maps]
+        squares = reading.squares[:, chosen]
+        if squares.isnan().all():
+            return torch.nan
+        return float(squares.nansum(1).sqrt().mean())
+
+
+def measure(
+    student: nn.Module,
+    teacher: nn.Module,
+    distiller: Distiller,
+    batches: Sequence[Batch],
+    *,
+    adapter_steps: int,
+    adapter_rate: float,
+    device: torch.device,
+    precision: Precision = nullcontext,
+) -> Measurement:
+    """Measure value and gradient of every loss at every neck and stage map of the student.
+
+    Gradients are measured twice: with the adapters as they are, and after these alone have been fitted to the
+    teacher on these batches, the student held still. Adapters begin close to zero, and what they pass on to
+    the student is as small, so that the first figures say nothing about the training to come.
+
+    Nothing is changed but the device of the teacher: student and distiller are copied, and random numbers are
+    drawn apart.
+
+    Args:
+        student: in training mode.
+        teacher: frozen, in eval mode.
+        distiller: of these two.
+        batches: as the training gives them.
+        adapter_steps: of Adam, for all adapters together.
+        adapter_rate: its learning rate, which falls to 0 in a line.
+        device: where to compute.
+        precision: context of every forward, for instance autocast.
+    """
+    with isolate_rng():
+        probe = _Probe(student, teacher, distiller, device, precision)
+        # Every batch is seen twice with the same random numbers: masks may draw some.
+        seeds = [int(seed) for seed in torch.randint(2**62, (len(batches),))]
+        moved = [move_data_to_device(batch, device) for batch in batches]
+        looks = [probe.look(batch, seed) for batch, seed in zip(moved, seeds, strict=True)]
+        start, pairs = _stack([found for found, _ in looks]), [pair for _, pair in looks]
+        fitted = dict(start)
+        if probe.adapted:
+            probe.fit(pairs, adapter_steps, adapter_rate)
+            fitted |= _stack([probe.look_again(*one) for one in zip(moved, seeds, pairs, strict=True)])
+    images = sum(len(batch.images) for batch in batches)
+    return Measurement(probe.maps, start, fitted, len(batches), images)
+
+
+class _Probe:
+    """Copies of student and distiller, on which is measured."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        distiller: Distiller,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.student = copy.deepcopy(student).to(device)
+        self.distiller = copy.deepcopy(distiller).to(device)
+        self.teacher = teacher.to(device)
+        self.precision = precision
+        anatomy = examine(self.student)
+        self.maps = (
+            *(Map("neck", level.stride, level.name) for level in anatomy.neck),
+            *(Map("stages", level.stride, level.name) for level in anatomy.stages),
+        )
+        terms = self.distiller.terms.items()
+        self.adapted = {name for name, term in terms if any(p.requires_grad for p in term.parameters())}
+        """Terms that learn."""
+
+    def look(self, batch: Batch, seed: int) -> tuple[dict[str, Reading], Pair]:
+        """Measure all losses on a batch; what both detectors saw of it comes back without its graph."""
+        with self.precision():
+            own, seen = self._forward(batch, seed)
+            pair = self.distiller.observe(self.student, self.teacher, seen)
+            losses = {**own, DETECTION: torch.stack(list(own.values())).sum(), **self.distiller.compare(pair)}
+        found = {name: self._read(loss, seen) for name, loss in losses.items()}
+        return found, pair._replace(seen=_detached(seen))
+
+    def look_again(self, batch: Batch, seed: int, before: Pair) -> dict[str, Reading]:
+        """Measure the losses of the terms that learn; all others are what they were."""
+        with self.precision():
+            _, seen = self._forward(batch, seed)
+            losses = self.distiller.compare(before._replace(seen=seen), self.adapted)
+        return {name: self._read(loss, seen) for name, loss in losses.items()}
+
+    def _forward(self, batch: Batch, seed: int) -> tuple[dict[str, Tensor], Captured]:
+        torch.manual_seed(seed)
+        with capture(self.student) as seen:
+            losses = self.student(to_unit_range(batch.images), list(batch.targets))
+        return losses, seen
+
+    def _read(self, loss: Tensor, seen: Captured) -> Reading:
+        inputs = [getattr(seen, m.maps)[m.name] for m in self.maps]
+        trained = [i for i, one in enumerate(inputs) if one.requires_grad]  # stages may be frozen
+        norms: dict[int, Tensor] = {}
+        if trained and loss.requires_grad:
+            gradients = torch.autograd.grad(
+                SCALE * loss.sum(), [inputs[i] for i in trained], retain_graph=True, allow_unused=True
+            )
+            for i, gradient in zip(trained, gradients, strict=True):
+                if gradient is not None:
+                    norms[i] = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+        squares = torch.full((1, len(inputs)), torch.nan, dtype=torch.float64)
+        if norms:
+            found = torch.stack(list(norms.values())).cpu().double()
+            squares[0, list(norms)] = (found / SCALE).square()
+        return Reading(loss.detach().float().cpu().double().reshape(1, -1), squares)
+
+    def fit(self, pairs: Sequence[Pair], steps: int, rate: float) -> None:
+        """Fit the adapters alone, all losses of theirs counting alike whatever their weights are."""
+        weights = self.distiller.weights
+        optimizer = torch.optim.Adam((p for p in self.distiller.parameters() if p.requires_grad), lr=rate)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+            with self.precision():
+                losses = self.distiller.compare(pairs[step % len(pairs)], self.adapted)
+            optimizer.zero_grad()
+            alike = torch.stack([loss.sum() / weights[name] for name, loss in losses.items()])
+            (SCALE * alike.sum()).backward()
+            optimizer.step()
+
+
+def _detached(seen: Captured) -> Captured:
+    return replace(
+        seen,
+        stages={name: x.detach() for name, x in seen.stages.items()},
+        neck={name: x.detach() for name, x in seen.neck.items()},
+        class_logits=None if seen.class_logits is None else seen.class_logits.detach(),
+        anchor_logits=None if seen.anchor_logits is None else seen.anchor_logits.detach(),
+    )
+
+
+def _stack(batches: Sequence[Mapping[str, Reading]]) -> dict[str, Reading]:
+    return {
+        name: Reading(
+            torch.cat([batch[name].values for batch in batches]),
+            torch.cat([batch[name].squares for batch in batches]),
+        )
+        for name in batches[0]
+    }
