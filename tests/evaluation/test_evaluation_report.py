@@ -93,11 +93,14 @@ def test_public_names():
     assert sorted(defeat.evaluation.__all__) == [
         "COCO_KEYS",
         "DetectionMetrics",
+        "Detections",
         "Evaluation",
         "VOC_KEYS",
         "evaluate_results",
+        "read_detections",
         "read_results",
         "table",
+        "write_detections",
         "write_results",
     ]
     assert all(hasattr(defeat.evaluation, name) for name in defeat.evaluation.__all__)

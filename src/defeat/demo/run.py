@@ -46,7 +46,8 @@ def run_demo(config: DictConfig, console: Console | None = None) -> Demo:
     console.rule(f"plain student, {config.steps} steps")
     plain = _train("scenes_plain", here / "plain", [*shared, *_length(config.steps)])
     console.rule(f"DeFeat student, {config.steps} steps")
-    lesson = [*shared, *_length(config.steps), f"teacher.weights={weights}"]
+    # The configuration's weights are for COCO: its background term alone would outweigh all else here.
+    lesson = [*shared, *_length(config.steps), f"teacher.weights={weights}", "distiller.balance=gradient"]
     distilled = _train("scenes", here / "DeFeat", lesson)
     console.rule("comparison")
     teacher, annotations = _evaluate_teacher(weights, here, shared)
