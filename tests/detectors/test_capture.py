@@ -2,12 +2,18 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import sigmoid_focal_loss
 
-from defeat.detectors import capture, examine, faster_rcnn, retinanet
+from defeat.detectors import capture, examine, faster_rcnn, fcos, retinanet
+from defeat.detectors.parts import assign_anchors, score_anchors
 from defeat.errors import ConfigError
 
 SMALL = {"backbone": "resnet10", "fpn_channels": 8, "min_size": 64, "max_size": 64, "norm": "batch"}
@@ -64,6 +70,108 @@ def test_one_stage_detectors_have_no_proposals() -> None:
     assert seen.proposals == []
     assert seen.class_logits is None
     assert len(seen.neck) == 5
+
+
+def test_retinanets_anchors_and_their_scores_are_seen() -> None:
+    detector = retinanet(3, **SMALL).train()
+    with capture(detector) as seen:
+        losses = detector(IMAGES, TARGETS)
+    count = 9 * (8 * 8 + 4 * 4 + 2 * 2 + 1 + 1)
+    assert [tuple(own.shape) for own in seen.anchors] == [(count, 4)] * 2
+    assert seen.anchor_logits is not None
+    assert seen.anchor_logits.shape == (2, count, 3)
+    # The scores are those that the loss is computed from, on those anchors.
+    matched = assign_anchors(detector, seen.anchors, seen.targets)
+    total = torch.zeros(())
+    for logits, positive, negative in zip(seen.anchor_logits, *matched, strict=True):
+        wanted = torch.zeros_like(logits)
+        wanted[positive, 1] = 1  # the only object is of class 1
+        keep = positive | negative
+        total += sigmoid_focal_loss(logits[keep], wanted[keep], reduction="sum") / max(1, positive.sum())
+    torch.testing.assert_close(losses["classification"], total / 2)
+
+
+def test_anchors_of_an_image_without_objects_are_negative() -> None:
+    detector = retinanet(3, **SMALL).train()
+    with capture(detector) as seen:
+        detector(IMAGES, TARGETS)
+    positive, negative = assign_anchors(detector, seen.anchors, seen.targets)
+    assert positive[0].any()
+    assert negative[0].any()
+    assert not (positive & negative).any()
+    assert not (positive | negative)[0].all()  # IoU between 0.4 and 0.5
+    assert not positive[1].any()
+    assert negative[1].all()
+
+
+def test_a_second_scoring_of_the_same_pyramid_gives_the_same_scores() -> None:
+    for build in (retinanet, fcos):
+        detector = build(3, **{**SMALL, "fpn_channels": 64}).train()
+        with capture(detector) as seen:
+            detector(IMAGES, TARGETS)
+        torch.testing.assert_close(score_anchors(detector, seen.neck), seen.anchor_logits)
+
+
+HEADS: dict[str, tuple[Callable[..., nn.Module], float, list[int], int]] = {
+    "proposals": (faster_rcnn, 14, [4, 8, 16, 32, 64], 3),
+    "anchors": (retinanet, 4, [8, 16, 32, 64, 128], 9),
+    "points": (fcos, 8, [8, 16, 32, 64, 128], 1),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_examine_tells_head_levels_and_anchors(head: str) -> None:
+    build, cells, strides, count = HEADS[head]
+    detector = build(3, **{**SMALL, "fpn_channels": 64}).eval()
+    anatomy = examine(detector)
+    assert (anatomy.head, anatomy.cells) == (head, cells)
+    assert [x.stride for x in anatomy.neck] == strides
+    assert [x.stride for x in anatomy.stages] == [s for s in strides if s <= 32]
+    assert {x.channels for x in anatomy.neck} == {64}
+    assert all(x.anchors == () for x in anatomy.stages)
+    assert [len(x.anchors) for x in anatomy.neck] == [count] * 5
+    # What the generator lays on an image: those of the origin, shifted from cell to cell.
+    generator = next(m for m in detector.modules() if isinstance(m, AnchorGenerator))
+    images = torch.zeros(1, 3, 256, 384)
+    with torch.no_grad():
+        maps = list(detector.backbone(images).values())
+    (laid,) = generator(ImageList(images, [(256, 384)]), maps)
+    for level, own, map_ in zip(
+        anatomy.neck, laid.split([count * m[0, 0].numel() for m in maps]), maps, strict=True
+    ):
+        height, width = map_.shape[-2:]
+        grid = own.reshape(height, width, count, 4)
+        assert grid[0, 0].tolist() == [list(anchor) for anchor in level.anchors]
+        for y, x in ((0, width - 1), (height - 1, 0), (height - 1, width - 1)):
+            shift = torch.tensor([x, y, x, y]) * level.stride
+            assert torch.equal(grid[y, x], grid[0, 0] + shift)
+
+
+@pytest.mark.parametrize(
+    ("head", "settings"),
+    [
+        ("proposals", {"anchor_sizes": [(9, 17)] * 5, "aspect_ratios": (1.0, 2.0)}),
+        ("anchors", {"anchor_sizes": [(10,), (20,), (40,), (80,), (160,)], "aspect_ratios": (1.0,)}),
+        ("points", {"anchor_sizes": [(8,), (16,), (24,), (48,), (96,)]}),
+    ],
+)
+def test_examine_sees_the_anchors_that_were_configured(head: str, settings: dict[str, Any]) -> None:
+    level = examine(HEADS[head][0](3, **{**SMALL, "fpn_channels": 64}, **settings)).neck[1]
+    sides = sorted({round(((x2 - x1) * (y2 - y1)) ** 0.5) for x1, y1, x2, y2 in level.anchors})
+    wanted = settings["anchor_sizes"][1]
+    assert len(level.anchors) == len(wanted) * len(settings.get("aspect_ratios", (1,)))
+    assert all(min(abs(size - side) for size in wanted) <= 1 for side in sides)
+
+
+def test_captured_anchors_lie_level_after_level_finest_first() -> None:
+    detector = retinanet(3, **SMALL).eval()
+    with torch.no_grad(), capture(detector) as seen:
+        detector(IMAGES)
+    origins = torch.tensor([x.anchors for x in examine(detector).neck])
+    starts = torch.tensor([0, 64, 64 + 16, 64 + 16 + 4, 64 + 16 + 4 + 1]) * 9
+    for own in seen.anchors:
+        for level, start in enumerate(starts.tolist()):
+            assert torch.equal(own[start : start + 9], origins[level])
 
 
 def test_hooks_go_when_the_forward_ends() -> None:

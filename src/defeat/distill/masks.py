@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from defeat.errors import ConfigError
+
 
 class Grids(NamedTuple):
     """What a mask is drawn on: the boxes of a batch, and some levels of maps, finest first."""
@@ -67,6 +69,9 @@ def object_mask(grids: Grids, *, cells: float | None = None) -> list[Tensor]:
     Args:
         grids: the boxes and the levels.
         cells: see :func:`box_level`; None takes that of the student's kind.
+
+    Raises:
+        ConfigError: strides that do not double from level to level.
     """
     flat, image = _flatten(grids.boxes)
     level = _level(flat, grids, cells)
@@ -160,6 +165,12 @@ def full_mask(grids: Grids) -> list[Tensor]:
 
 
 def _level(boxes: Tensor, grids: Grids, cells: float | None) -> Tensor:
+    first, strides = grids.strides[0], list(grids.strides)
+    if strides != [first * 2**i for i in range(len(strides))]:
+        raise ConfigError(
+            f"levels of strides {strides} do not double from one to the next, so objects cannot be given to "
+            "them: choose consecutive ones (distiller.terms.neck.strides), or a mask without levels"
+        )
     return box_level(boxes, grids.strides[0], len(grids.strides), grids.cells if cells is None else cells)
 
 

@@ -316,8 +316,9 @@ def _check_temperatures(*temperatures: float) -> None:
 def _common_levels(
     student: Sequence[Level], teacher: Sequence[Level], strides: Sequence[int] | None, maps: str
 ) -> list[tuple[Level, Level]]:
-    theirs = {level.stride: level for level in teacher}
-    common = [(level, theirs[level.stride]) for level in student if level.stride in theirs]
+    # Of several maps of one stride the deepest counts.
+    ours, theirs = ({level.stride: level for level in levels} for levels in (student, teacher))
+    common = [(ours[stride], theirs[stride]) for stride in ours if stride in theirs]
     found = [s.stride for s, _ in common]
     if strides is not None:
         lacking = sorted(set(strides) - set(found))
@@ -326,7 +327,7 @@ def _common_levels(
         return [pair for pair in common if pair[0].stride in set(strides)]
     if not common:
         raise ConfigError(
-            f"{maps} of student (strides {[x.stride for x in student]}) and teacher (strides {list(theirs)}) "
+            f"{maps} of student (strides {list(ours)}) and teacher (strides {list(theirs)}) "
             "have no stride in common"
         )
     return common
