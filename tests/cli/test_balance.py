@@ -66,12 +66,12 @@ def test_the_weights_found_are_the_runs_own_from_then_on(balanced: Path) -> None
     config = OmegaConf.load(balanced / "config.yaml")
     assert isinstance(config, DictConfig)
     found = loss_weights(config)
-    assert config.distiller.balance is None
+    assert config.distiller.balance == "balanced"
     assert (config.distiller.share, dict(config.distiller.shares)) == (0.25, {"head_object": 1.5})
     assert found["neck.object_weight"] != 4.0
     content = torch.load(balanced / "checkpoints" / "last.ckpt", weights_only=True)["defeat"]["config"]
     assert loss_weights(content) == found
-    assert content["distiller"]["balance"] is None
+    assert content["distiller"]["balance"] == "balanced"
     assert type(content["distiller"]) is dict
 
 
@@ -141,7 +141,7 @@ def test_a_resumed_run_keeps_the_weights_of_its_checkpoint(
     assert outcome.steps == 6
     config = OmegaConf.load(tmp_path / "config.yaml")
     assert loss_weights(config) == loss_weights(OmegaConf.load(balanced / "config.yaml"))  # type: ignore[arg-type]
-    assert config.distiller.balance is None
+    assert config.distiller.balance == "balanced"
     assert not (tmp_path / "gradients.md").exists()
 
 
@@ -189,7 +189,7 @@ def test_the_request_and_the_report_are_shown(scenes: Path, teacher: Path, scrip
     assert ended.status == 0, ended.err
     run_dir = only(Path("runs", "scenes"))
     assert OmegaConf.load(run_dir / ".hydra" / "config.yaml").distiller.balance == "gradient"
-    assert OmegaConf.load(run_dir / "config.yaml").distiller.balance is None
+    assert OmegaConf.load(run_dir / "config.yaml").distiller.balance == "balanced"
     assert "Gradient at the student's neck, by stride" in ended.out
     assert f"gradients   {run_dir.resolve()}/gradients.md" in ended.out
     table = ended.out.split("Losses on ")[1].split("distiller.balance=gradient has set")[0]

@@ -218,3 +218,18 @@ def test_random_detections_survive_the_way(tmp_path):
         for a, b in zip(image, read, strict=True)
     )
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").run_dir == str(tmp_path / "run")
+
+
+def test_runs_that_balanced_their_weights_are_one_experiment_over_seeds(tmp_path):
+    key = "distiller.terms.neck.object_weight"
+    for seed, weight in enumerate((3.005, 2.902)):
+        found_weight = {"distiller.balance": "balanced", key: weight}
+        write_run(tmp_path / f"b{seed}", IMAGES, experiment="scenes", seed=seed, changes=found_weight)
+        write_run(tmp_path / f"c{seed}", IMAGES, experiment="scenes", seed=seed, changes={key: weight})
+    grouped = labels(tmp_path)
+    assert sorted(grouped.values()) == [[0], [0, 1], [1]]
+    (together,) = [label for label, seeds in grouped.items() if seeds == [0, 1]]
+    assert together == "scenes [distiller.terms.neck.object_weight=balanced]"
+    part_off = {"distiller.balance": "balanced", key: 0.0}
+    write_run(tmp_path / "off", IMAGES, experiment="scenes", seed=5, changes=part_off)
+    assert [5] in labels(tmp_path).values()

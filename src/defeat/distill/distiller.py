@@ -49,6 +49,7 @@ class Distiller(nn.Module):
         schedule: factor on all terms as a function of training progress.
         balance: None for the weights that the terms have. ``gradient`` asks the training to set them once at
             its start, see :mod:`defeat.training.balance`; the distiller itself only keeps the wish.
+            ``balanced`` is what a run that did so has in its records: the weights are those it found.
         share: what each loss is then to have: the norm of its gradient at the maps it acts through, as a
             share of that of the student's own detection loss.
         shares: others than ``share``, by the loss's name.
@@ -65,7 +66,7 @@ class Distiller(nn.Module):
         *,
         terms: Mapping[str, TermFactory | None],
         schedule: Schedule = constant,
-        balance: Literal["gradient"] | None = None,
+        balance: Literal["gradient", "balanced"] | None = None,
         share: float = 1.0,
         shares: Mapping[str, float] | None = None,
     ) -> None:
@@ -167,7 +168,7 @@ def _reach(term: nn.Module, student: Anatomy) -> Reach:
 
 
 def _check_balance(balance: str | None, shares: Mapping[str, float], names: list[str]) -> None:
-    if balance not in (None, "gradient"):
+    if balance not in (None, "gradient", "balanced"):
         raise ConfigError(f"distiller.balance must be null or gradient, got {balance!r}")
     for name, share in shares.items():
         if name not in names:

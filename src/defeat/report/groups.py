@@ -119,7 +119,20 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[Difference]:
 def _essence(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without what does not make the experiment."""
     stripped: dict[str, Any] = _strip(config, str(config["run_dir"]))
+    distiller = stripped.get("distiller") or {}
+    if distiller.get("balance") == "balanced":
+        distiller["terms"] = {name: _without_weights(term) for name, term in distiller["terms"].items()}
     return stripped
+
+
+def _without_weights(term: Any) -> Any:
+    """A term whose weights the run found for itself, others with each seed; a weight of 0 is chosen."""
+    if not isinstance(term, Mapping):
+        return term
+    return {
+        key: "balanced" if (key == "weight" or key.endswith("_weight")) and value else value
+        for key, value in term.items()
+    }
 
 
 def _strip(node: Any, run_dir: str, prefix: str = "") -> Any:

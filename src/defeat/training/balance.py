@@ -42,14 +42,17 @@ def balanced_weights(distiller: Distiller, measured: Measurement) -> dict[str, f
 
 
 def fix_weights(config: DictConfig, weights: Mapping[str, float]) -> None:
-    """Put weights into a run's configuration, after which nothing is left to balance.
+    """Put weights into a run's configuration, and say there that they come from a balance.
+
+    Composed again, it gives the same run with fixed weights; and runs whose weights each run found for itself
+    can be told from runs with weights that somebody chose.
 
     Args:
         weights: by the configuration's key, such as ``distiller.terms.neck.object_weight``.
     """
     for key, weight in weights.items():
         OmegaConf.update(config, key, weight, force_add=True)
-    OmegaConf.update(config, "distiller.balance", None, force_add=True)
+    OmegaConf.update(config, "distiller.balance", "balanced", force_add=True)
 
 
 def checkpoint_weights(config: DictConfig, checkpoint: str) -> dict[str, float]:

@@ -113,7 +113,7 @@ class MeasureGradients(Callback):
         )
         weights = None
         failed = None
-        if module.distiller.balance is not None:
+        if module.distiller.balance == "gradient":
             try:
                 weights = balanced_weights(module.distiller, measured)
             except ConfigError as error:

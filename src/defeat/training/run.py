@@ -123,7 +123,7 @@ def _check_measure(config: DictConfig) -> None:
     if (
         config.measure is None
         and config.distiller is not None
-        and config.distiller.get("balance") is not None
+        and config.distiller.get("balance") == "gradient"
     ):
         raise ConfigError(
             "distiller.balance=gradient needs the measurement that measure=null leaves out: drop one of them"
@@ -149,7 +149,7 @@ def _teacher(
 
 def _keep_weights(config: DictConfig, checkpoint: str) -> None:
     """A resumed run keeps the weights that were balanced at its start, and others never go unmentioned."""
-    if config.distiller.get("balance") is not None:
+    if config.distiller.get("balance") == "gradient":
         weights = checkpoint_weights(config, checkpoint)
         fix_weights(config, weights)
         log.info("the loss weights are those of %s: %s", checkpoint, weights)
