@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from defeat.detectors.capture import Anatomy, Captured, Level, capture, examine
+from defeat.distill.processes import global_batch
 from defeat.distill.schedules import Schedule, constant
 from defeat.distill.terms import AdaptedMaps, Maps, Pair, Parts
 from defeat.errors import ConfigError
@@ -109,7 +110,10 @@ class Distiller(nn.Module):
     def forward(
         self, student: nn.Module, teacher: nn.Module, seen: Captured, progress: float
     ) -> dict[str, Tensor]:
-        """Compute the weighted losses of one batch.
+        """Compute the weighted losses of one batch, which all processes of a training do together.
+
+        Each process gives its own images. The mean of its losses over the processes is the loss of all their
+        images, see :mod:`defeat.distill.processes`; a single loss is not that of the images it was given.
 
         Args:
             student: the detector that ``seen`` was captured from, in training mode.
@@ -120,14 +124,15 @@ class Distiller(nn.Module):
         Returns:
             Scalars by name, ready to be added to the detection losses.
         """
-        parts = self.parts(student, teacher, seen)
+        pair = self.observe(student, teacher, seen)
+        parts = self.compare(pair._replace(divisor=global_batch))
         factor = self.schedule(progress)
         return {name: factor * value.sum() for name, value in parts.items()}
 
     def parts(self, student: nn.Module, teacher: nn.Module, seen: Captured) -> dict[str, Tensor]:
         """Compute the weighted losses of one batch without the schedule's factor, level by level.
 
-        Arguments as for :meth:`forward`.
+        Of these images alone, and any process may do so alone. Arguments as for :meth:`forward`.
 
         Returns:
             Scalars or (L,) vectors by name; the loss is their sum.

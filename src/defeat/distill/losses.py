@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from defeat.distill.processes import Divisor, own_batch
+
 
 class Decoupled(NamedTuple):
     """The two halves of a decoupled loss, unweighted scalars."""
@@ -45,6 +47,19 @@ def decoupled_feature_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> De
         >>> loss.object.item(), loss.background.item()
         (0.5, 2.0)
     """
+    sums, counts = decoupled_feature_sums(student, teacher, mask)
+    return _divide(sums, own_batch(counts))
+
+
+def decoupled_feature_sums(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Decoupled, Tensor]:
+    """The two sums of :func:`decoupled_feature_loss`, and what each is divided by there.
+
+    Apart, so that the counts of all levels can be taken over the processes at once. Arguments and errors as
+    there.
+
+    Returns:
+        The sums of squared errors, and (2,) the counts 2 N_obj and 2 N_bg.
+    """
     if student.shape != teacher.shape or student.shape[:1] + student.shape[2:] != mask.shape:
         raise ValueError(
             f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and mask "
@@ -53,11 +68,8 @@ def decoupled_feature_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> De
     error = (widen(student) - widen(teacher)).square().sum(1)
     inside = mask.to(error.dtype)
     outside = 1 - inside
-    channels = student.shape[1]
-    return Decoupled(
-        (error * inside).sum() / (2 * channels * inside.sum()).clamp(min=1),
-        (error * outside).sum() / (2 * channels * outside.sum()).clamp(min=1),
-    )
+    counts = 2 * student.shape[1] * torch.stack([inside.sum(), outside.sum()])
+    return Decoupled((error * inside).sum(), (error * outside).sum()), counts
 
 
 def decoupled_kl(
@@ -68,6 +80,7 @@ def decoupled_kl(
     object_temperature: float = 1.0,
     background_temperature: float = 1.0,
     pooled: bool = False,
+    divisor: Divisor = own_batch,
 ) -> Decoupled:
     """KL divergence of class scores, averaged over object and over background proposals (Eq. 6-9).
 
@@ -80,6 +93,7 @@ def decoupled_kl(
         is_object: (N,) bool, True where the proposal is matched to an object.
         pooled: divide both halves by N instead of by their own number: with one temperature they add up to
             the mean over all proposals, distillation without decoupling.
+        divisor: makes of the two counts what the sums are divided by, see :mod:`defeat.distill.processes`.
 
     Raises:
         ValueError: shapes do not agree.
@@ -95,11 +109,13 @@ def decoupled_kl(
             f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and is_object "
             f"{tuple(is_object.shape)} disagree"
         )
-    each = torch.ones_like(is_object) if pooled else None
-    return Decoupled(
-        _mean_where(_kl(student, teacher, object_temperature), is_object, each),
-        _mean_where(_kl(student, teacher, background_temperature), ~is_object, each),
+    is_background = ~is_object
+    sums = Decoupled(
+        _sum_where(_kl(student, teacher, object_temperature), is_object),
+        _sum_where(_kl(student, teacher, background_temperature), is_background),
     )
+    counts = torch.stack([is_object.sum(), is_background.sum()])
+    return _divide(sums, divisor(counts.sum().expand(2) if pooled else counts))
 
 
 def decoupled_binary_kl(
@@ -110,6 +126,7 @@ def decoupled_binary_kl(
     *,
     object_temperature: float = 1.0,
     background_temperature: float = 1.0,
+    divisor: Divisor = own_batch,
 ) -> Decoupled:
     """KL divergence of independent class scores, averaged over positive and over negative anchors.
 
@@ -122,6 +139,7 @@ def decoupled_binary_kl(
         teacher: (N, K) logits of the same anchors and the same classes.
         positive: (N,) bool.
         negative: (N,) bool; anchors in neither set do not count.
+        divisor: as for :func:`decoupled_kl`.
 
     Raises:
         ValueError: shapes do not agree.
@@ -136,10 +154,11 @@ def decoupled_binary_kl(
             f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}, positive "
             f"{tuple(positive.shape)} and negative {tuple(negative.shape)} disagree"
         )
-    return Decoupled(
-        _mean_where(_binary_kl(student, teacher, object_temperature), positive),
-        _mean_where(_binary_kl(student, teacher, background_temperature), negative),
+    sums = Decoupled(
+        _sum_where(_binary_kl(student, teacher, object_temperature), positive),
+        _sum_where(_binary_kl(student, teacher, background_temperature), negative),
     )
+    return _divide(sums, divisor(torch.stack([positive.sum(), negative.sum()])))
 
 
 def _binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -156,7 +175,11 @@ def _kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1)
 
 
-def _mean_where(values: Tensor, keep: Tensor, count: Tensor | None = None) -> Tensor:
-    """Sum of the kept values over the number of those kept, or of those in ``count``."""
+def _sum_where(values: Tensor, keep: Tensor) -> Tensor:
     # where, not a product: a non-finite value on the other half must not spoil this one.
-    return torch.where(keep, values, 0).sum() / (keep if count is None else count).sum().clamp(min=1)
+    return torch.where(keep, values, 0).sum()
+
+
+def _divide(sums: Decoupled, divisors: Tensor) -> Decoupled:
+    # Halves stay apart: one that nobody uses must not come back as a gradient of zeros, or of zero times nan.
+    return Decoupled(sums.object / divisors[0], sums.background / divisors[1])

@@ -84,7 +84,8 @@ def object_mask(grids: Grids, *, cells: float | None = None) -> list[Tensor]:
 def random_mask(grids: Grids, *, cells: float | None = None) -> list[Tensor]:
     """As many cells as :func:`object_mask` has on each level of each image, at random places.
 
-    The control for the paper's claim that it matters which cells are told apart.
+    The control for the paper's claim that it matters which cells are told apart. Drawn from the device's
+    random numbers, so that an image gets other cells in another process or in a batch of another size.
     """
     masks = []
     for mask in object_mask(grids, cells=cells):

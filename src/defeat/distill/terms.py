@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from defeat.detectors.capture import Anatomy, Captured, Level
 from defeat.detectors.parts import assign_anchors, match, propose, score, score_anchors
 from defeat.distill.adapters import conv3x3
-from defeat.distill.losses import Decoupled, decoupled_binary_kl, decoupled_feature_loss, decoupled_kl
+from defeat.distill.losses import Decoupled, decoupled_binary_kl, decoupled_feature_sums, decoupled_kl
 from defeat.distill.masks import Grids, Mask, object_mask
+from defeat.distill.processes import Divisor, own_batch
 from defeat.errors import ConfigError
 
 Maps = Literal["neck", "stages"]
@@ -38,6 +39,8 @@ class Pair(NamedTuple):
     """The student's training forward."""
     taught: Captured
     """The teacher's features on ``seen.images``."""
+    divisor: Divisor = own_batch
+    """What counts of this batch make of sums over it; while training, over all processes together."""
 
 
 class AdaptedMaps(nn.Module):
@@ -126,13 +129,14 @@ class FeatureTerm(nn.Module):
     def forward(self, pair: Pair) -> Parts:
         """Weighted object and background losses of one batch, (L,) each."""
         masks = self.mask(self.grids(pair))
-        losses = [
-            decoupled_feature_loss(ours, theirs, mask)
+        levels = [
+            decoupled_feature_sums(ours, theirs, mask)
             for (ours, theirs), mask in zip(self.adapters(pair), masks, strict=True)
         ]
-        return _weighted(
-            self, Decoupled(*(torch.stack(half) / len(losses) for half in zip(*losses, strict=True)))
-        )
+        sums, counts = zip(*levels, strict=True)
+        divisors = pair.divisor(torch.stack(counts, dim=1))
+        means = (torch.stack(half) / own for half, own in zip(zip(*sums, strict=True), divisors, strict=True))
+        return _weighted(self, Decoupled(*(mean / len(levels) for mean in means)))
 
     def grids(self, pair: Pair) -> Grids:
         """What the mask is drawn on for one batch."""
@@ -219,6 +223,7 @@ class HeadTerm(nn.Module):
             object_temperature=self.object_temperature,
             background_temperature=self.background_temperature,
             pooled=self.pooled,
+            divisor=pair.divisor,
         )
         return _weighted(self, loss)
 
@@ -289,6 +294,7 @@ class AnchorTerm(nn.Module):
             assigned.negative.flatten(),
             object_temperature=self.object_temperature,
             background_temperature=self.background_temperature,
+            divisor=pair.divisor,
         )
         return _weighted(self, loss)
 

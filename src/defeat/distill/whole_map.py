@@ -1,6 +1,11 @@
 """Imitation of whole feature maps, without a mask: the term, and the losses of PKD and CWD.
 
 Maps are compared as the networks saw them, the padding of the batch included, as published.
+
+Nothing is counted over processes here, whose losses DDP averages. :func:`channel_loss` is a mean over images,
+so that this gives the loss of the global batch where every process has as many images. :func:`pearson_loss`
+takes mean and deviation from the images of its process alone, as batch normalisation and the authors' release
+do: with fewer images in each process it is another loss.
 """
 
 from __future__ import annotations
