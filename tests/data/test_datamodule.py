@@ -1,5 +1,7 @@
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -125,8 +127,33 @@ def test_training_order_follows_the_seed_whatever_else_draws(readers) -> None:
         order = str([indices(loader), indices(loader)])
         assert orders.setdefault(seed, order) == order
     assert len(set(orders.values())) > 1
-    epochs = [indices(loader), indices(loader)]
-    assert epochs[0] != epochs[1]
+    first = indices(loader)
+    assert indices(loader) == first
+    loader.sampler.set_epoch(1)
+    assert indices(loader) != first
+
+
+@pytest.mark.parametrize("transforms", ["torch", "numpy", "python"])
+def test_augmentation_belongs_to_the_sample(transforms: str, readers) -> None:
+    draws = {
+        "torch": lambda: int(torch.randint(256, ())),
+        "numpy": lambda: int(np.random.randint(256)),
+        "python": lambda: random.randrange(256),
+    }[transforms]
+
+    def shade(image, target):  # type: ignore[no-untyped-def]
+        return torch.full_like(image, draws()), target
+
+    def shades(loader: DataLoader) -> list[int]:
+        return [int(image[0, 0, 0]) for batch in loader for image in batch.images]
+
+    module = DetectionDataModule(**readers, batch_size=1, repeat=8, train_transforms=shade)
+    whole = shades(module.train_dataloader())
+    torch.rand(1)
+    assert shades(module.train_dataloader()) == whole
+    assert len(set(whole)) > 3
+    module.begin_at(0, 3)
+    assert shades(module.train_dataloader()) == whole[3:]
 
 
 def test_repeat_goes_over_training_several_times_in_an_epoch(readers) -> None:

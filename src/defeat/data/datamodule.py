@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import torch
 from lightning import LightningDataModule
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from defeat.data.dataset import DetectionDataset, Transforms, collate, drop_undecodable
 from defeat.data.fields import check_classes
 from defeat.data.fingerprint import fingerprint
+from defeat.data.order import TrainingOrder
 from defeat.data.problems import OnError, check_on_error
 from defeat.errors import ConfigError, DataError
 from defeat.types import Annotations, Batch
@@ -52,8 +52,8 @@ class DetectionDataModule(LightningDataModule):
         limit_train: only the first so many training images.
         limit_val: only the first so many validation and test images.
         repeat: passes over the training split in one epoch, as usual for VOC's small one.
-        seed: decides the order of the training images, whatever else draws random numbers: a baseline and
-            a distilled run see the same batches.
+        seed: decides the order of the training images and their augmentation, see
+            :class:`~defeat.data.order.TrainingOrder`.
         classes: names in the order of the labels.
 
     Raises:
@@ -108,7 +108,7 @@ class DetectionDataModule(LightningDataModule):
         self._on_error = on_error
         self._repeat = repeat
         self._seed = seed
-        self._order = torch.Generator().manual_seed(seed)
+        self._begin = (0, 0)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the splits of a stage: fit, validate, test, predict, or None for all there are."""
@@ -134,14 +134,33 @@ class DetectionDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled by ``seed``; an incomplete last batch is dropped unless it is the only one.
 
-        Boxes to ignore are left out here and nowhere else.
+        Boxes to ignore are left out here and nowhere else. It begins where :meth:`begin_at` says.
         """
-        dataset = DetectionDataset(
-            self.read("train"), self._train_transforms, drop_ignored=True, seed=self._seed
+        dataset = DetectionDataset(self.read("train"), self._train_transforms, drop_ignored=True)
+        epoch, batches = self._begin
+        order = TrainingOrder(
+            dataset,
+            self._batch_size,
+            repeat=self._repeat,
+            seed=self._seed,
+            replicas=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            epoch=epoch,
+            batches=batches,
         )
-        repeated: Dataset[Any] = ConcatDataset([dataset] * self._repeat)
-        full = len(dataset) * self._repeat >= self._batch_size
-        return self._loader(repeated, self._batch_size, shuffle=True, drop_last=full)
+        return self._loader(dataset, self._batch_size, order)
+
+    def order(self, processes: int) -> dict[str, int]:
+        """What decides which images a step sees, beside the images themselves, by the configuration's key."""
+        return {
+            "data.seed": self._seed,
+            "data.repeat": self._repeat,
+            "data.batch_size x processes": self._batch_size * processes,
+        }
+
+    def begin_at(self, epoch: int, batches: int) -> None:
+        """Let the training begin after so many batches of an epoch, as one does that is resumed."""
+        self._begin = (epoch, batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """In order, with the boxes to ignore."""
@@ -187,18 +206,12 @@ class DetectionDataModule(LightningDataModule):
         return reader
 
     def _loader(
-        self,
-        dataset: Dataset[Any],
-        batch_size: int,
-        shuffle: bool = False,
-        drop_last: bool = False,
+        self, dataset: Dataset[Any], batch_size: int, sampler: Sampler[Any] | None = None
     ) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
             batch_size=batch_size,
-            shuffle=shuffle,
-            generator=self._order if shuffle else None,
-            drop_last=drop_last,
+            sampler=sampler,
             collate_fn=collate,
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,

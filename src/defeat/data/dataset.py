@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from defeat.data.boxes import MIN_SIDE
 from defeat.data.images import read_image
+from defeat.data.order import Sample
 from defeat.data.problems import Problems
 from defeat.errors import ConfigError, DataError
+from defeat.seeds import isolated
 from defeat.types import Annotations, Batch, Record, Target
 
 Transforms = Callable[[tv_tensors.Image, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
@@ -39,7 +42,6 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         drop_ignored: leave out boxes marked ``ignore``. This is the one place where training parts from
             evaluation: a crowd or a difficult object must not become a positive, and torchvision's detectors
             know no third kind, so that what lies there counts as background, as in torchvision's references.
-        seed: decides what the transforms draw, where no worker process does it.
 
     Raises:
         DataError: from ``[]``, naming the file and the image id, where an image cannot be decoded.
@@ -52,36 +54,29 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         transforms: Transforms | None = None,
         *,
         drop_ignored: bool = False,
-        seed: int = 0,
     ) -> None:
         self.annotations = annotations
         self.transforms = transforms
         self.drop_ignored = drop_ignored
-        self._draws = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return len(self.annotations.records)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+    def __getitem__(self, which: int | Sample) -> tuple[Tensor, Target]:
+        """Read an image. A :class:`~defeat.data.order.Sample` says what the transforms draw as well."""
+        index, seed = which if isinstance(which, Sample) else (which, None)
         record = self.annotations.records[index]
         image = _decode(record, self.annotations.source)
         target = _target(record, index % len(self))
         if self.drop_ignored:
             target = _select(target, ~target["ignore"])
-        return (image, target) if self.transforms is None else self._augment(image, target, self.transforms)
-
-    def _augment(self, image: Tensor, target: Target, transforms: Transforms) -> tuple[Tensor, Target]:
-        """Transform with random numbers of its own.
-
-        Transforms draw from torch's default generator, as do the detectors' samplers: decoding in the main
-        process, a distilled run would see other crops and flips than its baseline. A worker process has a
-        generator for nothing else.
-        """
-        if get_worker_info() is not None:
-            return _transformed(image, target, transforms)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=self._draws)))
-            return _transformed(image, target, transforms)
+        if self.transforms is None:
+            return image, target
+        # Transforms draw from the generators that the detectors' samplers draw from too: decoding in the main
+        # process, a distilled run would see other crops and flips than its baseline, and a resumed run others
+        # than one that was never stopped.
+        with nullcontext() if seed is None else isolated(seed):
+            return _transformed(image, target, self.transforms)
 
 
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:

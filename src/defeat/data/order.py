@@ -1,0 +1,90 @@
+"""The order of training images: a function of seed, epoch and step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import Dataset, DistributedSampler
+
+from defeat.errors import ConfigError
+from defeat.seeds import fold
+
+
+class Sample(NamedTuple):
+    """What a sampler asks a data set for."""
+
+    image: int
+    """Position in the data set."""
+    seed: int
+    """Of the random numbers that its augmentation draws."""
+
+
+class TrainingOrder(DistributedSampler[Sample]):
+    """Shuffled samples of one process, batch after batch; an incomplete last batch is dropped.
+
+    In every epoch the data set is shuffled anew and cut into global batches, of which each process takes an
+    equal share. Neither the number of processes nor that of worker processes, and nothing that the training
+    draws, changes which images, so augmented, a step sees; a training that was begun on one process goes on
+    with the same global batches on two. (MosaicML Streaming calls it elastic determinism.)
+
+    It is a ``DistributedSampler`` because Lightning leaves these alone and would put another one over any
+    other sampler.
+
+    Args:
+        dataset: images.
+        batch_size: images of a batch of one process.
+        repeat: how often an epoch goes over the data set.
+        seed: of the order and of the augmentation.
+        replicas: number of processes.
+        rank: of this one.
+        epoch: where to begin.
+        batches: of that epoch that are done already.
+
+    Raises:
+        ConfigError: there are fewer images than a global batch has. One process alone takes what there is.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        *,
+        repeat: int = 1,
+        seed: int = 0,
+        replicas: int = 1,
+        rank: int = 0,
+        epoch: int = 0,
+        batches: int = 0,
+    ) -> None:
+        super().__init__(dataset, num_replicas=replicas, rank=rank, seed=seed)
+        self.images: int = len(dataset)  # type: ignore[arg-type]
+        self.all = self.images * repeat
+        self.batch_size = batch_size if replicas > 1 else min(batch_size, self.all)
+        self.global_batch = self.batch_size * replicas
+        if self.all < self.global_batch:
+            raise ConfigError(
+                f"{self.all} training images are fewer than a batch of {replicas} processes, data.batch_size="
+                f"{batch_size} each: lower data.batch_size"
+            )
+        self.epoch = epoch
+        self.batches = batches
+
+    def __len__(self) -> int:
+        """Samples of this process in a whole epoch."""
+        return self.all // self.global_batch * self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; to stay in the one that is under way changes nothing."""
+        if epoch != self.epoch:
+            self.epoch, self.batches = epoch, 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        """The samples that the epoch has left."""
+        generator = torch.Generator().manual_seed(fold(self.seed, self.epoch))
+        shuffled = torch.randperm(self.all, generator=generator).tolist()
+        for batch in range(self.batches, self.all // self.global_batch):
+            first = batch * self.global_batch + self.rank * self.batch_size
+            for position in range(first, first + self.batch_size):
+                yield Sample(shuffled[position] % self.images, fold(self.seed, self.epoch, position))

@@ -1,0 +1,34 @@
+"""Random numbers as a function of where a training stands, so that nothing of the past need be kept."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+
+def fold(*numbers: int) -> int:
+    """One 63-bit seed out of several non-negative numbers, such as a run's seed, an epoch and a position."""
+    words = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return int(words[0] >> 1)
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch (all devices), NumPy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """Draw from ``seed`` inside the ``with`` block, and leave the generators of the CPU as they were."""
+    with isolate_rng(include_cuda=False):
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
