@@ -174,7 +174,7 @@ def test_an_undecodable_image_in_a_worker(
     shutil.copytree(scenes, copy)
     for image in (copy / "train").glob("*.png"):
         image.write_bytes(image.read_bytes()[:60])
-    ended = script("defeat-train", *plain, f"data.root={copy}", "data.num_workers=1")
+    ended = script("defeat-train", *plain, f"data.root={copy}", "data.num_workers=1", "run_dir=second")
     assert ended.status == 1
     (line,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: {copy / 'annotations' / 'train.json'}: image id ")

@@ -68,6 +68,22 @@ def test_links_that_stay_inside_and_a_root_that_is_a_link_are_fine(root: Path, t
     assert resolve_inside(linked_root, "link.jpg") == (root / "sub" / "b.jpg").resolve()
 
 
+@pytest.mark.parametrize("name", ["\ud800.jpg", "\ud800/a.jpg", "a/" * 3000 + "b.jpg", "a" * 5000])
+def test_names_that_no_file_system_takes(root: Path, name: str) -> None:
+    for look_up in (lambda: resolve_inside(root, name), lambda: Folder(root).find(name)):
+        with pytest.raises(DataError, match="is not a file name below") as caught:
+            look_up()
+        assert len(str(caught.value)) < 500
+
+
+def test_a_pipe_is_no_file(root: Path) -> None:
+    os.mkfifo(root / "pipe.jpg")
+    (root / "link.jpg").symlink_to("pipe.jpg")
+    for name, message in (("pipe.jpg", "no file 'pipe.jpg'"), ("link.jpg", "is a link to no file")):
+        with pytest.raises(DataError, match=message):
+            Folder(root).find(name)
+
+
 def test_a_loop_of_links_and_a_link_to_nothing(root: Path) -> None:
     (root / "loop.jpg").symlink_to("loop.jpg")
     (root / "nothing.jpg").symlink_to("gone.jpg")

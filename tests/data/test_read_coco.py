@@ -195,6 +195,33 @@ def test_what_makes_the_file_ambiguous_is_never_skipped(coco, on_error, group, c
     assert str(caught.value).startswith(f"{coco.file}: {message}")
 
 
+def test_ids_written_differently_are_the_same_id(coco) -> None:
+    coco.content["images"][2]["id"] = 7.0
+    with pytest.raises(DataError, match=r"images\[2\] \(id 7\.0\): id 7 is given twice"):
+        read_coco(*coco.write(), on_error="skip")
+
+
+def test_a_key_given_twice_is_no_choice_of_ours(coco) -> None:
+    file, images = coco.write()
+    text = file.read_text().replace('"image_id": 7', '"image_id": 900, "image_id": 7', 1)
+    file.write_text(text)
+    with pytest.raises(DataError, match=r"key 'image_id' is given twice in one object \(id 931\)"):
+        read_coco(file, images, on_error="skip")
+
+
+def test_free_ids_for_classes_that_the_file_does_not_list(coco) -> None:
+    assert read_coco(*coco.write(), classes=["x", "cat", "y", "dog"]).class_ids == (19, 18, 20, 3)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "cat\nand dog", "\x1b[31mred"])
+def test_names_that_fit_no_line_are_cut_and_escaped(coco, name) -> None:
+    coco.content["categories"][0]["name"] = name
+    with pytest.raises(DataError) as caught:
+        read_coco(*coco.write(), classes=["dog", name + "s"])
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
 @pytest.mark.parametrize("value", [..., {}, None, "text"])
 def test_missing_lists(coco, key, value) -> None:
@@ -263,6 +290,12 @@ def test_no_images_is_an_empty_data_set(coco) -> None:
 def test_classes_must_make_sense(coco, classes) -> None:
     with pytest.raises(ConfigError, match="classes"):
         read_coco(*coco.write(), classes=classes)
+
+
+@pytest.mark.parametrize("paths", [(True, "x"), (None, "x"), ("x", 5), (["x"], None)])
+def test_paths_must_be_paths(tmp_path: Path, paths) -> None:
+    with pytest.raises(ConfigError, match="must be a path, got"):
+        read_coco(*paths, root=tmp_path)
 
 
 def test_on_error_must_be_known(coco) -> None:

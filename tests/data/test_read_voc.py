@@ -172,6 +172,31 @@ def test_a_wrong_object_names_file_and_object(voc, obj, caplog, wrong, message) 
     assert f"{xml}: {message}" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("twice", "message"),
+    [
+        ("<bndbox/><bndbox/>", "object[0] (cat): field 'bndbox' is given 2 times"),
+        ("<name>dog</name>", "object[0] (cat): field 'name' is given 2 times"),
+        ("<difficult>1</difficult>", "object[0] (cat): field 'difficult' is given 2 times"),
+    ],
+)
+def test_a_field_given_twice_is_no_choice_of_ours(voc, obj, twice, message) -> None:
+    xml = voc.add("a", obj("cat", 1, 1, 9, 9).replace("</object>", f"{twice}</object>"))
+    with pytest.raises(DataError) as caught:
+        read_voc(voc.root, "train")
+    if "bndbox" in twice:
+        message = message.replace("2 times", "3 times")
+    assert str(caught.value).startswith(f"{xml}: {message}")
+
+
+@pytest.mark.parametrize("wrapped", ["<objects>{}</objects>", "<x xmlns='y'>{}</x>", "<folder>{}</folder>"])
+def test_objects_elsewhere_are_not_lost_without_a_word(voc, obj, wrapped) -> None:
+    xml = voc.add("a", wrapped.format(obj("cat", 1, 1, 9, 9)), obj("dog", 1, 1, 9, 9))
+    with pytest.raises(DataError) as caught:
+        read_voc(voc.root, "train")
+    assert str(caught.value).startswith(f"{xml}: 1 'object' elements lie elsewhere than directly in")
+
+
 def test_difficult_must_be_a_flag(voc, obj) -> None:
     xml = voc.add("a", obj("cat", 1, 1, 9, 9, difficult="yes"))
     with pytest.raises(DataError) as caught:
@@ -263,6 +288,20 @@ def test_an_undecodable_picture_of_unknown_size(voc) -> None:
     with pytest.raises(DataError) as caught:
         read_voc(voc.root, "train", classes=["cat"])
     assert str(caught.value).startswith(f"{xml}: image {voc.root / 'JPEGImages' / 'a.jpg'} cannot be decoded")
+
+
+@pytest.mark.parametrize(
+    ("roots", "names", "message"),
+    [
+        (None, "train", "roots must be a name or a list of names, got None"),
+        ([5], "train", "roots must be a path, got 5"),
+        ("x", True, "image_set must be a name or a list of names, got True"),
+    ],
+)
+def test_roots_and_lists_must_be_names(tmp_path, roots, names, message) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_voc(roots, names, root=tmp_path)
+    assert str(caught.value) == message
 
 
 def test_wrong_roots_and_lists(voc, tmp_path) -> None:

@@ -27,7 +27,14 @@ KINDS = {
 }
 """What the types of values are called in messages."""
 
-NAMES = {str: r"str|string|literal", float: r"float", list: r"list|ListConfig", type(None): r"None|NoneType"}
+NAMES = {
+    str: r"str|string|literal",
+    bool: r"bool",
+    int: r"int",
+    float: r"float",
+    list: r"list|ListConfig",
+    type(None): r"None|NoneType",
+}
 """What the libraries' messages call the types that are given by mistake."""
 
 OPTIONAL = ("callbacks", "distiller", "logger", "measure", "teacher")
@@ -63,7 +70,7 @@ def blame(error: BaseException, config_name: str, words: Sequence[str]) -> str |
     defaults = _defaults(config_name, [word for word, override in overrides if is_choice(override)])
     for word, override in overrides:
         value = override.value()
-        default = OmegaConf.select(defaults, override.key_or_group, throw_on_missing=False, default=None)
+        default = _default(defaults, override.key_or_group)
         if _differ(override, default) and _find(text, NAMES[type(value)]) is not None:
             return f"{word}: {KINDS[type(default)]} is expected, not {KINDS[type(value)]} ({text})"
     named = {word: _find(text, re.escape(o.key_or_group.rpartition(".")[2])) for word, o in overrides}
@@ -77,13 +84,22 @@ def _defaults(config_name: str, choices: Sequence[str]) -> DictConfig:
     """The configuration that the command line's choices give without its values."""
     try:
         return compose_config(config_name, [*choices, "run_dir=."])
-    except (HydraException, OmegaConfBaseException, ValueError):
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError):
         return OmegaConf.create()
+
+
+def _default(defaults: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(defaults, key, throw_on_missing=False, default=None)
+    except OmegaConfBaseException:  # a key below what is no group
+        return None
 
 
 def _differ(override: Override, default: Any) -> bool:
     """Whether the type of the value is likely to be a mistake. Much that is text may also be a number."""
     value = override.value()
+    if isinstance(default, DictConfig) and isinstance(value, str | bool | int | float | list):
+        return True
     if isinstance(default, bool | int):
         return isinstance(value, str | list | float | None)
     if isinstance(default, float):

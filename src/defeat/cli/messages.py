@@ -14,6 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 from defeat.cli.blame import blame, is_choice, parse
 from defeat.config import compose_config, conf_dir
 from defeat.errors import DefeatError
+from defeat.inputs import one_line
+
+_LONGEST = 4000
+"""Characters; the longest lines list all experiments."""
 
 NO_CHOICE = "Config group override must be a string or a list"
 """How Hydra begins its ValueError about ``logger=null``, without a word on which group it is."""
@@ -27,10 +31,15 @@ def explain(error: BaseException, config_name: str, words: Sequence[str]) -> str
         config_name: the primary configuration, where the right names are looked up.
         words: the command line's words.
     """
+    line = _explain(error, config_name, words)
+    return None if line is None else _flat(line)
+
+
+def _explain(error: BaseException, config_name: str, words: Sequence[str]) -> str | None:
     text = str(error)
     if isinstance(error, DefeatError):
         cause = _innermost(error) if isinstance(error.__cause__, InstantiationException) else None
-        return (blame(cause, config_name, words) if cause else None) or _flat(_without_traceback(text))
+        return (blame(cause, config_name, words) if cause else None) or _without_traceback(text)
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if found := re.search(r"Could not override '([^']+)'", text):
@@ -38,14 +47,19 @@ def explain(error: BaseException, config_name: str, words: Sequence[str]) -> str
     if found := re.search(r"Could not find '([^']+)'", text):
         return _unknown_choice(found[1], text)
     if isinstance(error, ValueError) and text.startswith(NO_CHOICE):
-        return _no_choice(config_name, words)
+        return _no_choice(config_name, words) or NO_CHOICE
     if isinstance(error, (HydraException, OmegaConfBaseException, MisconfigurationException)):
-        return _flat(text)
+        return text
+    if found := re.search(r"^full_key: (\S+)", text, re.MULTILINE):  # Hydra's TypeErrors about a node
+        return f"{found[1]}: {text[: found.start()]}"
+    if isinstance(error, TypeError) and (line := _no_choice(config_name, words)):  # a list that holds null
+        return line
     return blame(error, config_name, words)
 
 
 def _flat(text: str) -> str:
-    return " ".join(text.split())
+    """One line, in which nothing that a file or a word holds can change the terminal."""
+    return one_line(" ".join(text.split()), _LONGEST)
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -66,7 +80,7 @@ def _without_traceback(text: str) -> str:
 
 def _unreadable(error: OverrideParseException) -> str:
     reasons = [s for s in error.message.splitlines() if not s.startswith(("See https", "Error parsing"))]
-    return f"{error.override!r} cannot be read as KEY=VALUE: {_flat(' '.join(reasons))}"
+    return f"{error.override!r} cannot be read as KEY=VALUE: {' '.join(reasons)}"
 
 
 def _unknown_key(key: str, text: str, config_name: str, words: Sequence[str]) -> str:
@@ -86,7 +100,7 @@ def _known_keys(key: str, config_name: str, words: Sequence[str]) -> Iterator[st
         try:
             yield from _flatten(compose_config(config_name, overrides))
             return
-        except (HydraException, OmegaConfBaseException):
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError):  # the last two: no choice
             continue
 
 
@@ -109,18 +123,21 @@ def _unknown_choice(choice: str, text: str) -> str:
     return f"no {group} named {name}: {hint}there are {', '.join(options) or 'none'}"
 
 
-def _no_choice(config_name: str, words: Sequence[str]) -> str:
-    """Name the word that gives a group null, or a number."""
+def _no_choice(config_name: str, words: Sequence[str]) -> str | None:
+    """Name the word that gives a group null, or a number; None where there is no such word."""
     own = OmegaConf.load(conf_dir() / f"{config_name}.yaml")
     for word, override in parse(words):
         group = override.key_or_group
         if not group:
             return f"{word!r} cannot be read as KEY=VALUE: the key is missing"
-        if not is_choice(override) or isinstance(override.value(), str | list):
+        value = override.value()
+        if not is_choice(override) or all(
+            isinstance(v, str) for v in (value if type(value) is list else [value])
+        ):
             continue
         # What the primary configuration has as null can be without a choice.
-        if override.value() is None and OmegaConf.select(own, override.package or group, default="") is None:
+        if value is None and OmegaConf.select(own, override.package or group, default="") is None:
             return f"{word}: null is no choice of {group}; ~{word.removesuffix('=null')} leaves it out"
         options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
         return f"{word} is no choice of {group}: there are {', '.join(options)}"
-    return _flat(NO_CHOICE)
+    return None

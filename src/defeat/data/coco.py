@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from defeat.data.fields import FieldError, check_classes, field, is_finite, show, text, unknown_class, whole
-from defeat.data.paths import Folder, check_relative
+from defeat.data.fields import (
+    MOST_PIXELS,
+    FieldError,
+    check_classes,
+    field,
+    is_finite,
+    text,
+    unknown_class,
+    whole,
+)
+from defeat.data.paths import Folder, check_relative, join
 from defeat.data.problems import OnError, Problems
 from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.errors import DataError
+from defeat.inputs import is_dir, load_json, show
 from defeat.types import Annotations
 
 
@@ -43,16 +53,17 @@ def read_coco(
     Raises:
         DataError: naming file and record: missing or wrong fields, unknown classes or images, missing image
             files, paths outside the root; always for a file that is no COCO JSON and for ids given twice.
-        ConfigError: ``classes`` or ``on_error`` make no sense.
+        ConfigError: ``classes``, ``on_error`` or a path make no sense.
     """
-    file = Path(root) / annotation_file
+    file = join(root, annotation_file, "annotation_file")
+    folder = None if image_root is None else join(root, image_root, "image_root")
     problems = Problems(str(file), on_error)
     names = None if classes is None else check_classes(classes)
     content = _load(file, problems)
     by_id = _categories(content, problems)
     if names is None:
         names = tuple(by_id[category] for category in sorted(by_id))
-    images, positions = _images(content, None if image_root is None else Path(root) / image_root, problems)
+    images, positions = _images(content, folder, problems)
     columns = _boxes(content, by_id, names, positions, problems)
     records = build_records(images, columns, problems)
     return Annotations(records, names, _class_ids(by_id, names), problems.source, problems.report())
@@ -61,10 +72,10 @@ def read_coco(
 def _load(path: Path, problems: Problems) -> dict[str, Any]:
     """Parse the file without outlines, which are nine tenths of COCO and which no detector here uses."""
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"), object_hook=_without_outline)
+        content = load_json(path, _without_outline)
     except OSError as error:
         problems.fatal(f"cannot be opened: {error.strerror}; check the path of the annotation file")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         problems.fatal(f"is not valid JSON: {error}")
     if not isinstance(content, dict):
         problems.fatal(f"must hold an object with images, annotations and categories, got {show(content)}")
@@ -84,6 +95,7 @@ def _without_outline(item: dict[str, Any]) -> dict[str, Any]:
 def _categories(content: dict[str, Any], problems: Problems) -> dict[int, str]:
     """Names by category id. Nothing can be skipped here: a label must mean one thing."""
     by_id: dict[int, str] = {}
+    names: set[str] = set()
     for position, item in enumerate(content["categories"]):
         try:
             category, name = whole(item, "id"), text(item, "name")
@@ -91,9 +103,10 @@ def _categories(content: dict[str, Any], problems: Problems) -> dict[int, str]:
             problems.fatal(f"{_where('categories', position, item)}: {error}")
         if category in by_id:
             problems.fatal(f"{_where('categories', position, item)}: id {category} is given twice")
-        if name in by_id.values():
-            problems.fatal(f"{_where('categories', position, item)}: name {name!r} is given twice")
+        if name in names:
+            problems.fatal(f"{_where('categories', position, item)}: name {show(name)} is given twice")
         by_id[category] = name
+        names.add(name)
     if not by_id:
         problems.fatal("its list 'categories' is empty; the classes come from there")
     return by_id
@@ -101,16 +114,15 @@ def _categories(content: dict[str, Any], problems: Problems) -> dict[int, str]:
 
 def _class_ids(by_id: dict[int, str], names: tuple[str, ...]) -> tuple[int, ...]:
     ids = {name: category for category, name in by_id.items()}
-    for name in names:
-        ids.setdefault(name, max(ids.values()) + 1)
-    return tuple(ids[name] for name in names)
+    free = itertools.count(max(by_id) + 1)
+    return tuple(ids[name] if name in ids else next(free) for name in names)
 
 
 def _images(
     content: dict[str, Any], root: Path | None, problems: Problems
 ) -> tuple[list[ImageRow], dict[int, int | None]]:
     """Rows of the images that can be used, and the row's position by image id; None for an image left out."""
-    if root is not None and not root.is_dir():
+    if root is not None and not is_dir(root):
         problems.fatal(f"its image folder {root} does not exist; check image_root (null: annotations alone)")
     _refuse_same_ids(content["images"], problems)
     folder = None if root is None else Folder(root)
@@ -120,7 +132,7 @@ def _images(
         try:
             image_id = whole(item, "id")
             positions[image_id] = None
-            width, height = whole(item, "width", 1), whole(item, "height", 1)
+            width, height = (whole(item, side, 1, MOST_PIXELS) for side in ("width", "height"))
             name = text(item, "file_name")
             if folder is None:
                 check_relative(Path(problems.source).parent, name)
@@ -137,13 +149,15 @@ def _images(
 
 def _refuse_same_ids(images: list[object], problems: Problems) -> None:
     """Whatever ``on_error`` says: no one can tell which of the two images the annotations mean."""
-    seen: set[object] = set()
+    seen: set[int] = set()
     for position, item in enumerate(images):
-        image_id = item.get("id") if isinstance(item, dict) else None
-        if type(image_id) is int:
-            if image_id in seen:
-                problems.fatal(f"{_where('images', position, item)}: id {image_id} is given twice")
-            seen.add(image_id)
+        try:
+            image_id = whole(item, "id")
+        except FieldError:  # rejected alone, later
+            continue
+        if image_id in seen:
+            problems.fatal(f"{_where('images', position, item)}: id {image_id} is given twice")
+        seen.add(image_id)
 
 
 def _boxes(

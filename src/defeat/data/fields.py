@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TypeGuard, cast
 
 from defeat.errors import ConfigError
+from defeat.inputs import show
 
 _NUMBERS = (int, float)  # and not bool, which isinstance would let pass
 _LARGEST = 2**53  # whole numbers up to here are exact in every language that writes JSON
 
+MOST_PIXELS = 2**24
+"""The longest side of an image: up to here float32, which boxes are kept in, is exact to the pixel."""
+
 
 class FieldError(ValueError):
     """A field is missing or wrong; whoever reads the file adds which file and record."""
-
-
-def show(value: object) -> str:
-    """``repr`` of a value, cut to what fits a line."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def field(item: object, name: str) -> object:
@@ -31,14 +30,16 @@ def field(item: object, name: str) -> object:
     return value
 
 
-def whole(item: object, name: str, least: int = -_LARGEST) -> int:
-    """A whole number of at least ``least``; 640.0 counts as one, True and "640" do not."""
+def whole(item: object, name: str, least: int = -_LARGEST, most: int = _LARGEST) -> int:
+    """A whole number from ``least`` to ``most``; 640.0 counts as one, True and "640" do not."""
     value = field(item, name)
-    if type(value) is int and least <= value <= _LARGEST:  # nearly always, and quick
+    if type(value) is int and least <= value <= most:  # nearly always, and quick
         return value
-    if is_finite(value) and value == int(value) and value >= least:
+    if is_finite(value) and value == int(value) and least <= value <= most:
         return int(value)
     bound = f" of at least {least}" if least > -_LARGEST else ""
+    if most < _LARGEST and is_finite(value) and value > most:
+        bound = f" of at most {most}"
     raise FieldError(f"{name} must be a whole number{bound}, got {show(value)}")
 
 
@@ -59,15 +60,15 @@ def is_finite(value: object) -> TypeGuard[float]:
 def unknown_class(name: str, known: Iterable[str]) -> FieldError:
     """The error of a class that is not among those asked for."""
     names = list(known)
-    listed = ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:5])}, ..."
-    return FieldError(f"class {name!r} is not among the {len(names)} classes asked for ({listed})")
+    listed = ", ".join(known[:30] for known in names[:5]) + (", ..." if len(names) > 5 else "")
+    return FieldError(f"class {show(name)} is not among the {len(names)} classes asked for ({listed})")
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """Names of classes as a tuple; raises :class:`ConfigError` if there are none, or one twice."""
     if isinstance(classes, str) or not classes or not all(isinstance(name, str) for name in classes):
         raise ConfigError(f"classes must be a list of names, got {show(classes)}")
-    twice = sorted({name for name in classes if list(classes).count(name) > 1})
+    twice = sorted(name for name, count in Counter(classes).items() if count > 1)
     if twice:
-        raise ConfigError(f"classes names {', '.join(twice)} twice; each name stands for one label")
+        raise ConfigError(f"classes names {', '.join(twice[:5])} twice; each name stands for one label")
     return tuple(classes)

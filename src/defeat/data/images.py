@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from defeat.errors import DataError
+from defeat.inputs import one_line, open_regular
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What may be decoded. Pillow knows more, some of which start other programs (EPS runs Ghostscript)."""
 
-_DECODING_ERRORS = (
-    OSError,  # unreadable, unknown format, truncated
-    SyntaxError,  # broken PNG and TIFF headers
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # raised where warnings are errors
-)
+_LARGEST = 2**30  # bytes; the most pixels that may be decoded take less in any format
 
 
 def read_image(path: str | PathLike[str], expected_size: tuple[int, int] | None = None) -> Tensor:
@@ -51,21 +39,27 @@ def read_image(path: str | PathLike[str], expected_size: tuple[int, int] | None 
         DataError: the file cannot be decoded, is absurdly large, or has another size; the message names the
             file.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            _check_pixels(image)
-            array = _to_rgb(_as_expected(image, expected_size, path))
-    except _DECODING_ERRORS as error:
-        raise DataError(f"image {path} cannot be decoded: {_reason(error)}") from error
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    with _opened(path) as image:
+        array = _to_rgb(_as_expected(image, expected_size, path))
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
 def read_size(path: str | PathLike[str]) -> tuple[int, int]:
     """(width, height) pixels as an image file's header gives them; raises like :func:`read_image`."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: str | PathLike[str]) -> Iterator[Image.Image]:
+    """Open an image; whatever goes wrong within is an error of its file, and is raised as one."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.size
-    except _DECODING_ERRORS as error:
+        with open_regular(path, _LARGEST) as file, Image.open(file, formats=FORMATS) as image:
+            _check_pixels(image)
+            yield image
+    except DataError:
+        raise
+    except Exception as error:  # nearly any: Pillow's parsers stumble over damaged bytes in many ways
         raise DataError(f"image {path} cannot be decoded: {_reason(error)}") from error
 
 
@@ -93,24 +87,32 @@ def _as_expected(
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8."""
+    """(H, W, 3) uint8; in place where it can be, for a picture of the most pixels takes 360 MB a copy."""
     if image.mode.startswith("I;16"):
         return _grey(np.asarray(image).astype(np.uint16) >> 8)
     if image.mode == "I":  # 16-bit pictures of formats where Pillow has no mode of that width
-        return _grey(np.clip(np.asarray(image), 0, 65535) >> 8)
+        values = np.clip(np.asarray(image), 0, 65535)
+        values >>= 8
+        return _grey(values)
     if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-        return _grey(np.clip(values * 255 if values.max(initial=0) <= 1 else values, 0, 255).round())
+        values = np.nan_to_num(np.array(image), copy=False)
+        if values.max(initial=0) <= 1:
+            values *= 255
+        return _grey(np.clip(values, 0, 255, out=values).round(out=values))
     if image.mode in ("P", "PA"):  # straight to RGB warns where the palette holds transparency
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _grey(values: np.ndarray) -> np.ndarray:
     return np.repeat(values.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"cannot identify image file, which must be one of {', '.join(FORMATS)}"
+    if isinstance(error, MemoryError):
+        return "it takes more memory than there is"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).replace("\n", " ") or type(error).__name__
+    return one_line(str(error), 200) or type(error).__name__

@@ -6,7 +6,23 @@ import os
 from collections import defaultdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from defeat.errors import DataError
+from defeat.errors import ConfigError, DataError
+from defeat.inputs import is_file, show
+
+_LONGEST = 4096  # characters; no operating system has longer paths
+_SHOWN = 160
+
+
+def join(root: str | os.PathLike[str], path: str | os.PathLike[str], name: str) -> Path:
+    """A path of the user's own below a root of the user's own, wherever they lead.
+
+    Raises:
+        ConfigError: one of them is no path; ``name`` says what it was given for.
+    """
+    for value, called in ((root, "root"), (path, name)):
+        if not isinstance(value, str | os.PathLike):
+            raise ConfigError(f"{called} must be a path, got {show(value)}")
+    return Path(root) / path
 
 
 def resolve_inside(root: Path, name: str) -> Path:
@@ -27,21 +43,36 @@ def resolve_inside(root: Path, name: str) -> Path:
     try:
         real = (real_root / name).resolve()
     except (OSError, RuntimeError) as error:  # a loop of links
-        raise DataError(f"path {name!r} cannot be followed below {root}: {error}") from error
+        raise DataError(f"path {_quoted(name)} cannot be followed below {root}: {error}") from error
     if not real.is_relative_to(real_root):
-        raise DataError(f"path {name!r} leads outside its root {root} through a link; refused")
+        raise DataError(f"path {_quoted(name)} leads outside its root {root} through a link; refused")
     return real
 
 
 def check_relative(root: Path, name: str) -> None:
     """Refuse, from its spelling alone, a name that could leave the root on any operating system."""
+    if len(name) > _LONGEST or "\0" in name or not _can_be_encoded(name):
+        raise DataError(f"path {_quoted(name)} is not a file name below {root}")
     windows = PureWindowsPath(name)  # splits at both slashes, and knows drives
-    if not windows.parts or "\0" in name:
-        raise DataError(f"path {name!r} is not a file name below {root}")
+    if not windows.parts:
+        raise DataError(f"path {_quoted(name)} is not a file name below {root}")
     if windows.anchor or ".." in windows.parts:
         raise DataError(
-            f"path {name!r} leads outside its root {root}; give it relative to the root, without '..'"
+            f"path {_quoted(name)} leads outside its root {root}; give it relative to the root, without '..'"
         )
+
+
+def _quoted(name: str) -> str:
+    return show(name, _SHOWN)
+
+
+def _can_be_encoded(name: str) -> bool:
+    """JSON can spell half characters (surrogates), which no file system takes."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Folder:
@@ -66,9 +97,9 @@ class Folder:
         relative = PurePosixPath(name)
         is_link = self._files(_parent(relative)).get(relative.name)
         if is_link is None:
-            raise DataError(f"no file {name!r} in {self.root}")
-        if is_link and not resolve_inside(self.root, name).is_file():
-            raise DataError(f"{name!r} in {self.root} is a link to nothing")
+            raise DataError(f"no file {_quoted(name)} in {self.root}")
+        if is_link and not is_file(resolve_inside(self.root, name)):
+            raise DataError(f"{_quoted(name)} in {self.root} is a link to no file")
         return self.root / relative
 
     def alike(self, stem: str) -> list[str]:

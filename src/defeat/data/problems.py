@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Literal, NoReturn
 
 from defeat.errors import ConfigError, DataError
+from defeat.inputs import one_line
 
 OnError = Literal["raise", "skip"]
 
@@ -37,6 +38,7 @@ class Problems:
 
     def reject(self, reason: str, message: str) -> None:
         """Raise :class:`DataError` with the message, or count the reason where records are to be skipped."""
+        message = one_line(message)
         if not self._skip:
             raise DataError(f"{message} (data.on_error=skip leaves such records out)")
         self.counts[reason] += 1
@@ -44,7 +46,7 @@ class Problems:
 
     def fatal(self, message: str) -> NoReturn:
         """Raise whatever the policy: the file as a whole cannot be understood."""
-        raise DataError(f"{self.source}: {message}")
+        raise DataError(one_line(f"{self.source}: {message}"))
 
     def add(self, counts: Mapping[str, int]) -> None:
         """Take over counts from a part of the reading."""

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from defeat.data.fields import FieldError, check_classes, unknown_class
 from defeat.data.images import read_size
-from defeat.data.paths import Folder, check_relative
+from defeat.data.paths import Folder, check_relative, join
 from defeat.data.problems import OnError, Problems
 from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.data.voc_xml import VocImage, VocObject, parse_voc
 from defeat.errors import ConfigError, DataError
+from defeat.inputs import is_dir, read_regular, show
 from defeat.types import Annotations
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -61,7 +62,7 @@ def read_voc(
             outside ``JPEGImages``; always for a missing list and for a name that the joined lists hold twice.
         ConfigError: the arguments make no sense.
     """
-    pairs = [(Path(root) / folder, name) for folder, name in _pair(roots, image_set)]
+    pairs = [(join(root, folder, "roots"), name) for folder, name in _pair(roots, image_set)]
     problems = Problems(" + ".join(f"{folder} ({name})" for folder, name in pairs), on_error)
     listed = _listed([_open_root(folder, name, problems) for folder, name in pairs], problems)
     given = () if classes is None else check_classes(classes)
@@ -110,8 +111,11 @@ def _checked(
     return item.xyxy, label_of[item.name], item.difficult
 
 
-def _pair(roots: PathOrPaths, image_set: str | Sequence[str]) -> list[tuple[Path, str]]:
-    paths = [Path(roots)] if isinstance(roots, str | PathLike) else [Path(root) for root in roots]
+def _pair(roots: PathOrPaths, image_set: str | Sequence[str]) -> list[tuple[str | PathLike[str], str]]:
+    for value, called in ((roots, "roots"), (image_set, "image_set")):
+        if not isinstance(value, str | PathLike | Sequence):
+            raise ConfigError(f"{called} must be a name or a list of names, got {show(value)}")
+    paths = [roots] if isinstance(roots, str | PathLike) else list(roots)
     names = [image_set] * len(paths) if isinstance(image_set, str) else list(image_set)
     if not paths or len(names) != len(paths):
         raise ConfigError(
@@ -122,7 +126,7 @@ def _pair(roots: PathOrPaths, image_set: str | Sequence[str]) -> list[tuple[Path
 
 def _open_root(root: Path, name: str, problems: Problems) -> _Root:
     for folder in ("Annotations", "JPEGImages"):
-        if not (root / folder).is_dir():
+        if not is_dir(root / folder):
             problems.fatal(
                 f"{root} has no folder {folder}; a VOC root holds Annotations, ImageSets and JPEGImages"
             )
@@ -135,12 +139,16 @@ def _listed(roots: Sequence[_Root], problems: Problems) -> dict[str, _Root]:
     found: dict[str, _Root] = {}
     for root in roots:
         try:
-            lines = root.list_file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_regular(root.list_file).decode("utf-8-sig").splitlines()
+        except OSError as error:
+            problems.fatal(f"the list {root.list_file} cannot be read: {error.strerror}")
+        except UnicodeDecodeError as error:
             problems.fatal(f"the list {root.list_file} cannot be read: {error}")
         for stem in (line.split()[0] for line in lines if line.strip()):  # a class's list has a second column
             if stem in found:
-                problems.fatal(f"{stem!r} stands twice: in {found[stem].list_file} and in {root.list_file}")
+                problems.fatal(
+                    f"{show(stem)} stands twice: in {found[stem].list_file} and in {root.list_file}"
+                )
             found[stem] = root
     return found
 
@@ -159,7 +167,7 @@ def _find_image(stem: str, filename: str, images: Folder) -> Path:
         return images.find(by_stem)
     if filename:
         return images.find(filename)
-    raise DataError(f"no picture {stem!r} ({', '.join(_SUFFIXES)}) in {images.root}")
+    raise DataError(f"no picture {show(stem)} ({', '.join(_SUFFIXES)}) in {images.root}")
 
 
 def _any_case(stem: str, images: Folder) -> str | None:

@@ -10,7 +10,10 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from defeat.data.fields import FieldError, show
+from defeat.data.fields import MOST_PIXELS, FieldError
+from defeat.inputs import read_regular, show
+
+_LARGEST = 2**24  # bytes: 50,000 objects; a picture has dozens, and a parsed tree takes 30 times its text
 
 
 class VocObject(NamedTuple):
@@ -37,11 +40,11 @@ def parse_voc(path: Path) -> VocImage:
     """Read one annotation file.
 
     Raises:
-        FieldError: the file is missing, is no XML, declares entities or a document type, or its size is
-            wrong.
+        FieldError: the file is missing, is no XML, declares entities or a document type, its size is wrong,
+            or it has objects where none are looked for.
     """
     try:
-        root: Element = fromstring(path.read_bytes(), forbid_dtd=True)
+        root: Element = fromstring(read_regular(path, _LARGEST), forbid_dtd=True)
     except OSError as error:
         raise FieldError(f"cannot be opened: {error.strerror}") from error
     except DefusedXmlException as error:
@@ -50,12 +53,35 @@ def parse_voc(path: Path) -> VocImage:
         raise FieldError(f"is not valid XML: {error}") from error
     if root.tag != "annotation":
         raise FieldError(f"must hold an 'annotation' element, got {show(root.tag)}")
-    objects = [_object_or_error(item, position) for position, item in enumerate(root.findall("object"))]
+    found = root.findall("object")
+    elsewhere = sum(_local_name(item) == "object" for item in root.iter()) - len(found)
+    if elsewhere:
+        raise FieldError(f"{elsewhere} 'object' elements lie elsewhere than directly in 'annotation'")
+    objects = [_object_or_error(item, position) for position, item in enumerate(found)]
     return VocImage((root.findtext("filename") or "").strip(), _size(root), objects)
 
 
+def _local_name(item: Element) -> str:
+    """The tag without its namespace, in lower case."""
+    return item.tag.rpartition("}")[2].lower() if isinstance(item.tag, str) else ""
+
+
+def _only(item: Element, key: str) -> Element | None:
+    """The child of that name; two of them would contradict each other."""
+    children = item.findall(key)
+    if len(children) > 1:
+        raise FieldError(f"field '{key}' is given {len(children)} times")
+    return children[0] if children else None
+
+
+def _text(item: Element, key: str) -> str | None:
+    """What is written in the child of that name, without space around it; None where there is none."""
+    child = _only(item, key)
+    return None if child is None else (child.text or "").strip()
+
+
 def _size(root: Element) -> tuple[int, int] | None:
-    size = root.find("size")
+    size = _only(root, "size")
     if size is None or size.find("width") is None or size.find("height") is None:
         return None
     width, height = (_number(size, key) for key in ("width", "height"))
@@ -63,6 +89,8 @@ def _size(root: Element) -> tuple[int, int] | None:
         return None
     if width < 0 or height < 0 or width != int(width) or height != int(height):
         raise FieldError(f"size must be whole numbers of at least 0, got {width:g}x{height:g}")
+    if max(width, height) > MOST_PIXELS:
+        raise FieldError(f"size must be at most {MOST_PIXELS} a side, got {width:g}x{height:g}")
     return int(width), int(height)
 
 
@@ -71,17 +99,17 @@ def _object_or_error(item: Element, position: int) -> VocObject | FieldError:
         return _object(item)
     except FieldError as error:
         name = (item.findtext("name") or "").strip()
-        return FieldError(f"object[{position}]{f' ({name})' if name else ''}: {error}")
+        return FieldError(f"object[{position}]{f' ({name[:60]})' if name else ''}: {error}")
 
 
 def _object(item: Element) -> VocObject:
-    name = (item.findtext("name") or "").strip()
+    name = _text(item, "name")
     if not name:
         raise FieldError("field 'name' is missing")
-    difficult = (item.findtext("difficult") or "0").strip()
+    difficult = _text(item, "difficult") or "0"
     if difficult not in ("0", "1"):
         raise FieldError(f"difficult must be 0 or 1, got {show(difficult)}")
-    box = item.find("bndbox")  # a direct child only: body parts have boxes of their own
+    box = _only(item, "bndbox")  # a direct child only: body parts have boxes of their own
     if box is None:
         raise FieldError("field 'bndbox' is missing")
     return VocObject(name, _xyxy(box), difficult == "1")
@@ -100,7 +128,7 @@ def _xyxy(box: Element) -> tuple[float, float, float, float]:
 
 
 def _number(item: Element, key: str) -> float:
-    written = item.findtext(key)
+    written = _text(item, key)
     if written is None:
         raise FieldError(f"field '{key}' is missing")
     try:
@@ -108,5 +136,5 @@ def _number(item: Element, key: str) -> float:
     except ValueError:
         value = math.nan
     if not abs(value) < 2**31:
-        raise FieldError(f"{key} must be a finite number, got {show(written.strip())}")
+        raise FieldError(f"{key} must be a finite number, got {show(written)}")
     return value

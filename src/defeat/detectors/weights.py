@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
 import pickle
+import re
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_weight
 
+from defeat.config import conf_dir
 from defeat.detectors.class_order import BACKGROUND
 from defeat.errors import WeightsError
+from defeat.inputs import is_dir, is_file, one_line, show
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 """The package's own weights, each ``<name>.safetensors``."""
+
+_MOST_NODES = 50_000
+"""Values in a run's configuration; there are some hundred. A pickle can hold one list in many places."""
+
+_DEEPEST = 50
+"""How deep a run's configuration is nested; ours are by 8."""
+
+_LONGEST_NAME = 200
+"""Characters in the name of a tensor; ours have up to 70."""
+
+_OPEN_MODULES = ("torchvision.models.detection", "torchvision.transforms.v2")
+"""Whose public names a checkpoint's configuration may build, beside what the package's own conf/ names."""
 
 
 class WeightFile(NamedTuple):
@@ -36,6 +53,33 @@ class WeightFile(NamedTuple):
     project or a torchvision enum; None where the file does not say."""
     enum: str | None = None
     """A torchvision enum's own name (``DEFAULT`` is another name of one)."""
+    source: str = ""
+    """What messages call it."""
+
+    def node(self, key: str, instead: str) -> dict[str, Any] | None:
+        """A part of the run's configuration that may be built; None where there is none.
+
+        Building a configuration calls what its ``_target_`` names. The file may come from anybody, so only
+        what this package's own configuration files name is called for it, and public builders and transforms
+        of torchvision.
+
+        Args:
+            key: a key of the configuration's top level, such as ``student``.
+            instead: what the user can give to build something else, for the message.
+
+        Raises:
+            WeightsError: the part names anything else.
+        """
+        part = (self.config or {}).get(key)
+        if not isinstance(part, dict):
+            return None
+        for target in _targets(part):
+            if not _may_be_built(target):
+                raise WeightsError(
+                    f"{self.source}: its configuration wants {key} to be built by {show(target)}, which is "
+                    f"no part of this package and could do anything: if you know it, give {instead}"
+                )
+        return part
 
 
 def shipped_weights() -> dict[str, Path]:
@@ -50,13 +94,19 @@ def weight_path(source: str | Path) -> Path:
     means the same everywhere; ``./<name>`` is the file of the folder.
     """
     shipped = shipped_weights().get(source) if isinstance(source, str) else None
-    return shipped or Path(source).expanduser()
+    if shipped:
+        return shipped
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # ~name of no user
+        return Path(source)
 
 
 def read_weights(source: str | Path, *, download: bool = False) -> WeightFile:
     """Read a .pth/.pt/.ckpt/.safetensors file, one that this package ships, or a torchvision weights enum.
 
-    Nothing but tensors and plain containers is ever unpickled.
+    Nothing but tensors and plain containers is ever unpickled, from the cache of downloads neither. What
+    comes back is fit to be copied into a detector: dense, finite, and backed by as many bytes as it claims.
 
     Args:
         source: a path, the name of a shipped file (``scenes_teacher``), or a name such as
@@ -64,14 +114,17 @@ def read_weights(source: str | Path, *, download: bool = False) -> WeightFile:
         download: allow a torchvision enum that is not in torch's cache to be fetched (checksum verified).
 
     Raises:
-        WeightsError: no such file or enum, not a weight file, a pickle that holds code, or a download that
-            was not allowed.
+        WeightsError: no such file or enum, not a weight file, a pickle that holds code, numbers that are not
+            finite, or a download that was not allowed or has another checksum than its name says.
     """
+    if not isinstance(source, str | Path) or not str(source).strip():
+        raise WeightsError(f"weights must be a path or a name, got {show(source)}")
     path = weight_path(source)
-    if path.is_dir():
+    if is_dir(path):
         raise WeightsError(f"{path} is a folder: name a weight file in it (.ckpt, .pth or .safetensors)")
-    if path.is_file():
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if is_file(path):
+        safe = path.suffix.lower() == ".safetensors"
+        return _read_safetensors(path) if safe else _unwrap(path, load_plain(path))
     return _read_enum(str(source), download)
 
 
@@ -83,29 +136,43 @@ def sha256(path: Path) -> str:
 
 def _read_safetensors(path: Path) -> WeightFile:
     try:
-        return WeightFile(load_file(path), None, None)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+        tensors = load_file(path)
+    except Exception as error:  # its own, and torch's about types and shapes
+        raise WeightsError(f"{path} is not a readable safetensors file: {_first_line(error)}") from error
+    return WeightFile(_sound(path, tensors), None, None, source=str(path))
 
 
-def _read_pickle(path: Path) -> WeightFile:
+def load_plain(path: Path) -> Any:
+    """Unpickle a file of tensors and plain containers; raises like :func:`read_weights`."""
+    _refuse_packed(path)
     try:
         with warnings.catch_warnings():
             # Of a newer pickle protocol: such a file is refused or read all the same.
             warnings.simplefilter("ignore", UserWarning)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} refused: it is damaged, or holds more than tensors and plain containers and could run "
             "code on loading; save its state_dict alone and use that file"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # nearly any: the pickle calls torch with whatever arguments it holds
         raise WeightsError(f"{path} is not a readable weight file: {_first_line(error)}") from error
-    return _unwrap(path, content)
+
+
+def _refuse_packed(path: Path) -> None:
+    """``torch.save`` never compresses; a file that does can unpack to any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:  # no zip, as files of torch before 1.6, or a damaged one: torch says so
+        return
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise WeightsError(f"{path} refused: it is compressed, which torch.save does not do; save it anew")
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return one_line((str(error).splitlines() or [type(error).__name__])[0], 200)
 
 
 def _unwrap(path: Path, content: Any) -> WeightFile:
@@ -116,14 +183,111 @@ def _unwrap(path: Path, content: Any) -> WeightFile:
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    if not tensors:
-        raise WeightsError(f"{path} holds no tensors: not a state_dict or checkpoint")
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors or not all(isinstance(key, str) for key in tensors):
+        raise WeightsError(f"{path} holds no tensors by name: not a state_dict or checkpoint")
     if not isinstance(own, Mapping):
-        return WeightFile(tensors, None, None)
+        return WeightFile(_sound(path, tensors), None, None, source=str(path))
     student = {k.removeprefix("student."): v for k, v in tensors.items() if k.startswith("student.")}
-    classes = tuple(own["classes"])
-    return WeightFile(student, classes, dict(own["config"]), outputs=(BACKGROUND, *classes))
+    if not student:
+        raise WeightsError(f"{path} is a checkpoint of this project without its detector's tensors")
+    classes = own.get("classes")
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise WeightsError(f"{path}: its list of class names is {show(classes)}; it is damaged")
+    outputs = (BACKGROUND, *classes)
+    return WeightFile(
+        _sound(path, student), tuple(classes), _config(path, own.get("config")), outputs, source=str(path)
+    )
+
+
+def _sound(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, if a detector can take them."""
+    size = path.stat().st_size
+    for key, value in tensors.items():
+        named = f"{path}: {show(key)}"
+        if not key.isprintable() or len(key) > _LONGEST_NAME:
+            raise WeightsError(f"{named} is the name of no detector's tensor; the file is damaged")
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            kind = f"{value.layout}, {value.dtype}, {value.device}"
+            raise WeightsError(f"{named} is no plain tensor of real numbers ({kind}); save it dense")
+        if value.numel() * value.element_size() > size:  # one number spread over any shape
+            shape = "x".join(map(str, value.shape))
+            raise WeightsError(f"{named} claims {shape} numbers, more than the file's {size} bytes hold")
+        if value.is_floating_point() and not _is_usable(key, value):
+            raise WeightsError(
+                f"{named} holds numbers that are not finite: the training that wrote it went wrong; use an "
+                "earlier checkpoint"
+            )
+    return tensors
+
+
+def _is_usable(key: str, value: Tensor) -> bool:
+    """Finite; but a variance may be infinite, as half precision makes 65,520: that channel is silent."""
+    if value.element_size() < 2:  # little is defined on 8-bit floats
+        value = value.float()
+    wrong = torch.isnan(value) if key.endswith("running_var") else ~torch.isfinite(value)
+    return not wrong.any()
+
+
+def _config(path: Path, config: object) -> dict[str, Any]:
+    """A copy of a run's configuration, which is plain containers without interpolations, as it was saved."""
+    left = _MOST_NODES
+
+    def copy(value: object, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > _DEEPEST:
+            raise WeightsError(f"{path}: its configuration is larger than that of any run")
+        if isinstance(value, Mapping):
+            return {_key(key): copy(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [copy(item, depth + 1) for item in value]
+        if isinstance(value, str) and "${" in value:
+            raise WeightsError(f"{path}: its configuration holds {show(value)}, which no run writes")
+        if value is None or isinstance(value, str | int | float):
+            return value
+        raise WeightsError(f"{path}: its configuration holds a {type(value).__name__}, which no run writes")
+
+    def _key(key: object) -> str | int | float:
+        if isinstance(key, str | int | float):
+            return key
+        raise WeightsError(f"{path}: its configuration has the key {show(key)}, which no run writes")
+
+    if not isinstance(config, Mapping):
+        raise WeightsError(f"{path}: its configuration is {show(config)}; it is damaged")
+    plain: dict[str, Any] = copy(config, 0)
+    return plain
+
+
+def _targets(node: Any) -> Iterator[object]:
+    """Everything that building a node would call."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"]
+        for item in node.values():
+            yield from _targets(item)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _targets(item)
+
+
+def _may_be_built(target: object) -> bool:
+    if not isinstance(target, str):
+        return False
+    if target in _own_targets():
+        return True
+    module, _, name = target.rpartition(".")
+    if module not in _OPEN_MODULES or name.startswith("_"):
+        return False
+    found = getattr(importlib.import_module(module), name, None)
+    return callable(found) and str(getattr(found, "__module__", "")).startswith(f"{module}.")
+
+
+@functools.cache
+def _own_targets() -> frozenset[str]:
+    """What the package's configuration files name. No prefix, for modules lead on to what they import."""
+    texts = (path.read_text(encoding="utf-8") for path in conf_dir().rglob("*.yaml"))
+    return frozenset(target for text in texts for target in re.findall(r"_target_: *([\w.]+)", text))
 
 
 def _read_enum(name: str, download: bool) -> WeightFile:
@@ -132,8 +296,8 @@ def _read_enum(name: str, download: bool) -> WeightFile:
     except (ValueError, AttributeError, KeyError):
         shipped = ", ".join(shipped_weights()) or "none"
         raise WeightsError(
-            f"weights {name!r}: no such file, none that this package ships ({shipped}), and no torchvision "
-            "weights of that name (such as ResNet50_Weights.IMAGENET1K_V1)"
+            f"weights {show(name, 160)}: no such file, none that this package ships ({shipped}), and no "
+            "torchvision weights of that name (such as ResNet50_Weights.IMAGENET1K_V1)"
         ) from None
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
     if not cached.is_file() and not download:
@@ -141,9 +305,26 @@ def _read_enum(name: str, download: bool) -> WeightFile:
             f"weights {name} are not in torch's cache ({cached}) and downloads are off: "
             "set download=true beside them, or put the file there"
         )
-    try:
-        tensors = dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (RuntimeError, OSError) as error:  # a wrong checksum; no network, no such address, a full disk
-        raise WeightsError(f"weights {name} could not be fetched: {_first_line(error)}") from error
+    # Not WeightsEnum.get_state_dict: that unpickles whatever code the cached file holds, and compares the
+    # checksum only when it fetches.
+    digest = _checksum(cached.name)
+    if not cached.is_file():
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(weights.url, str(cached), digest, progress=False)
+        except (RuntimeError, OSError) as error:  # a wrong checksum; no network, no such address, a full disk
+            raise WeightsError(f"weights {name} could not be fetched: {_first_line(error)}") from error
+    elif digest is not None and not sha256(cached).startswith(digest):
+        raise WeightsError(
+            f"weights {name}: the file in torch's cache ({cached}) has another checksum than its name says: "
+            "delete it, and set download=true to fetch it"
+        )
+    tensors = _unwrap(cached, load_plain(cached)).tensors
     outputs = tuple(weights.meta["categories"]) if "categories" in weights.meta else None
-    return WeightFile(tensors, None, None, outputs, f"{type(weights).__name__}.{weights.name}")
+    return WeightFile(tensors, None, None, outputs, f"{type(weights).__name__}.{weights.name}", name)
+
+
+def _checksum(name: str) -> str | None:
+    """The start of the SHA-256 that a file of torch's model zoo has in its name; None where it has none."""
+    found = re.search(r"-([a-f0-9]{8,})\.", name)
+    return found[1] if found else None

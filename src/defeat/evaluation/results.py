@@ -7,7 +7,6 @@ the data set, which for Pascal VOC are strings.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from defeat.data.fields import is_finite
 from defeat.errors import DataError
 from defeat.evaluation.evaluation import Evaluation
 from defeat.evaluation.image_result import pair
 from defeat.evaluation.metrics import evaluate_images
+from defeat.inputs import load_json, one_line, show
 from defeat.types import Annotations, Prediction, Record, Target
 
 
@@ -63,7 +64,7 @@ def read_results(path: Path, annotations: Annotations) -> list[Prediction]:
         try:
             found[_image(entry, position, annotations)].append(_detection(entry, label, annotations))
         except DataError as error:
-            raise DataError(f"{path}: entry {number}: {error}") from None
+            raise DataError(one_line(f"{path}: entry {number}: {error}")) from None
     return [_prediction(detections) for detections in found]
 
 
@@ -108,7 +109,7 @@ def _doubles(values: Tensor) -> Tensor:
 
 def _read_list(path: Path) -> list[Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = load_json(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # not UTF-8, or not JSON
@@ -120,25 +121,25 @@ def _read_list(path: Path) -> list[Any]:
 
 def _image(entry: Any, position: Mapping[int | str, int], annotations: Annotations) -> int:
     if not isinstance(entry, dict):
-        raise DataError(f"expected an object, got {entry!r}")
+        raise DataError(f"expected an object, got {show(entry)}")
     image_id = _field(entry, "image_id")
-    if not isinstance(image_id, int | str) or image_id not in position:
-        raise DataError(f"image_id {image_id!r} is not an image of {annotations.source}")
+    if type(image_id) not in (int, str) or image_id not in position:  # True is no 1 here
+        raise DataError(f"image_id {show(image_id)} is not an image of {annotations.source}")
     return position[image_id]
 
 
 def _detection(entry: dict[str, Any], label: Mapping[int, int], annotations: Annotations) -> _Detection:
     category = _field(entry, "category_id")
-    if not isinstance(category, int) or category not in label:
-        raise DataError(f"category_id {category!r} is not a class of {annotations.source}")
+    if type(category) is not int or category not in label:
+        raise DataError(f"category_id {show(category)} is not a class of {annotations.source}")
     bbox = _field(entry, "bbox")
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_finite, bbox))) or min(bbox[2:]) < 0:
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(is_finite, bbox))) or min(bbox[2:]) < 0:
         raise DataError(
-            f"bbox {bbox!r} is not [x, y, width, height] with finite numbers and sizes of 0 or more"
+            f"bbox {show(bbox)} is not [x, y, width, height] with finite numbers and sizes of 0 or more"
         )
     score = _field(entry, "score")
-    if not _is_finite(score):
-        raise DataError(f"score {score!r} is not a finite number")
+    if not is_finite(score):
+        raise DataError(f"score {show(score)} is not a finite number")
     x, y, width, height = bbox
     return _Detection([x, y, x + width, y + height], score, label[category])
 
@@ -147,10 +148,6 @@ def _field(entry: dict[str, Any], name: str) -> Any:
     if name not in entry:
         raise DataError(f"{name} is missing")
     return entry[name]
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _prediction(detections: list[_Detection]) -> Prediction:
