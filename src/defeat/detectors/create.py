@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from defeat.detectors.loading import load_backbone_weights, load_detector_weights
-from defeat.detectors.weights import sha256, weight_path
+from defeat.detectors.loading import LoadReport, load_backbone_weights, load_detector_weights
+from defeat.detectors.weights import WeightFile, sha256, weight_path
 from defeat.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,10 @@ class Detector(NamedTuple):
     """Whether ``weights`` filled everything, the classification head too."""
     digest: str | None
     """SHA-256 of that file, a shipped one too; None for an enum (torchvision checks those) or no weights."""
+    report: LoadReport | None = None
+    """Which keys went into it, or into its backbone alone where ``source`` is None; None for no weights."""
+    file: WeightFile | None = None
+    """What the file of ``source`` says of itself; its tensors are gone."""
 
 
 def create_detector(
@@ -59,10 +63,11 @@ def create_detector(
             settings in :data:`SILENT`.
     """
     detector = _build(model, len(classes) + 1)
-    if backbone_weights and not weights:
-        log.info("%s", load_backbone_weights(detector, backbone_weights, download=download))
     if not weights:
-        return Detector(detector, None, False, None)
+        filled = backbone_weights and load_backbone_weights(detector, backbone_weights, download=download)
+        if filled:
+            log.info("%s", filled)
+        return Detector(detector, None, False, None, filled or None)
     report, file = load_detector_weights(
         detector, weights, classes=classes, new_head=new_head, download=download
     )
@@ -71,7 +76,8 @@ def create_detector(
         _check_settings(weights, file.config, model)
     path = weight_path(weights)
     whole = not report.missing and not report.mismatched
-    return Detector(detector, weights, whole, sha256(path) if path.is_file() else None)
+    digest = sha256(path) if path.is_file() else None
+    return Detector(detector, weights, whole, digest, report, file._replace(tensors={}))
 
 
 def _build(model: Callable[..., nn.Module], num_classes: int) -> nn.Module:

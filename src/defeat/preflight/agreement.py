@@ -1,0 +1,201 @@
+"""Whether weights, pixels and feature maps of student and teacher fit together, as far as files say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torchvision.ops import FrozenBatchNorm2d
+
+from defeat.detectors import Detector, LoadReport, examine
+from defeat.distill.terms import AdaptedMaps
+from defeat.preflight.finding import Finding, Problem, few
+from defeat.preflight.subject import Pair, Subject, transform_of
+
+
+def check_weights(student: Detector, teacher: Detector | None) -> Finding:
+    """Every key of the detectors came from a file, and every key of a file was used.
+
+    A file that lacks keys is refused when it is read. One that has too many is not: the first layers of a
+    deeper network fill a shallower one whole.
+    """
+    roles = [("student", student)] + ([("teacher", teacher)] if teacher else [])
+    seen = "; ".join(f"{role} {_coverage(detector)}" for role, detector in roles)
+    problems = [problem for role, detector in roles for problem in _weight_problems(role, detector)]
+    return Finding("weights", seen, problems)
+
+
+def _coverage(detector: Detector) -> str:
+    if detector.report is None:
+        return "starts from random weights"
+    part = "" if detector.source else " of the backbone"
+    return f"{len(detector.report.matched)} keys{part} from {Path(detector.report.source).name}"
+
+
+def _weight_problems(role: str, detector: Detector) -> Iterator[Problem]:
+    report = detector.report
+    if report is None:
+        if any(isinstance(module, FrozenBatchNorm2d) for module in detector.model.modules()):
+            yield Problem(
+                f"the {role} starts from random weights, and its frozen BatchNorm layers never learn theirs",
+                f"set {role}.backbone_weights, or {role}.model.norm=batch",
+                severe=False,
+            )
+    elif detector.source is not None:
+        yield from _coverage_problems(role, detector, report)
+    spoilt = [name for name, value in detector.model.state_dict().items() if not value.isfinite().all()]
+    if spoilt:  # the reader lets infinite variances pass, and refuses all else
+        yield Problem(
+            f"the {role} has infinite values in {few(spoilt)}, too large for the float16 that they were "
+            "stored in: their channels are dead",
+            "take the file in float32",
+            severe=False,
+        )
+
+
+def _coverage_problems(role: str, detector: Detector, report: LoadReport) -> Iterator[Problem]:
+    deeper = [key for key in report.unexpected if key.startswith("backbone.")]
+    if deeper:
+        yield Problem(
+            f"{report.source} has {len(deeper)} keys that the {role}'s backbone lacks ({few(deeper)}): it is "
+            "of a deeper network",
+            f"set {role}.model to the network that the file is of",
+        )
+    elif report.unexpected:
+        yield Problem(
+            f"{report.source} has {len(report.unexpected)} keys that the {role} lacks "
+            f"({few(report.unexpected)})",
+            f"see that {role}.model is the network that the file is of",
+            severe=False,
+        )
+    if not detector.whole:
+        yield Problem(
+            f"the {role}'s classification head is new ({few([*report.missing, *report.mismatched])})",
+            f"leave {role}.new_head=true out unless only its features are wanted",
+            severe=False,
+        )
+
+
+def check_normalisation(subject: Subject, pair: Pair) -> Finding:
+    """The pixels that reach the teacher are scaled as in its training."""
+    ours = _pixels(transform_of(subject.module.student))
+    problems = [
+        Problem(
+            f"the student normalises pixels by {name} {ours[name]}, and the teacher was trained with {value}",
+            f"set {name} of the student and of the teacher to that",
+        )
+        for name, value in {**_pixels(transform_of(pair.model)), **_pixels(_settings(pair.teacher))}.items()
+        if ours[name] != value
+    ]
+    return Finding("normalisation", "mean {image_mean}, std {image_std}".format_map(ours), problems)
+
+
+def _pixels(source: Any) -> dict[str, list[float]]:
+    names = ("image_mean", "image_std")
+    return {name: list(value) for name in names if (value := getattr(source, name, None)) is not None}
+
+
+class Size(NamedTuple):
+    """How large a detector makes its images for evaluation."""
+
+    min_size: int
+    max_size: int
+    fixed: tuple[int, int] | None
+
+    def __str__(self) -> str:
+        if self.fixed is not None:
+            return f"exactly {self.fixed[0]} x {self.fixed[1]}"
+        return f"min_size {self.min_size}, max_size {self.max_size}"
+
+
+def check_resize(subject: Subject, pair: Pair) -> Finding:
+    """The student's images, which are what the teacher sees, are as large as those of its training."""
+    own, source = _size(transform_of(pair.model)), "is configured with"
+    settings = _settings(pair.teacher)
+    if settings.min_size is not None and settings.max_size is not None:
+        own, source = Size(_last(settings.min_size), settings.max_size, None), "was trained at"
+    ours = _size(transform_of(subject.module.student))
+    if ours == own:
+        return Finding("resize", str(ours))
+    mend = f"set student.model.min_size={own.min_size} student.model.max_size={own.max_size}"
+    if own.fixed or ours.fixed:
+        mend = "choose two detectors of one input size"
+    return Finding(
+        "resize",
+        f"student {ours}; teacher {own}",
+        [
+            Problem(
+                f"the student's images, which the teacher is shown, have {ours}, but the teacher {source} "
+                f"{own}",
+                f"{mend}, or take a teacher of the student's size",
+            )
+        ],
+    )
+
+
+def check_padding(subject: Subject, pair: Pair) -> Finding:
+    """Batches are padded to the same multiple of pixels."""
+    ours, theirs = (transform_of(model).size_divisible for model in (subject.module.student, pair.model))
+    problem = Problem(
+        f"the student pads its images to multiples of {ours} pixels and the teacher to {theirs}: borders "
+        "look different from what it was trained on",
+        "give both the same size_divisible",
+    )
+    return Finding("padding", f"multiples of {ours}", [problem] if ours != theirs else [])
+
+
+def check_levels(subject: Subject, pair: Pair) -> Finding:
+    """Every term compares all levels of both detectors, or those that the configuration names."""
+    student, teacher = examine(subject.module.student), examine(pair.model)
+    terms = subject.config["distiller"]["terms"]
+    problems = []
+    for name, term in pair.distiller.terms.items():
+        if (terms.get(name) or {}).get("strides") is not None:
+            continue
+        for adapted in (module for module in term.modules() if isinstance(module, AdaptedMaps)):
+            ours, theirs = (
+                {level.stride for level in getattr(anatomy, adapted.maps)} for anatomy in (student, teacher)
+            )
+            if ours != theirs:
+                shared = sorted(ours & theirs)
+                problems.append(
+                    Problem(
+                        f"{name} compares the {adapted.maps} of strides {_plain(shared)} alone: the student "
+                        f"has {_plain(ours)} and the teacher {_plain(theirs)}",
+                        "give both the same returned_layers, or name the strides to compare, "
+                        f"distiller.terms.{name}.strides={shared}".replace(" ", ""),
+                        severe=student.head == teacher.head,
+                    )
+                )
+    here, there = (_plain(level.stride for level in x.neck) for x in (student, teacher))
+    seen = f"strides {here}" if here == there else f"student strides {here}; teacher {there}"
+    return Finding("levels", seen, problems)
+
+
+def _plain(strides: Any) -> str:
+    return " ".join(map(str, sorted(strides)))
+
+
+class Settings(NamedTuple):
+    """What a checkpoint of this project says of its detector's images; None where it does not."""
+
+    min_size: int | Sequence[int] | None
+    max_size: int | None
+    image_mean: Sequence[float] | None
+    image_std: Sequence[float] | None
+
+
+def _settings(detector: Detector) -> Settings:
+    config = (detector.file.config if detector.file else None) or {}
+    model = config.get("student", {}).get("model", {})
+    return Settings(*(model.get(name) for name in Settings._fields))
+
+
+def _size(transform: Any) -> Size:
+    return Size(_last(transform.min_size), transform.max_size, transform.fixed_size)
+
+
+def _last(sizes: int | Sequence[int]) -> int:
+    """The size of evaluation; training draws from all."""
+    return sizes if isinstance(sizes, int) else sizes[-1]

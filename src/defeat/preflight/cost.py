@@ -1,0 +1,150 @@
+"""What the whole run will take: memory of a step, and time."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch import Trainer
+
+from defeat.preflight.finding import Finding, Problem
+from defeat.preflight.step import Steps
+from defeat.preflight.subject import Subject
+
+CROWDED = 0.9
+"""Share of a GPU's memory from which on a larger image than those of the first steps may not fit."""
+
+
+class Plan(NamedTuple):
+    """How long the training is, as the trainer's settings say."""
+
+    steps: float
+    """Of the optimiser; inf where nothing but the user ends it."""
+    batches: float
+    """Of each process, for all those steps."""
+    validations: int
+    val_images: int
+    """Of one validation, of each process."""
+
+
+def plan(subject: Subject) -> Plan:
+    """Work out the length of a run that begins at its first step."""
+    trainer = subject.trainer
+    train, val = subject.data.train_dataloader(), subject.data.val_dataloader()
+    world = trainer.world_size
+    batches = max(1, _limited(len(train) // world, trainer.limit_train_batches))
+    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    steps = min(epochs * per_epoch, math.inf if trainer.max_steps == -1 else trainer.max_steps)
+    all_batches = steps / per_epoch * batches
+    val_batches = _limited(math.ceil(len(val) / world), trainer.limit_val_batches)
+    images = min(
+        val_batches * (val.batch_size or 1), math.ceil(len(subject.data.read("val").records) / world)
+    )
+    return Plan(steps, all_batches, _validations(trainer, all_batches, batches), images)
+
+
+def _limited(batches: int, limit: float) -> int:
+    """Apply Lightning's limit: a number of batches, or a share of them."""
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def _validations(trainer: Trainer, all_batches: float, per_epoch: int) -> int:
+    interval = trainer.val_check_interval
+    if isinstance(interval, float):
+        interval = max(1, int(per_epoch * interval))
+    if not isinstance(interval, int) or math.isinf(all_batches):
+        return 0
+    if trainer.check_val_every_n_epoch is None:
+        return int(all_batches // interval)
+    epochs = int(all_batches // per_epoch) // trainer.check_val_every_n_epoch
+    return epochs * (per_epoch // interval)
+
+
+def check_cost(subject: Subject, steps: Steps, image_seconds: float, batch_images: int) -> Finding:
+    """Report memory and time of the steps, and what the run will take at that speed.
+
+    Args:
+        image_seconds: to decode one image, in one process.
+        batch_images: of one process.
+    """
+    planned = plan(subject)
+    workers = subject.data.train_dataloader().num_workers
+    computed = median(steps.seconds[1:] or steps.seconds)
+    # Worker processes decode while the model computes; without any, one waits for the other.
+    decoded = batch_images * image_seconds
+    batch = max(computed, decoded / workers) if workers else computed + decoded
+    validation = planned.val_images * (steps.val_seconds + image_seconds / max(1, workers))
+    whole = planned.batches * batch + planned.validations * validation
+    speed = batch_images * subject.trainer.world_size / batch
+    seen = [
+        memory_words(steps.peak, subject.device),
+        f"{batch:.3g} s a batch ({speed:.3g} images/s)",
+        f"{planned.validations} validations of {duration(validation)}",
+        "no end is set" if math.isinf(whole) else f"{planned.steps:.0f} steps in about {duration(whole)}",
+    ]
+    problems = []
+    if workers and decoded / workers > computed:
+        problems.append(
+            Problem(
+                f"decoding a batch takes {decoded / workers:.3g} s with {workers} workers and computing it "
+                f"{computed:.3g} s: the device will wait for images",
+                "raise data.num_workers",
+                severe=False,
+            )
+        )
+    total = _device_memory(subject.device)
+    if steps.peak > CROWDED * total:
+        problems.append(
+            Problem(
+                f"a step takes {steps.peak / 2**30:.1f} of the device's {total / 2**30:.1f} GiB: batches of "
+                "larger images may not fit",
+                "lower data.batch_size, or raise trainer.accumulate_grad_batches in its place",
+                severe=False,
+            )
+        )
+    figures = {
+        "peak_bytes": steps.peak,
+        "batch_seconds": batch,
+        "compute_seconds": computed,
+        "decode_seconds": decoded,
+        "images_per_second": speed,
+        "validation_seconds": validation,
+        "validations": float(planned.validations),
+        "steps": planned.steps,
+        "whole_seconds": whole,
+    }
+    finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    return Finding("cost", "; ".join(seen), problems, finite)
+
+
+def _device_memory(device: torch.device) -> float:
+    """Bytes of a GPU; inf for what has no memory of its own."""
+    if device.type != "cuda":
+        return math.inf
+    return float(torch.cuda.get_device_properties(device).total_memory)
+
+
+def memory_words(peak: float, device: torch.device) -> str:
+    """Say how much memory was taken, and which."""
+    if math.isnan(peak):
+        return "memory not known"
+    where = "GPU memory" if device.type == "cuda" else "resident memory of the process"
+    return f"{peak / 2**30:.2f} GiB {where}"
+
+
+def duration(seconds: float) -> str:
+    """Two units, such as ``3 h 20 min``; tenths of a second below ten."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

@@ -1,0 +1,66 @@
+"""What a check found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from defeat.errors import DefeatError
+
+Result = Literal["ok", "warning", "tolerated", "failed"]
+
+CHECKS = (
+    "weights",
+    "classes",
+    "normalisation",
+    "resize",
+    "padding",
+    "levels",
+    "frozen",
+    "data",
+    "teacher",
+    "losses",
+    "gradients",
+    "optimizer",
+    "cost",
+)
+"""The names of all checks, in the order of the report."""
+
+
+class PreflightError(DefeatError):
+    """A check before the training failed; the message names each cause and its mend."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong."""
+
+    cause: str
+    mend: str
+    severe: bool = True
+    """Whether the run is refused; else it is a warning."""
+
+
+class Finding(NamedTuple):
+    """The outcome of one check."""
+
+    check: str
+    """One of :data:`CHECKS`."""
+    seen: str
+    """The facts, in a few words."""
+    problems: Sequence[Problem] = ()
+    figures: Mapping[str, float | None] = {}
+    """The facts that are numbers, for programs; None where there was nothing to measure."""
+    tolerated: bool = False
+
+    @property
+    def result(self) -> Result:
+        """The worst of the problems."""
+        if any(problem.severe for problem in self.problems):
+            return "tolerated" if self.tolerated else "failed"
+        return "warning" if self.problems else "ok"
+
+
+def few(names: Sequence[object], most: int = 3) -> str:
+    """The first of many names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(map(str, names[:most])) + (f" and {more} more" if more > 0 else "")

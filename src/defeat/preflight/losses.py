@@ -1,0 +1,111 @@
+"""Whether every loss is alive, and whether one level of it drowns the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from defeat.distill import Distiller
+from defeat.preflight.finding import Finding, Problem, few
+from defeat.preflight.step import Steps
+from defeat.preflight.subject import Pair, Subject
+from defeat.training.measure import DETECTION, Measurement, measure
+from defeat.types import Batch
+
+
+def check_losses(
+    subject: Subject,
+    distilled: Pair | None,
+    steps: Steps,
+    batches: Sequence[Batch],
+    *,
+    level_factor: float,
+) -> Finding:
+    """All losses are finite; a distiller's have a value and a gradient, and no level outweighs the others.
+
+    Args:
+        steps: real ones, of which the values are.
+        batches: of the training, to measure gradients at the student's maps on.
+        level_factor: how many times the median of a loss's other levels one of them may have.
+    """
+    infinite = [name for name, value in steps.losses.items() if not math.isfinite(value)]
+    problems = []
+    if infinite:
+        problems.append(
+            Problem(
+                f"{few(infinite)} not finite in the first step",
+                "see that teacher.weights and the student's weights are sound; set trainer.precision=32-true",
+            )
+        )
+    own = {name: value for name, value in steps.losses.items() if name.startswith("loss_")}
+    shown = {DETECTION: sum(own.values()), **{k: v for k, v in steps.losses.items() if k not in own}}
+    seen = ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
+    if distilled is not None and not infinite:
+        measured = measure(
+            subject.module.student,
+            distilled.model,
+            distilled.distiller,
+            batches,
+            adapter_steps=0,
+            adapter_rate=1.0,  # of no steps
+            device=subject.device,
+            precision=subject.precision,
+        )
+        objects = sum(len(target["labels"]) for batch in batches for target in batch.targets)
+        problems += _schedule(distilled.distiller)
+        problems += _dead(distilled.distiller, measured, objects)
+        problems += _uneven(distilled.distiller, measured, level_factor)
+    return Finding("losses", seen, problems, steps.losses)
+
+
+def _schedule(distiller: Distiller) -> Iterator[Problem]:
+    factors = [distiller.schedule(step / 100) for step in range(101)]
+    if not any(factors):
+        yield Problem(
+            "distiller.schedule is 0 from the start to the end", "choose another schedule, or no distiller"
+        )
+
+
+def _dead(distiller: Distiller, measured: Measurement, objects: int) -> Iterator[Problem]:
+    for name in distiller.weights:
+        reading = measured.start[name]
+        maps, strides = distiller.reach[name]
+        gradient = measured.norm(reading, maps, strides)
+        if reading.value != 0 and 0 < gradient < math.inf:
+            continue
+        leave = f"or leave it out with {distiller.key(name)}=0"
+        if not objects:
+            yield Problem(
+                f"{name} cannot be judged, for the first {measured.images} images have no objects",
+                "raise preflight.batches",
+                severe=False,
+            )
+        elif reading.value == 0:
+            yield Problem(
+                f"{name} is 0 on {measured.images} images with {objects} objects",
+                f"see that its mask or its samples are not empty, {leave}",
+            )
+        else:
+            yield Problem(
+                f"{name} has a gradient of {gradient:g} at the student's {maps}: it teaches nothing",
+                f"see that these are not frozen (student.model.trainable_layers), {leave}",
+            )
+
+
+def _uneven(distiller: Distiller, measured: Measurement, factor: float) -> Iterator[Problem]:
+    for name in distiller.weights:
+        maps, strides = distiller.reach[name]
+        levels = measured.start[name].values.mean(0).tolist()
+        if len(levels) != len(strides):
+            continue
+        for i, value in enumerate(levels):
+            # An object term has nothing on levels that hold no objects.
+            others = [other for j, other in enumerate(levels) if j != i and other > 0]
+            if others and value > factor * median(others):
+                yield Problem(
+                    f"{name} at stride {strides[i]} of the {maps} is {value / median(others):.0f} times its "
+                    f"median on the other levels ({value:.3g})",
+                    "see that the weights of this level were loaded in student and teacher, or leave it out "
+                    f"with {distiller.key(name).rpartition('.')[0]}.strides",
+                )

@@ -1,0 +1,73 @@
+"""Findings on the terminal, in Markdown and in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from defeat.preflight.finding import Finding, Result
+
+COLOURS: dict[Result, str] = {"ok": "green", "warning": "yellow", "tolerated": "yellow", "failed": "red"}
+
+
+def title(findings: Sequence[Finding], seconds: float) -> str:
+    """One line: how many checks, how many of them failed or warn, how long it took."""
+    results = [finding.result for finding in findings]
+    bad = [f"{results.count(word)} {word}" for word in ("failed", "tolerated", "warning") if word in results]
+    return f"Pre-flight: {len(findings)} checks, {', '.join(bad) or 'all ok'}, {seconds:.1f} s"
+
+
+def show(findings: Sequence[Finding], seconds: float, console: Console) -> None:
+    """Print a table, and under it the cause and the mend of all that is not in order."""
+    table = Table(box=box.SIMPLE, pad_edge=False, title=title(findings, seconds), title_justify="left")
+    for name in ("check", "result"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("seen", overflow="fold")
+    for finding in findings:
+        word = f"[{COLOURS[finding.result]}]{finding.result}[/]"
+        table.add_row(finding.check, word, escape(finding.seen))
+    console.print(table, highlight=False)
+    for finding in findings:
+        for problem in finding.problems:
+            colour = COLOURS[finding.result if problem.severe else "warning"]
+            console.print(f"[{colour}]{finding.check}[/]: {escape(problem.cause)}", highlight=False)
+            console.print(f"  mend: {escape(problem.mend)}", highlight=False)
+
+
+def write(findings: Sequence[Finding], seconds: float, folder: Path) -> None:
+    """Write ``preflight.json`` and ``preflight.md`` into a run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(as_json(findings, seconds), indent=2) + "\n"
+    (folder / "preflight.json").write_text(text, encoding="utf-8")
+    (folder / "preflight.md").write_text("\n".join(_markdown(findings, seconds)) + "\n", encoding="utf-8")
+
+
+def as_json(findings: Sequence[Finding], seconds: float) -> dict[str, object]:
+    """All of it in plain containers."""
+    return {
+        "seconds": round(seconds, 3),
+        "checks": {
+            finding.check: {
+                "result": finding.result,
+                "seen": finding.seen,
+                "problems": [problem._asdict() for problem in finding.problems],
+                "figures": dict(finding.figures),
+            }
+            for finding in findings
+        },
+    }
+
+
+def _markdown(findings: Sequence[Finding], seconds: float) -> Iterator[str]:
+    yield from (f"# {title(findings, seconds)}", "", "| check | result | seen |", "| --- | --- | --- |")
+    for finding in findings:
+        yield f"| {finding.check} | {finding.result} | {finding.seen.replace('|', chr(92) + '|')} |"
+    for finding in findings:
+        for problem in finding.problems:
+            yield from ("", f"**{finding.check}**: {problem.cause}.", "", f"Mend: {problem.mend}.")

@@ -1,0 +1,262 @@
+"""What the teacher finds on the images that it will be shown, and under which names."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from defeat.evaluation.coco import coco_figures
+from defeat.evaluation.image_result import ImageResult, pair
+from defeat.preflight.finding import Finding, Problem, few
+from defeat.preflight.subject import Pair, Subject, chunks, spread, timed_samples, transform_of, until
+from defeat.training.module import to_unit_range
+from defeat.types import Prediction
+
+CHUNK = 8
+"""Images at a time, at most, so that a slow device does not overrun its time by much."""
+
+LEAST_OBJECTS = 20
+"""With fewer of them no figure is refused."""
+
+ENOUGH = 5
+"""Objects of a class that were found, to judge its name by."""
+
+MOSTLY, HARDLY = 0.6, 0.2
+"""A class is called another one in at least the first share of cases, and itself in at most the second."""
+
+
+class Expected(NamedTuple):
+    """What the teacher must reach on the sample, in [0, 1]."""
+
+    least_ap50: float
+    ap: float | None
+    tolerance: float
+
+
+class Figures(NamedTuple):
+    """What a detector reaches on a sample; nan where there are no objects."""
+
+    ap: float
+    ap50: float
+    ap50_any_class: float
+    """Boxes alone: every class counts for every other."""
+    images: int
+    objects: int
+
+
+def check_teacher(
+    subject: Subject, distilled: Pair, expected: Expected, *, images: int, seconds: float
+) -> list[Finding]:
+    """Evaluate the teacher on validation images as the student's transform makes them.
+
+    Args:
+        images: of the validation split, from all over it.
+        seconds: after which no more are taken; one batch is, whatever it takes.
+
+    Returns:
+        The findings on ``classes`` and on the ``teacher`` as such.
+    """
+    names = _names(distilled)
+    if not distilled.teacher.whole:
+        return [
+            Finding("classes", f"{names}; the classification head is new"),
+            Finding("teacher", "not evaluated: the classification head is new"),
+        ]
+    results = _look(subject, distilled.model, transform_of(subject.module.student), images, seconds)
+    found = _figures(results, subject.module.classes)
+    called = confusion(results, len(subject.module.classes))
+    renamed = list(_class_problems(called, subject.module.classes, found, expected))
+    weak = list(_problems(found, expected, renamed))
+    if weak and _differ(subject, distilled):
+        weak.append(_on_its_own(subject, distilled, images, seconds))
+    seen = (
+        f"AP {found.ap:.3f}, AP50 {found.ap50:.3f} ({found.ap50_any_class:.3f} whatever the class) on "
+        f"{found.images} images with {found.objects} objects"
+    )
+    figures = {name: None if math.isnan(value) else value for name, value in found._asdict().items()}
+    own = f"{int(called.trace())} of {int(called.sum())} found objects under their own name"
+    return [
+        Finding("classes", f"{names}; {own}", renamed),
+        Finding("teacher", seen, weak, figures),
+    ]
+
+
+def _names(distilled: Pair) -> str:
+    file, report = distilled.teacher.file, distilled.teacher.report
+    if file is None or file.outputs is None:
+        return "the teacher's file names none"
+    return (report.note if report else "") or f"{len(file.outputs) - 1} named by the teacher's file"
+
+
+@torch.no_grad()
+def _look(
+    subject: Subject, model: nn.Module, transform: nn.Module, images: int, seconds: float
+) -> list[ImageResult]:
+    shown = _seeing_through(model.to(subject.device), transform)
+    loader = subject.data.val_dataloader()
+    order = islice(spread(len(subject.data.read("val").records)), images)
+    samples = (sample for sample, _ in timed_samples(loader, order))
+    over = until(seconds)
+    results: list[ImageResult] = []
+    for batch in chunks(samples, min(loader.batch_size or 1, CHUNK)):
+        with subject.precision():
+            found = shown(to_unit_range([image.to(subject.device) for image in batch.images]))
+        results += [pair(_detected(one), target) for one, target in zip(found, batch.targets, strict=True)]
+        if over():
+            break
+    return results
+
+
+def _seeing_through(model: nn.Module, transform: nn.Module) -> nn.Module:
+    """A detector with the transform of another, and all else its own and not a copy."""
+    shown = copy.copy(model)
+    shown._modules = {**model._modules, "transform": copy.deepcopy(transform).eval()}
+    return shown
+
+
+def _detected(one: dict[str, Tensor]) -> Prediction:
+    # torchvision's one-stage detectors have an output for background too, and may return it.
+    kept = one["labels"] > 0
+    return Prediction(boxes=one["boxes"][kept], scores=one["scores"][kept], labels=one["labels"][kept])
+
+
+def _figures(results: Sequence[ImageResult], classes: Sequence[str]) -> Figures:
+    coco, _ = coco_figures(results, classes)
+    alike = [
+        result._replace(
+            labels=torch.ones_like(result.labels), true_labels=torch.ones_like(result.true_labels)
+        )
+        for result in results
+    ]
+    boxes, _ = coco_figures(alike, ["object"])
+    objects = sum(int((~result.ignore).sum()) for result in results)
+    return Figures(coco["AP"], coco["AP50"], boxes["AP50"], len(results), objects)
+
+
+def confusion(results: Sequence[ImageResult], classes: int) -> Tensor:
+    """Count as what the objects are found: the detection of the highest score with an IoU of 0.5 or more.
+
+    Returns:
+        (K, K) int64, true class by found class. Objects that nothing overlaps are not in it.
+    """
+    counts = torch.zeros(classes, classes, dtype=torch.int64)
+    for result in results:
+        counted = ~result.ignore
+        if not counted.any() or not len(result.boxes):
+            continue
+        overlaps = box_iou(result.true_boxes[counted], result.boxes) >= 0.5
+        best, place = torch.where(overlaps, result.scores, -1.0).max(dim=1)
+        rows, columns = result.true_labels[counted][best >= 0], result.labels[place][best >= 0]
+        counts.index_put_((rows - 1, columns - 1), torch.ones_like(rows), accumulate=True)
+    return counts
+
+
+def _class_problems(
+    called: Tensor, classes: Sequence[str], found: Figures, expected: Expected
+) -> Iterator[Problem]:
+    exchanged, absorbed = renamed(called)
+    mend = (
+        "use a checkpoint of this project, which names its classes, or give the data's classes in the order "
+        "of the teacher's, +data.classes=[...]"
+    )
+
+    def say(pairs: Sequence[tuple[int, int]]) -> str:
+        words = [
+            f"{classes[a]} is found as {classes[b]} ({int(called[a, b])} of {int(called[a].sum())})"
+            for a, b in pairs
+        ]
+        return few(words, 4)
+
+    if exchanged:
+        yield Problem(f"the teacher has its classes in another order: {say(exchanged)}", mend)
+    elif found.ap50 < expected.least_ap50 <= found.ap50_any_class / 2:
+        yield Problem(
+            f"the teacher's boxes are right (AP50 {found.ap50_any_class:.3f} whatever the class) and its "
+            f"classes are not ({found.ap50:.3f}): it has them in another order",
+            mend,
+            severe=found.objects >= LEAST_OBJECTS,
+        )
+    if absorbed:
+        yield Problem(
+            f"the teacher does not tell some classes apart: {say(absorbed)}",
+            "see that it was trained on these classes",
+            severe=False,
+        )
+
+
+def renamed(called: Tensor) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Classes that go by the name of another one.
+
+    Returns:
+        Pairs of true and found class: those in another order, and those that a class which keeps its own
+        name has swallowed, as a weak teacher does with what is rare.
+    """
+    totals = called.sum(1)
+    shares = called / totals.clamp_min(1).unsqueeze(1)
+    exchanged: list[tuple[int, int]] = []
+    absorbed: list[tuple[int, int]] = []
+    for a in (totals >= ENOUGH).nonzero().flatten().tolist():
+        b = int(shares[a].argmax())
+        if b != a and shares[a, b] >= MOSTLY and shares[a, a] <= HARDLY:
+            keeps = totals[b] >= ENOUGH and shares[b, b] > HARDLY
+            (absorbed if keeps else exchanged).append((a, b))
+    return exchanged, absorbed
+
+
+def _problems(found: Figures, expected: Expected, renamed: Sequence[Problem]) -> Iterator[Problem]:
+    if not found.objects:
+        yield Problem(
+            f"none of the {found.images} images has an object, so the teacher cannot be judged",
+            "raise preflight.images",
+            severe=False,
+        )
+        return
+    severe = found.objects >= LEAST_OBJECTS
+    doubt = "" if severe else f" (on {found.objects} objects alone)"
+    # Where classes have other names, that is said already, and boxes show whether the rest is right.
+    reached = found.ap50_any_class if renamed else found.ap50
+    if reached < expected.least_ap50:
+        yield Problem(
+            f"AP50 {reached:.3f} is near chance{doubt}: these are not a trained teacher's weights, or it was "
+            "trained on other data or on images of another size or normalisation",
+            "evaluate it by itself with defeat-eval checkpoint=<its weights>, and see that "
+            "teacher.weights, teacher.model and data are those of its training",
+            severe,
+        )
+    if expected.ap is not None and found.ap < expected.ap - expected.tolerance:
+        yield Problem(
+            f"AP {found.ap:.3f} is below preflight.expected_ap={expected.ap:g} by more than "
+            f"{expected.tolerance:g}{doubt}",
+            "see that teacher.weights is the file of that figure and that the student's images have the size "
+            "of its training; the sample is preflight.images images",
+            severe,
+        )
+
+
+def _differ(subject: Subject, distilled: Pair) -> bool:
+    ours, theirs = (_settings(transform_of(model)) for model in (subject.module.student, distilled.model))
+    return ours != theirs
+
+
+def _settings(transform: Any) -> list[Any]:
+    names = ("max_size", "fixed_size", "image_mean", "image_std")
+    return [transform.min_size[-1], *(getattr(transform, name) for name in names)]
+
+
+def _on_its_own(subject: Subject, distilled: Pair, images: int, seconds: float) -> Problem:
+    """What the teacher reaches with its own transform: where that is better, the student's is at fault."""
+    results = _look(subject, distilled.model, transform_of(distilled.model), images, seconds)
+    found = _figures(results, subject.module.classes)
+    return Problem(
+        f"resized and normalised as the teacher is configured, it reaches AP {found.ap:.3f}, AP50 "
+        f"{found.ap50:.3f}",
+        "if that is better, give the student the teacher's min_size, max_size and normalisation",
+        severe=False,
+    )

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from subjects import Subject, subject
+
+
+@pytest.fixture(scope="package")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of scenes of the teacher's size."""
+    return tmp_path_factory.mktemp("pictures")
+
+
+@pytest.fixture(scope="package")
+def healthy(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Subject:
+    """The distilled run of the scenes, with nothing wrong. Shared: change copies alone."""
+    return subject(tmp_path_factory.mktemp("healthy"), pictures)
+
+
+@pytest.fixture
+def built(tmp_path: Path, pictures: Path) -> Subject:
+    """The same, for one test to spoil."""
+    return subject(tmp_path, pictures)

@@ -1,0 +1,115 @@
+"""How long a run is and what it takes, against what Lightning then does."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from subjects import Keep, Subject, subject
+from tiny import tiny
+
+from defeat.config import compose_config
+from defeat.preflight.cost import check_cost, duration, plan
+from defeat.preflight.step import Gradients, Steps, Teacher
+from defeat.training.run import train
+
+
+class Count(pl.Callback):
+    """Counts what a training really does."""
+
+    def __init__(self) -> None:
+        self.validations = self.batches = self.val_images = 0
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.validations += 1
+        self.val_images = 0
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self.val_images += len(batch.images)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.batches += 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["trainer.max_steps=3", "trainer.val_check_interval=2"],
+        ["trainer.max_steps=-1", "trainer.max_epochs=2", "trainer.val_check_interval=1"],
+        [
+            *("trainer.max_steps=5", "trainer.max_epochs=3", "trainer.val_check_interval=null"),
+            *("trainer.check_val_every_n_epoch=2", "trainer.accumulate_grad_batches=2", "data.batch_size=2"),
+        ],
+        [
+            *("trainer.max_steps=-1", "trainer.max_epochs=2", "trainer.val_check_interval=0.5"),
+            *("trainer.check_val_every_n_epoch=1", "data.batch_size=2", "trainer.limit_val_batches=1"),
+            *("+trainer.limit_train_batches=3", "data.val_batch_size=3"),
+        ],
+    ],
+)
+def test_the_plan_is_what_the_trainer_does(settings: list[str], tmp_path: Path, scenes: Path) -> None:
+    words = tiny(tmp_path / "a", scenes, "~logger", *settings)
+    count = Count()
+    outcome = train(compose_config("train", ["+experiment=scenes_plain", *words]), [count])
+    words[0] = f"run_dir={tmp_path / 'b'}"
+    stop = ["preflight=only", "preflight._target_=subjects.Keep"]
+    train(compose_config("train", ["+experiment=scenes_plain", *words, *stop]))
+    planned = plan(Keep.subject)
+    assert planned.steps == outcome.steps
+    assert planned.batches == count.batches
+    assert planned.validations == count.validations
+    assert planned.val_images == count.val_images
+
+
+def steps(*seconds: float, val: float = 0.5, peak: float = 2.0**30) -> Steps:
+    return Steps({}, Gradients([], [], [], [], []), Teacher([], [], []), list(seconds), val, peak)
+
+
+def test_the_estimate_adds_up(healthy: Subject) -> None:
+    # 400 steps of 4 images, validations of 40 images after every 100
+    found = check_cost(healthy, steps(9.0, 2.0, 4.0, 2.0), image_seconds=0.25, batch_images=4)
+    assert found.figures["compute_seconds"] == 2.0, "the first step warms up"
+    assert found.figures["batch_seconds"] == 3.0, "decoding in the same process comes on top"
+    assert found.figures["images_per_second"] == pytest.approx(4 / 3)
+    assert found.figures["validation_seconds"] == pytest.approx(40 * 0.75)
+    assert found.figures["whole_seconds"] == pytest.approx(400 * 3 + 4 * 30)
+    assert "1.00 GiB resident memory of the process" in found.seen
+    assert "400 steps in about 22 min 0 s" in found.seen
+    assert found.result == "ok"
+
+
+def test_slow_workers_are_a_warning(tmp_path: Path, pictures: Path) -> None:
+    run = subject(tmp_path, pictures, "data.num_workers=2")
+    found = check_cost(run, steps(1.0), image_seconds=1.0, batch_images=4)
+    assert found.figures["batch_seconds"] == 2.0, "two workers decode at a time"
+    assert found.problems[0].mend == "raise data.num_workers"
+    assert check_cost(run, steps(3.0), image_seconds=1.0, batch_images=4).result == "ok"
+
+
+def test_a_run_without_end_and_a_platform_without_figures(tmp_path: Path, pictures: Path) -> None:
+    endless = subject(tmp_path, pictures, "trainer.max_steps=-1", "trainer.max_epochs=-1")
+    found = check_cost(endless, steps(1.0, peak=math.nan), image_seconds=0.0, batch_images=4)
+    assert "no end is set" in found.seen
+    assert "memory not known" in found.seen
+    assert found.figures["whole_seconds"] is found.figures["peak_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (3599.9, "1 h 0 min"),
+        (12_000, "3 h 20 min"),
+        (172_800, "2 d 0 h"),
+    ],
+)
+def test_durations_have_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

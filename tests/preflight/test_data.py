@@ -1,0 +1,105 @@
+"""The sample of the data, and what is counted over all annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from subjects import Subject, only, subject
+
+from defeat.preflight.data import check_data, draw
+from defeat.preflight.finding import Finding
+from defeat.types import Annotations, Record
+
+
+def look(run: Subject, images: int = 12, seconds: float = 100) -> Finding:
+    return check_data(run, images=images, seconds=seconds)
+
+
+def spoil(run: Subject, split: Any, change: Callable[[Record], Record]) -> Annotations:
+    """Change all records of a split; what it was comes back."""
+    before = run.data.annotations[split]
+    run.data.annotations[split] = before._replace(records=[change(record) for record in before.records])
+    return before
+
+
+def test_healthy_data_is_counted(healthy: Subject) -> None:
+    found = look(healthy)
+    assert (found.result, found.problems) == ("ok", [])
+    assert "train 48 images (" in found.seen
+    assert "12 and 12 decoded" in found.seen
+    assert found.figures["train_images"] == 12
+    assert found.figures["val_boxes"] == sum(len(sample[1]["boxes"]) for sample in _first(healthy, 12))
+
+
+def _first(run: Subject, images: int) -> list[Any]:
+    loader: Any = run.data.val_dataloader()
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    return [loader.dataset[int(i)] for i in order[:images]]
+
+
+def test_the_time_bounds_the_images(healthy: Subject) -> None:
+    assert "1 and 1 decoded" in look(healthy, seconds=0).seen
+
+
+def test_the_batches_are_those_of_the_training(healthy: Subject) -> None:
+    drawn = draw(healthy, 2)
+    loader = iter(healthy.data.train_dataloader())
+    for mine in drawn.batches:
+        theirs = next(loader)
+        assert all(map(torch.equal, mine.images, theirs.images))
+        assert [int(t["index"]) for t in mine.targets] == [int(t["index"]) for t in theirs.targets]
+    assert drawn.image_seconds > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r._replace(boxes=r.boxes + np.float32(100)),  # beyond 128 pixels
+        lambda r: r._replace(labels=r.labels + 8),
+    ],
+)
+def test_boxes_outside_and_unknown_labels_are_found(built: Subject, change: Any) -> None:
+    spoil(built, "val", change)
+    text = only(look(built))
+    assert "of 12 val images have a box outside of the image or a label that is no class: image id" in text
+
+
+def test_classes_that_no_training_object_has_are_named(built: Subject) -> None:
+    spoil(built, "train", lambda r: r._replace(ignore=r.labels == 2))
+    found = look(built)
+    assert found.result == "warning"
+    assert found.problems[0].cause == "no training object is of class square"
+
+
+def test_images_in_both_splits_are_counted(built: Subject) -> None:
+    train, val = (built.data.annotations[split] for split in ("train", "val"))  # type: ignore[index]
+    both = val._replace(records=[*val.records[:-3], *train.records[:3]])
+    built.data.annotations["val"] = both
+    (problem,) = look(built).problems
+    assert not problem.severe
+    assert "3 image files are in the training and in the validation split" in problem.cause
+
+
+def test_a_split_without_objects_is_a_warning(built: Subject) -> None:
+    spoil(
+        built,
+        "val",
+        lambda r: r._replace(boxes=r.boxes[:0], labels=r.labels[:0], ignore=r.ignore[:0], area=r.area[:0]),
+    )
+    found = look(built)
+    assert [p.cause for p in found.problems] == ["none of 12 val images has an object"]
+    assert "val 40 images (40 without objects)" in found.seen
+
+
+def test_objects_that_the_resize_makes_tiny_are_a_warning(tmp_path: Path, pictures: Path) -> None:
+    # Scenes of 128 pixels at 16: a cell of 4 x 4 pixels was 32 x 32.
+    small = subject(tmp_path, pictures, "student.model.min_size=16", "student.model.max_size=16")
+    found = look(small)
+    assert {p.severe for p in found.problems} == {False}
+    assert "train objects are smaller than a cell of 4 x 4 pixels" in found.problems[0].cause
+    assert "raise student.model.min_size" in found.problems[0].mend
