@@ -41,6 +41,14 @@ def test_the_demo_leaves_table_pictures_curves_and_a_dashboard(
     assert {p.name for p in (tmp_path / "scenes").iterdir()} == {"train", "val", "annotations"}
 
 
+@pytest.mark.parametrize("name", ["results.md", "plain"])
+def test_a_demo_does_not_write_over_another(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=f"{name} exists already: choose another folder by run_dir="):
+        run_demo(compose_config("demo", [f"output={tmp_path}", f"run_dir={tmp_path}", SMALL]))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_the_shipped_teacher_is_small_and_holds_tensors_alone() -> None:
     assert SHIPPED_TEACHER.stat().st_size < 10e6
     tensors = read_weights(SHIPPED_TEACHER).tensors
@@ -50,11 +58,10 @@ def test_the_shipped_teacher_is_small_and_holds_tensors_alone() -> None:
 def test_a_teacher_is_trained_once(tmp_path: Path) -> None:
     runs = []
 
-    def train(folder: Path) -> Path:
-        runs.append(folder)
-        folder.mkdir(parents=True)
-        torch.save({"w": torch.ones(2)}, folder / "last.pth")
-        return folder / "last.pth"
+    def train() -> Path:
+        runs.append(tmp_path / "last.pth")
+        torch.save({"w": torch.ones(2)}, runs[-1])
+        return runs[-1]
 
     first = choose_teacher("train", tmp_path, train)
     second = choose_teacher("train", tmp_path, train)
@@ -64,11 +71,14 @@ def test_a_teacher_is_trained_once(tmp_path: Path) -> None:
 
 
 def test_a_given_teacher_must_exist(tmp_path: Path) -> None:
+    def unused() -> Path:
+        raise AssertionError("nothing is trained")
+
     with pytest.raises(ConfigError, match=r"teacher=gone\.pth: no such file"):
-        choose_teacher("gone.pth", tmp_path, lambda folder: folder)
+        choose_teacher("gone.pth", tmp_path, unused)
     (tmp_path / "mine.pth").touch()
-    assert choose_teacher(str(tmp_path / "mine.pth"), tmp_path, lambda f: f) == tmp_path / "mine.pth"
-    assert choose_teacher(None, tmp_path, lambda f: f) == SHIPPED_TEACHER
+    assert choose_teacher(str(tmp_path / "mine.pth"), tmp_path, unused) == tmp_path / "mine.pth"
+    assert choose_teacher(None, tmp_path, unused) == SHIPPED_TEACHER
 
 
 def test_export_keeps_values_to_half_precision(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from defeat.cli.launch import launch
 from defeat.evaluation import table, write_results
+from defeat.files import write_text
+from defeat.folders import refuse_overwriting
 from defeat.quiet import quiet
 from defeat.training.evaluate import evaluate
 
@@ -20,20 +22,25 @@ def main() -> None:
 
 
 def run(config: DictConfig) -> float:
-    """Evaluate, print the table, write evaluation.json into the run folder, return AP."""
+    """Evaluate, print the table, write evaluation.json into the run folder, return AP.
+
+    Raises:
+        DefeatError: see :func:`~defeat.training.evaluate.evaluate`; or the folder holds one already.
+    """
     quiet()
-    evaluated = evaluate(config)
     path = Path(config.run_dir) / "evaluation.json"
+    results = path.with_name("results.json")
+    refuse_overwriting(path, *([results] if config.save_results else []))
+    evaluated = evaluate(config)
     content = {
         "source": evaluated.source,
         "data": evaluated.annotations.source,
         "split": config.split,
         **evaluated.evaluation.to_json(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
     if config.save_results:
-        write_results(path.with_name("results.json"), evaluated.annotations, evaluated.predictions)
+        write_results(results, evaluated.annotations, evaluated.predictions)
     console = Console()
     console.print(table(evaluated.evaluation, title=Path(evaluated.source).name))
     console.print(f"written to {path}", soft_wrap=True, highlight=False)

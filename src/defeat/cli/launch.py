@@ -14,6 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from defeat.cli.messages import explain
+from defeat.cli.own_folder import RefusedError, register, remove_unused
+from defeat.cli.processes import processes
+from defeat.cli.together import ending_together
 from defeat.config import conf_dir
 from defeat.errors import ConfigError
 
@@ -26,6 +29,8 @@ MISSING = {
 
 def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
     """Compose ``config_name`` with the command line and run ``task`` on it, under Hydra.
+
+    A run gets a folder of its own, see :class:`~defeat.cli.own_folder.OwnFolder`.
 
     Errors that the user can mend end the process with status 1 and one line on standard error; with
     ``hydra.verbose=true`` or HYDRA_FULL_ERROR=1 their traceback is shown. Any other error is a defect of the
@@ -40,6 +45,7 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
         with _environment(FULL_ERROR, full_error):
             try:
                 _require(config)
+                _check_processes(config, config_name)
                 return task(config)
             except Exception as error:
                 # Hydra must not see it, or it writes a line of its own. In a sweep that line names the job.
@@ -47,17 +53,21 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
                     raise
                 _end(error, config_name, words)
 
-    try:
-        # Hydra would print its own cut-down traceback and exit; told so, it lets the error through.
-        with _environment(FULL_ERROR, "1"):
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(checked)()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if verbose:
-            raise
-        _end(error, config_name, words)
+    register()
+    with ending_together():
+        try:
+            # Hydra would print its own cut-down traceback and exit; told so, it lets the error through.
+            with _environment(FULL_ERROR, "1"), _unpacked():
+                hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(
+                    checked
+                )()
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        except Exception as error:
+            if verbose:
+                raise
+            _end(error, config_name, words)
 
 
 def _end(error: Exception, config_name: str, words: list[str]) -> NoReturn:
@@ -65,13 +75,24 @@ def _end(error: Exception, config_name: str, words: list[str]) -> NoReturn:
     line = explain(error, config_name, words)
     if line is None:
         raise error
-    print(f"error: {line}", file=sys.stderr)
+    remove_unused()
+    rank = processes().rank
+    print(f"error: rank {rank}: {line}" if rank else f"error: {line}", file=sys.stderr)
     sys.exit(1)
 
 
 def _is_verbose(word: str) -> bool:
     key, _, value = word.lstrip("+").partition("=")
     return key == "hydra.verbose" and value.lower() not in ("false", "null")
+
+
+@contextmanager
+def _unpacked() -> Iterator[None]:
+    """Raise what a callback refused as the error that it is."""
+    try:
+        yield
+    except RefusedError as refused:
+        raise refused.error from refused.error.__cause__
 
 
 @contextmanager
@@ -97,3 +118,20 @@ def _require(config: DictConfig) -> None:
     if missing:
         wanted = "; ".join(f"add {key}=<{MISSING.get(key, 'a value')}>" for key in missing)
         raise ConfigError(f"{', '.join(missing)} not set: {wanted}")
+
+
+def _check_processes(config: DictConfig, config_name: str) -> None:
+    """Refuse what each of several processes would do by itself, as if it were alone."""
+    started = processes().started
+    if started == 1:
+        return
+    if config_name != "train":
+        raise ConfigError(f"{started} processes were started (torchrun or srun), but this runs as one")
+    devices, nodes = config.trainer.devices, config.trainer.num_nodes
+    known = devices * nodes if isinstance(devices, int) and devices > 0 else None
+    # Lightning counts other devices by itself, and compares, but with strategy=auto and one device.
+    if started != known and (known is not None or config.trainer.strategy == "auto"):
+        raise ConfigError(
+            f"{started} processes were started (torchrun or srun), but the configuration is for "
+            f"{known or 1}: add trainer=ddp trainer.devices=<processes of a node> trainer.num_nodes=<nodes>"
+        )

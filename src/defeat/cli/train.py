@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
@@ -12,6 +14,7 @@ from defeat.errors import ConfigError
 from defeat.evaluation import COCO_KEYS, VOC_KEYS
 from defeat.quiet import quiet
 from defeat.training.run import Outcome, train
+from defeat.training.stopping import StoppedError, hand_on
 from defeat.training.summary import print_summary
 
 
@@ -24,7 +27,15 @@ def run(config: DictConfig) -> float | None:
     """Train, print the summary, and give a sweeper the metric it asked for."""
     quiet()
     _check_metric(config.optimized_metric)
-    outcome = train(config)
+    try:
+        outcome = train(config)
+    except StoppedError as stopped:
+        # As a shell reports a process that a signal ended: what started this one learns that it is not done.
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            sys.exit(0)  # one process speaks; Lightning would kill the others because of any other status
+        print(stopped, file=sys.stderr)
+        hand_on(stopped.signum)
+        sys.exit(128 + stopped.signum)
     print_summary(outcome)
     return _metric(outcome, config.optimized_metric)
 
@@ -49,3 +60,7 @@ def _metric(outcome: Outcome, name: str | None) -> float | None:
         return None
     value = outcome.metrics[name]
     return None if math.isnan(value) else value
+
+
+if __name__ == "__main__":  # torchrun -m defeat.cli.train
+    main()

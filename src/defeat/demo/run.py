@@ -12,6 +12,7 @@ from rich.console import Console
 from defeat.config import compose_config
 from defeat.demo.report import Row, draw_detections, print_table, write_table
 from defeat.demo.teacher import choose_teacher
+from defeat.folders import refuse_overwriting
 from defeat.training.callbacks import KeepPredictions
 from defeat.training.evaluate import evaluate
 from defeat.training.run import train
@@ -31,14 +32,23 @@ class Demo(NamedTuple):
 
 
 def run_demo(config: DictConfig, console: Console | None = None) -> Demo:
-    """Train a plain and a distilled student of one teacher, and compare the three (conf/demo.yaml)."""
+    """Train a plain and a distilled student of one teacher, and compare the three (conf/demo.yaml).
+
+    Raises:
+        DefeatError: anything in the configuration that the user can mend; or ``config.run_dir`` holds a demo
+            already.
+    """
     console = console or Console()
     started = time.perf_counter()
     output, here = Path(config.output), Path(config.run_dir)
+    table, detections, curves = here / "results.md", here / "detections.png", here / "curves.png"
+    # The students' folders too: a demo that was stopped has these alone.
+    refuse_overwriting(table, detections, curves, here / "plain", here / "DeFeat")
     shared = [f"data.root={output / 'scenes'}", f"seed={config.seed}", *config.overrides]
 
-    def train_teacher(folder: Path) -> Path:
+    def train_teacher() -> Path:
         console.rule(f"teacher, {config.teacher_steps} steps")
+        folder = here / "teacher"
         _train("scenes_teacher", folder, [*shared, *_length(config.teacher_steps)])
         return folder / "checkpoints" / "last.ckpt"
 
@@ -52,10 +62,10 @@ def run_demo(config: DictConfig, console: Console | None = None) -> Demo:
     console.rule("comparison")
     teacher, annotations = _evaluate_teacher(weights, here, shared)
     rows = [teacher, plain, distilled]
-    demo = Demo(rows, here / "results.md", here / "detections.png", here / "curves.png", 0.0)
+    demo = Demo(rows, table, detections, curves, 0.0)
     draw_detections(annotations, rows, config.pictures, demo.detections)
-    curves = {row.name: here / row.name / "csv" / "metrics.csv" for row in (plain, distilled)}
-    plot_curves(curves, demo.curves, teacher_ap=teacher.evaluation.coco["AP"])
+    logged = {row.name: here / row.name / "csv" / "metrics.csv" for row in (plain, distilled)}
+    plot_curves(logged, demo.curves, teacher_ap=teacher.evaluation.coco["AP"])
     write_table(rows, demo.table)
     print_table(rows, console)
     return demo._replace(seconds=time.perf_counter() - started)

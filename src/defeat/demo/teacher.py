@@ -12,6 +12,8 @@ from defeat.config import compose_config
 from defeat.detectors import read_weights
 from defeat.detectors.weights import ASSETS
 from defeat.errors import ConfigError
+from defeat.files import replacing
+from defeat.folders import make_free_folder
 from defeat.quiet import quiet
 from defeat.training.run import train
 from defeat.training.summary import print_summary
@@ -33,13 +35,13 @@ def export_teacher(checkpoint: Path, path: Path = SHIPPED_TEACHER) -> None:
     save_file({k: v.contiguous() for k, v in halves.items()}, path)
 
 
-def choose_teacher(choice: str | None, output: Path, train: Callable[[Path], Path]) -> Path:
+def choose_teacher(choice: str | None, output: Path, train: Callable[[], Path]) -> Path:
     """Find the teacher's weights.
 
     Args:
         choice: None for the shipped ones, a path, or ``train`` to train one once per output folder.
         output: the demo's folder.
-        train: trains into a folder and returns the checkpoint.
+        train: trains one and returns the checkpoint.
 
     Raises:
         ConfigError: no such file.
@@ -52,32 +54,38 @@ def choose_teacher(choice: str | None, output: Path, train: Callable[[Path], Pat
         return Path(choice)
     kept = output / "teacher" / "teacher.safetensors"
     if not kept.is_file():
-        partial = kept.with_suffix(".partial")
-        export_teacher(train(output / "teacher"), partial)
-        partial.replace(kept)
+        checkpoint = train()
+        with replacing(kept) as part:
+            export_teacher(checkpoint, part)
     return kept
 
 
 def main() -> None:
     """Train the shipped teacher anew: run +experiment=scenes_teacher and export it."""
     parser = argparse.ArgumentParser(prog="python -m defeat.demo.teacher", description=main.__doc__)
-    parser.add_argument("--run-dir", type=Path, default=Path("demo/teacher"), help="folder of the run")
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        default=Path("demo/teacher"),
+        help="folder of the run; gets a number if it exists",
+    )
     parser.add_argument("--scenes", type=Path, default=Path("demo/scenes_teacher"), help="folder of images")
     parser.add_argument("--output", type=Path, default=SHIPPED_TEACHER, help="weights to write")
     parser.add_argument("overrides", nargs="*", help="of the configuration, such as trainer.max_steps=10")
     given = parser.parse_args()
     quiet()
+    run_dir = make_free_folder(given.run_dir)
     config = compose_config(
         "train",
         [
             "+experiment=scenes_teacher",
-            f"run_dir={given.run_dir}",
+            f"run_dir={run_dir}",
             f"data.root={given.scenes}",
             *given.overrides,
         ],
     )
     print_summary(train(config))
-    export_teacher(given.run_dir / "checkpoints" / "last.ckpt", given.output)
+    export_teacher(run_dir / "checkpoints" / "last.ckpt", given.output)
     print(f"{given.output}: {given.output.stat().st_size / 1e6:.1f} MB")
 
 

@@ -1,0 +1,154 @@
+"""A folder for every run and every sweep, made before Hydra writes into it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from defeat.cli.processes import processes
+from defeat.errors import ConfigError
+from defeat.folders import claim_folder, make_free_folder, put_aside
+
+NO_LOG = {"version": 1, "disable_existing_loggers": False, "root": {"level": "WARNING"}}
+"""Logging without a handler: Python then prints warnings and errors to standard error, and nothing else."""
+
+
+SWEEP_FILES = ("multirun.yaml", "optimization_results.yaml")
+"""What Hydra and its sweepers write beside the jobs' folders, over what is there."""
+
+
+class RefusedError(BaseException):
+    """Carries an error out of a callback: of an Exception there, Hydra makes a warning and goes on."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class OwnFolder(Callback):
+    """Hydra callback that decides on the folder of a run or a sweep.
+
+    Hydra's own folders are named by the second and are used whether they exist or not: two runs started in
+    the same second would share one, and a run in the folder of another would overwrite its ``.hydra``. Here
+    the second one gets a number, and a folder that the user names (``run_dir``, ``hydra.run.dir``) has to be
+    new or empty.
+
+    Of the processes that torchrun or srun start, each composes by itself, in another second or on another
+    machine: the first alone gets a folder and a log, the others write nothing.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the folder and put it into ``hydra.run.dir``.
+
+        Raises:
+            RefusedError: with the ConfigError or StorageError to show.
+        """
+        with _refusing():
+            here = processes()
+            if here.folder_given:
+                return
+            if here.rank > 0:
+                config.hydra.run.dir = "."  # Hydra makes one if it does not exist; this one does
+                config.hydra.output_subdir = None
+                config.hydra.job_logging = NO_LOG
+            elif _is_overridden(config, "hydra.run.dir"):
+                folder = Path(config.hydra.run.dir)
+                claim_folder(folder, f"hydra.run.dir={folder}", config.hydra.output_subdir)
+            elif _has_run_dir(config):
+                # Then Hydra's files belong there too, rather than into a folder for them alone.
+                config.hydra.run.dir = str(config.run_dir)
+                claim_folder(Path(config.run_dir), f"run_dir={config.run_dir}", config.hydra.output_subdir)
+            else:
+                config.hydra.run.dir = str(make_free_folder(Path(config.hydra.run.dir)))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the folder and put it into ``hydra.sweep.dir``, for all jobs.
+
+        Raises:
+            RefusedError: with the ConfigError or StorageError to show.
+        """
+        with _refusing():
+            here = processes()
+            if here.started > 1:
+                raise ConfigError(
+                    f"a sweep (-m) cannot be started as {here.started} processes (torchrun or srun): "
+                    "start one process, or give each value a command of its own"
+                )
+            sweep = config.hydra.sweep
+            if _is_overridden(config, "hydra.sweep.dir"):
+                # A sweep may be begun again in its folder, where its jobs go on (ckpt_path=auto).
+                for name in SWEEP_FILES:
+                    put_aside(Path(sweep.dir) / name)
+                return
+            sweep.dir = str(make_free_folder(Path(sweep.dir)))
+            # Every job is composed anew, from these words.
+            quoted = QuotedString(text=sweep.dir, quote=Quote.single).with_quotes()
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")
+
+
+def job_folder(sweep: str, name: int | str) -> str:
+    """Make the folder of a sweep's job, and give its name in the sweep's: ``7``, or ``7_2`` where 7 exists.
+
+    A job runs again where its batch system requeues it, or where the same sweep is begun again in the same
+    folder. Of a job's several processes the first alone has the folder; Hydra wants one for each.
+    """
+    rank = processes().rank
+    return f"{name}_rank{rank}" if rank else make_free_folder(Path(sweep) / str(name)).name
+
+
+# At import: a job that a batch system starts elsewhere comes to this module by its callbacks alone. Cached:
+# whoever asks again means the same folder.
+OmegaConf.register_new_resolver("job_folder", job_folder, use_cache=True, replace=True)
+
+
+def register() -> None:
+    """Let every configuration have the callback, also one that the user gives by ``--config-path``."""
+    callbacks = {"own_folder": {"_target_": f"{OwnFolder.__module__}.{OwnFolder.__qualname__}"}}
+    ConfigStore.instance().store(group="hydra", name="config", node=HydraConf(callbacks=callbacks))
+
+
+def remove_unused() -> None:
+    """Remove this run's folder if nothing lies in it but what Hydra put there.
+
+    Otherwise a command that is corrected and given again would be refused the folder that it names.
+    """
+    if not HydraConfig.initialized() or processes().rank > 0:
+        return
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.RUN:
+        return
+    folder = Path(hydra.runtime.output_dir)
+    own = {hydra.output_subdir, f"{hydra.job.name}.log"}
+    if {path.name for path in folder.iterdir()} <= own:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_overridden(config: DictConfig, key: str) -> bool:
+    return any(word.lstrip("+").partition("=")[0] == key for word in config.hydra.overrides.hydra)
+
+
+def _has_run_dir(config: DictConfig) -> bool:
+    """Whether run_dir is a folder of its own, rather than what Hydra makes of hydra.run.dir."""
+    if "run_dir" not in config:
+        return False
+    written = OmegaConf.to_container(OmegaConf.masked_copy(config, "run_dir"), resolve=False)
+    return isinstance(written, dict) and "${hydra" not in str(written["run_dir"])
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise RefusedError(error) from error

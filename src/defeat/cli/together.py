@@ -1,0 +1,78 @@
+"""Where one process of several fails, the others end too, on other nodes as well."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+from defeat.cli.processes import processes
+
+EVERY = 2.0
+"""Seconds from one look to the next."""
+
+GRACE = 10.0
+"""Seconds that a process has to end by itself, with a message of its own, after another has failed."""
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """End this process with status 1 where another one of torchrun's fails inside this block, and vice versa.
+
+    torchrun ends the processes of its own node alone. Those of other nodes would wait for the one that has
+    failed until a collective operation times out: half an hour where it was to join the process group.
+    Processes tell each other through the store that torchrun keeps for all of them. Ends by a signal are left
+    alone, and so is srun, which has --kill-on-bad-exit.
+    """
+    store = _connect()
+    if store is None:
+        yield
+        return
+    # torchrun may start all again after a failure
+    key = f"defeat/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    done = threading.Event()
+    threading.Thread(target=_watch, args=(store, key, done), name="ending-together", daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or (isinstance(error, SystemExit) and error.code == 1):
+            _tell(store, key)
+        raise
+    finally:
+        done.set()
+
+
+def _connect() -> TCPStore | None:
+    """The store of torchrun's first launcher; None where there is none, or no other process."""
+    env = os.environ
+    if processes().started == 1 or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    try:
+        address = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+        return TCPStore(*address, is_master=False, timeout=timedelta(seconds=30))
+    except DistError:  # the process group will say so better
+        return None
+
+
+def _tell(store: TCPStore, key: str) -> None:
+    try:
+        store.set(key, str(processes().rank))
+    except DistError:  # the first launcher has ended already
+        return
+
+
+def _watch(store: TCPStore, key: str, done: threading.Event) -> None:
+    while not done.wait(EVERY):
+        try:
+            failed = store.check([key])
+        except DistError:  # the first launcher has ended
+            return
+        if failed and not done.wait(GRACE):
+            rank, other = processes().rank, store.get(key).decode()
+            print(f"error: rank {rank} ends as rank {other} has failed", file=sys.stderr, flush=True)
+            os._exit(1)  # the main thread waits inside of a library, where no exception reaches it
