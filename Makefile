@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-teacher experiments-table test test-slow format lint types check clean
+.PHONY: help setup demo demo-teacher experiments-table test test-slow test-resume test-kills fuzz format lint types check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -34,6 +34,15 @@ test: $(READY)  ## Run the tests
 
 test-slow: $(READY)  ## Run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
+
+test-resume: $(READY)  ## Resume a run from each of its steps, in every way it may be set up, and compare bit by bit
+	$(BIN)/pytest -m slow tests/training/test_exact_resume.py -s -q $(ARGS)
+
+test-kills: $(READY)  ## Kill a run 60 times at any moment, resume it each time, and compare the end
+	$(BIN)/pytest -m slow tests/training/test_kills.py -q $(ARGS)
+
+fuzz: $(READY)  ## Feed thousands of damaged annotations, images, weights and configurations to the readers
+	$(BIN)/pytest -m slow tests/fuzz -s -q $(ARGS)
 
 format: $(READY)  ## Format the code
 	$(BIN)/ruff format .

@@ -31,6 +31,7 @@ def tiny(run_dir: Path, scenes: Path, *more: str, steps: int = 2, measured: bool
         "trainer.val_check_interval=2",
         "trainer.log_every_n_steps=1",
         "callbacks.progress=null",
+        "preflight=off",
         *measure,
         *more,
     ]

@@ -15,3 +15,7 @@ class WeightsError(DefeatError):
 
 class ConfigError(DefeatError):
     """A configuration value is missing, misspelt or contradicts another one."""
+
+
+class StorageError(DefeatError):
+    """A file cannot be written: a full disk, a quota, missing rights."""

@@ -11,6 +11,7 @@ REASONS = {
     r".*[Ff]ound \d+ module\(s\) in eval mode.*": "the teacher is, always",
     r".*The number of training batches.*is smaller than the logging interval.*": "short runs are legitimate",
     r".*Checkpoint directory .* exists and is not empty.*": "resuming writes beside what is there",
+    r".*your dataloader is not resumable.*": "the order of images resumes itself",
     r".*litlogger.*": "an advertisement",
 }
 """Message pattern to the reason why it is left out."""

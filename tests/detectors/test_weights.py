@@ -331,6 +331,20 @@ def test_backbone_weights_are_not_read_where_weights_are_given(saved: tuple[nn.M
     assert same(source, made.model)
 
 
+def test_an_infinite_variance_is_read(tmp_path: Path) -> None:
+    # half precision overflows at 65,520, and ImageNet's first norm has variances beyond
+    save_file({"bn1.running_var": torch.tensor([1.0, 1e6]).half()}, tmp_path / "a.safetensors")
+    assert read_weights(tmp_path / "a.safetensors").tensors["bn1.running_var"][1] == torch.inf
+    save_file({"bn1.running_mean": torch.tensor([1.0, 1e6]).half()}, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match=r"'bn1\.running_mean' holds numbers that are not finite"):
+        read_weights(tmp_path / "a.safetensors")
+
+
+def test_the_suffix_of_a_file_may_be_in_capitals(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(1)}, tmp_path / "a.SAFETENSORS")
+    assert read_weights(tmp_path / "a.SAFETENSORS").tensors.keys() == {"w"}
+
+
 def test_the_shared_imagenet_weights_fill_their_backbones(shared: Path) -> None:
     for name, file, extra in (
         ("mobilenet_v2", "mobilenet_v2_imagenet_features", {}),

@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from defeat.errors import DataError
+from defeat.errors import DataError, StorageError
 from defeat.evaluation.image_result import ImageResult
+from defeat.files import replacing
 
 FILE_NAME = "detections.safetensors"
 """What a run calls it."""
@@ -51,10 +52,12 @@ def write_detections(path: Path, detections: Detections) -> None:
         "ignore": _join([image.ignore for image in images], torch.bool),
         "area": _join([image.area for image in images], torch.float64),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"classes": json.dumps(detections.classes), "step": str(detections.step)})
-    partial.replace(path)
+    about = {"classes": json.dumps(detections.classes), "step": str(detections.step)}
+    try:
+        with replacing(path) as part:
+            save_file(tensors, part, about)
+    except SafetensorError as error:  # it says what the system said, in its own words
+        raise StorageError(f"{path} cannot be written: {error}") from error
 
 
 def read_detections(path: Path) -> Detections:

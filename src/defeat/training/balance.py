@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -55,7 +56,7 @@ def fix_weights(config: DictConfig, weights: Mapping[str, float]) -> None:
     OmegaConf.update(config, "distiller.balance", "balanced", force_add=True)
 
 
-def checkpoint_weights(config: DictConfig, checkpoint: str) -> dict[str, float]:
+def checkpoint_weights(config: DictConfig, checkpoint: Path) -> dict[str, float]:
     """The weights that a checkpoint was trained with, of the terms in ``config``, by their keys in it.
 
     Raises:
@@ -73,7 +74,7 @@ def checkpoint_weights(config: DictConfig, checkpoint: str) -> dict[str, float]:
     return {key: before[key] for key in wanted}
 
 
-def changed_weights(config: DictConfig, checkpoint: str) -> Iterator[str]:
+def changed_weights(config: DictConfig, checkpoint: Path) -> Iterator[str]:
     """Describe each weight in which ``config`` differs from what a checkpoint was trained with."""
     before = _keyed((read_weights(checkpoint).config or {}).get("distiller"))
     for key, now in _keyed(OmegaConf.to_container(config.distiller)).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -9,9 +10,13 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 
+from defeat.errors import ConfigError
 from defeat.evaluation import Detections, write_detections
+from defeat.files import replacing
 from defeat.training.module import DetectionModule
+from defeat.training.stopping import StoppedError, StopRequest
 from defeat.types import Batch, Prediction
 
 
@@ -22,40 +27,124 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the score and the file of the run that is resumed; that file stays where it is."""
+        """Go on with the score and a copy of the file of the run that is resumed."""
         for name in (
             "best_model_score",
-            "best_model_path",
             "best_k_models",
+            "current_score",
             "kth_best_model_path",
             "kth_value",
         ):
             setattr(self, name, state_dict[name])
+        self.best_model_path = self._taken_over(state_dict["best_model_path"])
+        if self.best_model_path != state_dict["best_model_path"]:
+            self.kth_best_model_path = self.best_model_path
+            self.best_k_models = {self.best_model_path: state_dict["best_model_score"]}
+
+    @rank_zero_only
+    def _copy(self, source: Path, target: Path) -> None:
+        with replacing(target) as part:
+            shutil.copyfile(source, part)
+
+    def _taken_over(self, path: str) -> str:
+        """Where the best checkpoint of the run that is resumed lies now: here, unless it is gone."""
+        source = Path(path)
+        if not path or not self.dirpath or not source.is_file():
+            return path
+        target = Path(self.dirpath) / source.name
+        if not target.exists():
+            self._copy(source, target)
+        return str(target)
 
 
 class LastCheckpoint(Checkpoint):
-    """Save the state of training after every validation and at the end, for resuming.
+    """Save the state of training, for resuming: by steps, around every validation, at the end, on signals.
 
     Lightning's ``save_last`` keeps the last checkpoint that was among the best, which may be an old one.
+
+    Args:
+        path: the file; every save replaces it.
+        every_n_steps: optimiser steps between two saves, beside those at validations.
+
+    Raises:
+        ConfigError: ``every_n_steps`` is not positive.
+        StoppedError: from the training, when a signal has asked for it; the state is saved.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, every_n_steps: int) -> None:
+        if every_n_steps < 1:
+            raise ConfigError(f"callbacks.last.every_n_steps must be at least 1, got {every_n_steps}")
         self.path = path
-        self._saved_at: int | None = None
+        self.every_n_steps = every_n_steps
+        self._saved: tuple[int, bool] | None = None
+        self._request = StopRequest()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on a signal does not end the process at once."""
+        self._request.listen()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save if it is time, or if a signal asks for it: the step before is done and logged."""
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        signum = self._request.received(trainer, batch_idx)
+        due = trainer.global_step > 0 and trainer.global_step % self.every_n_steps == 0
+        if signum is not None or due:
+            self._save(trainer)
+        if signum is not None:
+            raise StoppedError(signum, trainer.global_step, self.path)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save before a validation, which may take long, unless it is a sanity check or stands alone."""
+        self._save_at_validation(trainer, due=True)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Leave a validation that a signal interrupts: the resumed run does it from its start."""
+        signum = self._request.received(trainer, batch_idx) if _is_of_training(trainer) else None
+        if signum is not None:
+            raise StoppedError(signum, trainer.global_step, self.path)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, unless this validation is a sanity check or stands alone."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._save(trainer)
+        """Save what the validation has found."""
+        self._save_at_validation(trainer, due=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the steps since the last validation."""
+        """Save the steps since the last save."""
         self._save(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
-        if self._saved_at != trainer.global_step:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Signals are for others again."""
+        self._request.hang_up()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Signals are for others again."""
+        self._request.hang_up()
+
+    def _save_at_validation(self, trainer: Trainer, *, due: bool) -> None:
+        # In the middle of accumulated gradients there is nothing that could be resumed from.
+        loop = trainer.fit_loop.epoch_loop
+        if _is_of_training(trainer) and not loop._should_accumulate():
+            self._save(trainer, due=due)
+
+    def _save(self, trainer: Trainer, *, due: bool = False) -> None:
+        if self._saved != (trainer.global_step, due):
             trainer.save_checkpoint(self.path)
-            self._saved_at = trainer.global_step
+            self._saved = (trainer.global_step, due)
+
+
+def _is_of_training(trainer: Trainer) -> bool:
+    """Whether a validation belongs to a training, rather than being a sanity check or standing alone."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
 class ImagesPerSecond(Callback):
@@ -69,8 +158,12 @@ class ImagesPerSecond(Callback):
         self._seconds = 0.0
         self._since = 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock: a resumed training may begin in the middle of an epoch."""
+        self._since = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock: waiting for the first batch counts."""
+        """Start the clock again: waiting for the first batch counts."""
         self._since = time.perf_counter()
 
     def on_train_batch_end(
@@ -125,7 +218,6 @@ class SaveDetections(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, unless this validation is a sanity check or stands alone."""
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if fitting and trainer.is_global_zero and isinstance(pl_module, DetectionModule):
+        if _is_of_training(trainer) and trainer.is_global_zero and isinstance(pl_module, DetectionModule):
             found = pl_module.metrics.computed
             write_detections(self.path, Detections(found, pl_module.classes, trainer.global_step))

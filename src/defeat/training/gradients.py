@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
+from defeat.files import write_text
 from defeat.training.balance import balanced_weights
 from defeat.training.gradient_tables import (
     as_csv,
@@ -123,13 +124,8 @@ class MeasureGradients(Callback):
 
     def _first_batches(self, trainer: Trainer) -> list[Batch]:
         loader: DataLoader[Batch] = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        # The data module draws the order of the training from the same generator afterwards.
-        state = loader.generator.get_state()
-        try:
-            with isolate_rng():
-                return list(islice(loader, self.batches))
-        finally:
-            loader.generator.set_state(state)
+        with isolate_rng():  # a loader draws a seed for its workers
+            return list(islice(loader, self.batches))
 
     def _report(
         self,
@@ -157,9 +153,8 @@ class MeasureGradients(Callback):
         if words:
             console.print(words, highlight=False, soft_wrap=True)
         text = "\n".join([title, "", *map(as_markdown, made), *([words, ""] if words else [])])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "gradients.md").write_text(text, encoding="utf-8")
-        (self.folder / "gradients.csv").write_text(as_csv(found), encoding="utf-8")
+        write_text(self.folder / "gradients.md", text)
+        write_text(self.folder / "gradients.csv", as_csv(found))
         _to_tensorboard(trainer, text, as_scalars(found))
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
-from lightning.pytorch import LightningModule
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from defeat.detectors import capture
 from defeat.distill import Distiller
 from defeat.evaluation import DetectionMetrics, Evaluation
+from defeat.seeds import fold, seed_all
+from defeat.training.nonfinite import NonFinite
 from defeat.types import Batch, Prediction
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], Optimizer]
@@ -29,8 +32,11 @@ class DetectionModule(LightningModule):
         classes: K class names, label 1 first.
         optimizer: builds the optimiser from the trainable parameters of student and distiller.
         rate: builds the learning-rate schedule, see :mod:`defeat.training.rates`; None keeps it constant.
+        seed: of the random numbers of every training step, which depend on nothing else but the step's place
+            and the process.
         teacher: a trained detector; frozen here, always in eval mode, never saved.
         distiller: needs ``teacher``.
+        nonfinite: what to do about losses that are not finite; None looks at none.
         provenance: plain containers (configuration, class ids, the teacher's file and digest) that are
             stored in checkpoints under ``defeat``.
 
@@ -45,8 +51,10 @@ class DetectionModule(LightningModule):
         *,
         optimizer: OptimizerFactory | None = None,
         rate: RateFactory | None = None,
+        seed: int = 0,
         teacher: nn.Module | None = None,
         distiller: Distiller | None = None,
+        nonfinite: NonFinite | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -55,12 +63,14 @@ class DetectionModule(LightningModule):
         self.student = student
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         self.distiller = distiller
+        self.nonfinite = nonfinite
         self.classes = tuple(classes)
         self.metrics = DetectionMetrics(classes)
         self.evaluation: Evaluation | None = None
         self._total_steps: float = 0
         self._optimizer = optimizer
         self._rate = rate
+        self._seed = seed
         self._provenance = dict(provenance or {})
 
     def train(self, mode: bool = True) -> Self:
@@ -77,6 +87,10 @@ class DetectionModule(LightningModule):
         kept = ({name: value[one["labels"] > 0] for name, value in one.items()} for one in found)
         return cast(list[Prediction], list(kept))
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the step: a resumed run draws what it would have, and a baseline what a distilled run does."""
+        seed_all(fold(self._seed, self.current_epoch, batch_idx, self.global_rank))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum of the student's own detection losses and the distiller's, each logged by name."""
         with capture(self.student) as seen:
@@ -88,7 +102,13 @@ class DetectionModule(LightningModule):
         detection_loss = torch.stack(list(detection.values())).sum()
         loss = detection_loss + sum(distilled.values())
         self._log_losses(len(batch.images), loss, detection_loss, detection, distilled)
+        if self.nonfinite is not None:
+            self.nonfinite.watch(self, batch, {**detection, **distilled}, loss)
         return loss
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What watches the losses comes with the module."""
+        return [] if self.nonfinite is None else [self.nonfinite]
 
     def on_train_start(self) -> None:
         """Note the planned number of optimiser steps, which Lightning works out anew at every look."""
@@ -106,11 +126,18 @@ class DetectionModule(LightningModule):
         detection: Mapping[str, Tensor],
         distilled: Mapping[str, Tensor],
     ) -> None:
-        parts = {f"train/{name}": value.detach() for name, value in detection.items()}
-        shown = {f"train/{name}": value.detach() for name, value in distilled.items()}
-        shown |= {"train/loss": loss.detach(), "train/loss_detection": detection_loss.detach()}
-        self.log_dict(parts, batch_size=images)
-        self.log_dict(shown, batch_size=images, prog_bar=True)
+        shown = {"loss": loss, "loss_detection": detection_loss, **distilled}
+        losses = self._over_processes({**detection, **shown})
+        for name, value in losses.items():
+            self.log(f"train/{name}", value, batch_size=images, prog_bar=name in shown)
+
+    def _over_processes(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Means over all processes, which are the losses of the global batch; one reduction for all."""
+        values = torch.stack([value.detach() for value in losses.values()])
+        if self.trainer.world_size > 1:
+            dist.all_reduce(values)  # the strategy's own reduction waits for all processes first
+            values = values / self.trainer.world_size
+        return dict(zip(losses, values, strict=True))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Prediction]]:
         """Count the student's detections; callbacks find them under ``predictions``."""
@@ -150,6 +177,8 @@ class DetectionModule(LightningModule):
         """Leave the teacher's weights out and add the provenance: plain containers only."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
+        if self.nonfinite is not None:
+            self.nonfinite.check_weights(self, checkpoint["state_dict"])
         checkpoint["defeat"] = {**self._provenance, "classes": list(self.classes)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -160,5 +189,8 @@ class DetectionModule(LightningModule):
 
 
 def to_unit_range(images: Sequence[Tensor]) -> list[Tensor]:
-    """uint8 images to float32 in [0, 1]: done on the device, a quarter of the bytes having travelled."""
-    return [image.float() / 255 for image in images]
+    """uint8 images to [0, 1]: done on the device, a quarter of the bytes having travelled.
+
+    In torch's default dtype, which Lightning sets where it converts the detector to another one.
+    """
+    return [image.to(torch.get_default_dtype()) / 255 for image in images]

@@ -13,6 +13,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from defeat.data import DetectionDataModule
+from defeat.errors import ConfigError, StorageError
+from defeat.files import cannot_write, write_text
+
+CONFIG = "config.yaml"
+"""Its presence makes a folder a run's."""
 
 PACKAGES = (
     "defeat",
@@ -30,7 +35,13 @@ PACKAGES = (
 
 
 def write_record(run_dir: Path, config: DictConfig, data: DetectionDataModule) -> None:
-    """Write config.yaml (resolved), environment.json and data.json into a run folder."""
+    """Write config.yaml (resolved), environment.json and data.json into a run folder that has no run yet.
+
+    Raises:
+        ConfigError: it has one.
+        StorageError: it cannot be written.
+    """
+    _claim(run_dir)
     write_config(run_dir, config)
     _write_json(run_dir / "environment.json", environment())
     _write_json(run_dir / "data.json", describe_data(data))
@@ -38,8 +49,32 @@ def write_record(run_dir: Path, config: DictConfig, data: DetectionDataModule) -
 
 def write_config(run_dir: Path, config: DictConfig) -> None:
     """Write config.yaml (resolved) into a run folder."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    write_text(run_dir / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+
+
+def check_no_run(run_dir: Path) -> None:
+    """Refuse a folder that has a run: nothing of a run is ever overwritten.
+
+    Raises:
+        ConfigError: it has one.
+    """
+    if (run_dir / CONFIG).exists():
+        raise ConfigError(
+            f"run_dir={run_dir} holds a run already, which would be overwritten: choose another folder, or "
+            "leave run_dir out; to go on from that run add ckpt_path=<its last.ckpt>"
+        )
+
+
+def _claim(run_dir: Path) -> None:
+    """Make the folder this run's; of two runs that ask at the same moment one is refused."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / CONFIG).touch(exist_ok=False)
+    except FileExistsError:
+        check_no_run(run_dir)
+        raise
+    except OSError as error:
+        raise StorageError(cannot_write(run_dir, error)) from error
 
 
 def environment() -> dict[str, Any]:
@@ -80,4 +115,4 @@ def _version(package: str) -> str | None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -23,11 +25,14 @@ from defeat.detectors import Detector
 from defeat.distill import AnchorTerm, Distiller, HeadTerm
 from defeat.errors import ConfigError
 from defeat.evaluation import Evaluation
+from defeat.preflight import Preflight, Subject
 from defeat.training.balance import changed_weights, checkpoint_weights, fix_weights
+from defeat.training.checkpoint_io import SafeCheckpointIO
+from defeat.training.exact_resume import ExactResume
 from defeat.training.gradients import MeasureGradients
 from defeat.training.module import DetectionModule
-from defeat.training.record import write_config, write_record
-from defeat.training.resume import find_checkpoint
+from defeat.training.record import check_no_run, write_config, write_record
+from defeat.training.resume import check_same, find_checkpoint, take_over
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +67,19 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
         DefeatError: anything in the configuration or the files it names that the user can mend.
     """
     config = copy.deepcopy(config)  # weights may be written into it
+    run_dir = Path(config.run_dir)
+    # Further processes find what the first one has begun.
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        check_no_run(run_dir)
     _check_teacher(config)
-    checkpoint = find_checkpoint(config.ckpt_path, Path(config.output_root) / config.name)
+    _check_precision(config)
+    checkpoint = find_checkpoint(
+        config.ckpt_path, Path(config.output_root) / config.name, run_dir, swept=_in_sweep()
+    )
     if checkpoint and config.distiller is not None:
         _keep_weights(config, checkpoint)
     _check_measure(config)
+    preflight = _preflight(config, resumed=checkpoint is not None)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: DetectionDataModule = build(config.data)
     data.setup("fit")
@@ -76,28 +89,40 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
         "config": to_plain(config),
         "class_ids": list(data.class_ids),
         "teacher": {"source": teacher.source, "sha256": teacher.digest} if teacher else None,
+        "data": data.fingerprints(),
     }
+    measuring = _measuring(config, provenance["config"], resumed=checkpoint is not None)
+    trainer = _trainer(config, [*measuring, *callbacks])
+    _refuse_sweep_of_processes(trainer)
+    provenance["order"] = data.order(trainer.world_size)
+    if checkpoint:
+        check_same(checkpoint, {**provenance, "classes": list(data.classes)}, force=config.force_resume)
     module = DetectionModule(
         student.model,
         data.classes,
         optimizer=build(config.optim.optimizer),
         rate=build(config.optim.rate),
+        seed=config.seed,
         teacher=teacher.model if teacher else None,
         distiller=distiller,
+        nonfinite=build(config.nonfinite),
         provenance=provenance,
     )
-    measuring = _measuring(config, provenance["config"], resumed=checkpoint is not None)
-    trainer = _trainer(config, [*measuring, *callbacks])
-    _refuse_sweep_of_processes(trainer)
     if trainer.is_global_zero:
-        write_record(Path(config.run_dir), config, data)
+        write_record(run_dir, config, data)
+        if checkpoint:
+            take_over(checkpoint, run_dir)
+    if preflight and trainer.is_global_zero:
+        preflight(Subject(module, data, trainer, student, teacher, provenance["config"]))
+    if preflight and preflight.only:
+        return _outcome(run_dir, trainer, module, 0.0)
     # Building a teacher and adapters drew random numbers: start the training itself from the seed again, so
     # that a distilled run and its baseline begin alike.
     pl.seed_everything(config.seed, workers=True, verbose=False)
     started = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     seconds = time.perf_counter() - started - sum(callback.seconds for callback in measuring)
-    return _outcome(Path(config.run_dir), trainer, module, seconds)
+    return _outcome(run_dir, trainer, module, seconds)
 
 
 def _check_teacher(config: DictConfig) -> None:
@@ -116,6 +141,16 @@ def _check_teacher(config: DictConfig) -> None:
         raise ConfigError(
             "teacher.weights is not set, and an untrained teacher teaches nothing: "
             "add teacher.weights=<checkpoint of a trained teacher>"
+        )
+
+
+def _check_precision(config: DictConfig) -> None:
+    precision = str(config.trainer.precision)
+    if precision in ("16-true", "bf16-true", "16", "bf16"):
+        mixed = precision.removesuffix("-true")
+        raise ConfigError(
+            f"trainer.precision={precision}: torchvision selects boxes (NMS) in float32 alone; "
+            f"take {mixed}-mixed"
         )
 
 
@@ -147,7 +182,7 @@ def _teacher(
     return teacher, distiller
 
 
-def _keep_weights(config: DictConfig, checkpoint: str) -> None:
+def _keep_weights(config: DictConfig, checkpoint: Path) -> None:
     """A resumed run keeps the weights that were balanced at its start, and others never go unmentioned."""
     if config.distiller.get("balance") == "gradient":
         weights = checkpoint_weights(config, checkpoint)
@@ -155,6 +190,14 @@ def _keep_weights(config: DictConfig, checkpoint: str) -> None:
         log.info("the loss weights are those of %s: %s", checkpoint, weights)
     elif changed := list(changed_weights(config, checkpoint)):
         log.warning("loss weights differ from those of %s: %s", checkpoint, ", ".join(changed))
+
+
+def _preflight(config: DictConfig, *, resumed: bool) -> Preflight | None:
+    """The checks of a distilled run before it begins, or of any run where nothing else is to be done."""
+    if not config.preflight:
+        return None
+    preflight: Preflight = build(config.preflight)()
+    return preflight if preflight.only or (config.distiller is not None and not resumed) else None
 
 
 def _measuring(config: DictConfig, recorded: dict[str, Any], *, resumed: bool) -> list[MeasureGradients]:
@@ -180,20 +223,41 @@ def _trainer(config: DictConfig, more: Sequence[pl.Callback]) -> pl.Trainer:
     callbacks = [build(node) for node in (config.callbacks or {}).values() if node] + list(more)
     if not loggers:
         callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
-    trainer: pl.Trainer = build(config.trainer, logger=loggers or False, callbacks=callbacks)
+    exact = ExactResume(loggers, new_settings=config.force_resume)
+    trainer: pl.Trainer = build(
+        config.trainer,
+        logger=[*loggers, exact.recorder] if loggers else False,
+        callbacks=[exact, *callbacks],
+        plugins=[SafeCheckpointIO(), *_slurm()],
+    )
     return trainer
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """Lightning's, without its own requeueing, which resumes from the folder of the run that was stopped.
+
+    A plugin that is given is used whatever started the processes, so it is given for SLURM's own alone.
+    """
+    started = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if started else []
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _refuse_sweep_of_processes(trainer: pl.Trainer) -> None:
     """Lightning starts further processes by the same command line: each would begin the sweep again.
 
-    Lightning issues 11300 and 18175: outputs double, or the processes wait for each other for ever.
+    Lightning issues 11300 and 18175: outputs double, or the processes wait for each other for ever. Processes
+    that SLURM has started are there already.
     """
-    several = trainer.world_size > 1 and trainer.strategy.launcher is not None
-    if several and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    outside = environment is not None and environment.creates_processes_externally
+    if trainer.world_size > 1 and not outside and _in_sweep():
         raise ConfigError(
-            "a sweep (-m) cannot start runs of several processes: give each value a command of its own, "
-            "or sweep with trainer.devices=1"
+            "a sweep (-m) cannot start runs of several processes on this machine: give each value a command "
+            "of its own, sweep on SLURM (hydra/launcher=slurm), or with trainer.devices=1"
         )
 
 

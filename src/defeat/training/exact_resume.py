@@ -1,0 +1,211 @@
+"""What a checkpoint needs for a training to go on from it to the bit: its place, and the curves so far.
+
+Everything else that a step depends on is in Lightning's checkpoint (weights, optimiser, schedule, callbacks),
+or a function of the place: the order of the images and the random numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+
+from defeat.errors import ConfigError
+from defeat.training.curves import Curves
+
+log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Where a training stands between two steps."""
+
+    epoch: int
+    """Epochs that are done."""
+    batches: int
+    """Of the epoch that is under way, done in each process."""
+    steps: int
+    """Batches done that ended an optimiser step: what Lightning counts logged steps by."""
+    validation_due: bool
+    """The next thing to do is a validation rather than a step."""
+
+
+class ExactResume(Callback):
+    """Write the place of the training and its curves into every checkpoint, and go on from there.
+
+    A checkpoint may be written at the start of a step, at either end of a validation, and at the end of the
+    training, but not while gradients are being accumulated. Lightning's own account of where it is differs
+    among these moments, some of which it resumes a step or a validation off; so it is replaced by the one
+    account of :class:`Place`.
+
+    Args:
+        loggers: those of the trainer, to which the curves of the resumed run are told.
+        new_settings: go on with the settings of the optimiser as it is configured now (learning rate, weight
+            decay ...) rather than with those of the checkpoint.
+    """
+
+    def __init__(self, loggers: list[Logger], *, new_settings: bool = False) -> None:
+        self.loggers = loggers
+        self.new_settings = new_settings
+        self.recorder = CurveRecorder()
+        self._validation_due = False
+        self._resumed: Place | None = None
+        self._max_steps: int | None = None
+        self._settings: list[dict[str, Any]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let Lightning into a training whose steps are all done, if its last validation is not."""
+        self._settings = _settings(trainer)  # the checkpoint goes over them after this
+        loop = trainer.fit_loop.epoch_loop
+        if self._resumed is not None and self._resumed.validation_due and loop.max_steps > 0:
+            self._max_steps, loop.max_steps = loop.max_steps, loop.max_steps + 1
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on a checkpoint says that the validation is to be done."""
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
+        self._validation_due = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """It is done; callbacks that write checkpoints come after this one."""
+        self._validation_due = False
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add place and curves, and put Lightning's loops into the one state that they resume well from."""
+        place = self._place(trainer)
+        checkpoint["place"] = place._asdict()
+        # The step that begins has logged its learning rate already, and will do so again.
+        checkpoint["curves"] = self.recorder.curves.before(place.steps).to_plain()
+        _set_loops(checkpoint["loops"]["fit_loop"], place, int(trainer.num_training_batches))
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let the data begin at the place; Lightning makes the loader next."""
+        self._resumed = place_of(checkpoint)
+        self.recorder.curves = Curves.from_plain(checkpoint["curves"])
+        trainer.datamodule.begin_at(self._resumed.epoch, self._resumed.batches)  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the loggers the curves up to here."""
+        if self._resumed is not None:
+            for logger in self.loggers:
+                self.recorder.curves.replay(logger)
+            if self.new_settings:
+                _set_settings(trainer, self._settings)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Put right the number of logged steps, which Lightning raises or not on its way here."""
+        if self._resumed is not None:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self._resumed.steps
+            self._resumed = None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where there was nothing to do."""
+        if self._resumed is not None and not self._resumed.validation_due:
+            log.warning(
+                "%s is of a training that is over (%d steps); to go on raise trainer.max_steps or "
+                "trainer.max_epochs",
+                trainer.ckpt_path,
+                trainer.global_step,
+            )
+
+    def _place(self, trainer: Trainer) -> Place:
+        loop = trainer.fit_loop.epoch_loop
+        epoch = trainer.fit_loop.epoch_progress.current.started - 1  # type: ignore[attr-defined]
+        batches = loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        # Lightning counts the step after the validation that follows it.
+        steps = loop._batches_that_stepped + (trainer.validating and not loop._should_accumulate())
+        if batches == trainer.num_training_batches and not self._validation_due:
+            epoch, batches = epoch + 1, 0
+        return Place(epoch, batches, steps, self._validation_due)
+
+
+class CurveRecorder(Logger):
+    """A logger that remembers, for the checkpoint, what the other loggers write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.curves = Curves()
+
+    @property
+    def name(self) -> None:
+        """It has no files."""
+
+    @property
+    def version(self) -> None:
+        """It has no files."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Remember a row."""
+        self.curves.add({name: float(value) for name, value in metrics.items()}, step or 0)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The configuration is in the checkpoint already."""
+
+
+def place_of(checkpoint: Mapping[str, Any]) -> Place:
+    """Where the training stood that a checkpoint is of.
+
+    Raises:
+        ConfigError: it does not say.
+    """
+    if "place" not in checkpoint:
+        raise ConfigError(
+            "ckpt_path: the checkpoint does not say where its training stood, so it cannot be resumed; "
+            "its weights can start a new run: student.weights=<it>"
+        )
+    return Place(**checkpoint["place"])
+
+
+def _groups(trainer: Trainer) -> list[dict[str, Any]]:
+    return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+
+
+def _settings(trainer: Trainer) -> list[dict[str, Any]]:
+    """What the optimisers' groups of parameters are set to."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in _groups(trainer)]
+
+
+def _set_settings(trainer: Trainer, settings: list[dict[str, Any]]) -> None:
+    """Change them in the middle of a schedule, which keeps its place."""
+    for group, new in zip(_groups(trainer), settings, strict=True):
+        factor = group["lr"] / group["initial_lr"] if group.get("initial_lr") else None
+        group |= new
+        if factor is not None:
+            group["lr"] = factor * new["initial_lr"]
+    for one in trainer.lr_scheduler_configs:
+        one.scheduler.base_lrs = [group["initial_lr"] for group in one.scheduler.optimizer.param_groups]
+
+
+def _set_loops(state: dict[str, Any], place: Place, batches_per_epoch: int) -> None:
+    """Write a place into the saved state of Lightning's fit loop."""
+    epoch, batches = place.epoch, place.batches
+    under_way = batches > 0
+    _set(state["epoch_progress"], ["total", "current"], epoch, epoch + under_way)
+    progress = state["epoch_loop.batch_progress"]
+    total = progress["total"]["processed"]
+    _set(progress, ["total"], total, total)
+    _set(progress, ["current"], batches, batches)
+    progress["is_last_batch"] = batches == batches_per_epoch
+    # A validation that has begun and has no batch done is done in full.
+    _set(state["epoch_loop.val_loop.batch_progress"], ["total", "current"], 0, int(place.validation_due))
+    if not under_way:
+        optimizer = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+        for counter in (state["epoch_loop.scheduler_progress"], *optimizer.values()):
+            counter["current"] = dict.fromkeys(counter["current"], 0)
+    state["epoch_loop.state_dict"]["_batches_that_stepped"] = place.steps - place.validation_due
+
+
+def _set(progress: dict[str, Any], parts: list[str], done: int, begun: int) -> None:
+    for part in parts:
+        progress[part] |= {"ready": begun, "started": begun, "processed": done, "completed": done}

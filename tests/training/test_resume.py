@@ -1,0 +1,205 @@
+"""What may be resumed, and from where."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny, tiny_teacher
+
+from defeat.config import compose_config
+from defeat.errors import ConfigError
+from defeat.training.curves import Curves
+from defeat.training.resume import find_checkpoint
+from defeat.training.run import train
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, scenes: Path, teacher: Path) -> Path:
+    """The last checkpoint of a distilled run of two steps."""
+    run_dir = tmp_path_factory.mktemp("begun")
+    train(compose_config("train", ["+experiment=scenes", *tiny(run_dir, scenes, *tiny_teacher(teacher))]))
+    return run_dir / "checkpoints" / "last.ckpt"
+
+
+def resume(
+    checkpoint: Path, run_dir: Path, scenes: Path, teacher: Path, *more: str, experiment: str = "scenes"
+) -> int:
+    words = tiny(run_dir, scenes, *tiny_teacher(teacher), f"ckpt_path={checkpoint}", *more, steps=4)
+    return train(compose_config("train", [f"+experiment={experiment}", *words])).steps
+
+
+@pytest.fixture(scope="module")
+def other_teacher(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
+    """The teacher's weights but for one number."""
+    content = torch.load(teacher, weights_only=True)
+    content["state_dict"]["student.roi_heads.box_head.fc6.bias"][0] += 1
+    path = tmp_path_factory.mktemp("other") / "teacher.ckpt"
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["data.train.images=12"], r"train data \w{57}\.\.\. -> \w{57}\.\.\.\."),
+        (["data.val.seed=3"], "val data "),
+        (["data.limit_train=6"], "train data "),
+        (["data.batch_size=2"], "data.batch_size x processes 4 -> 2"),
+        (["data.repeat=2"], "data.repeat 1 -> 2"),
+        (["seed=1"], "data.seed 0 -> 1; seed 0 -> 1"),
+        (["optim.optimizer.lr=0.5"], r"optim.optimizer.lr \S+ -> 0.5"),
+        (["student.model.box_score_thresh=0.3"], "student.model.box_score_thresh 0.05 -> 0.3"),
+        (["distiller.terms.head.object_temperature=2"], "distiller.terms.head.object_temperature 1.0 -> 2"),
+        (["~distiller.terms.head"], "distiller.terms.head"),
+        (["data.train_transforms.p=0.1"], "data.train_transforms.p 0.5 -> 0.1"),
+        (["trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches 1 -> 2"),
+    ],
+)
+def test_another_training_is_not_resumed(
+    more: list[str], message: str, begun: Path, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    other = "data.train.images" in more[0] or "data.val.seed" in more[0]
+    data = tmp_path / "scenes" if other else scenes
+    with pytest.raises(
+        ConfigError, match=rf"last.ckpt is of another training: .*{message}.* force_resume=true"
+    ):
+        resume(begun, tmp_path / "run", data, teacher, *more)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_teacher_is_refused_unless_forced(
+    begun: Path,
+    scenes: Path,
+    other_teacher: Path,
+    teacher: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(ConfigError, match=r"teacher file \w{57}\.\.\. -> \w{57}\.\.\.\. Set them back"):
+        resume(begun, tmp_path / "refused", scenes, other_teacher)
+    assert resume(begun, tmp_path / "forced", scenes, other_teacher, "force_resume=true") == 4
+    assert "is of another training: teacher file" in caplog.text
+    assert "resumed all the same" in caplog.text
+    moved = tmp_path / "moved.ckpt"
+    moved.write_bytes(teacher.read_bytes())
+    assert resume(begun, tmp_path / "moved", scenes, moved) == 4, "a file is its content"
+
+
+def test_forced_it_goes_on_with_new_settings_of_the_optimiser(
+    begun: Path, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    def rates(run_dir: Path) -> list[float]:
+        with (run_dir / "csv" / "metrics.csv").open() as file:
+            return [float(row["lr-AdamW"]) for row in csv.DictReader(file) if row["lr-AdamW"]]
+
+    assert resume(begun, tmp_path / "same", scenes, teacher) == 4
+    more = ["optim.optimizer.lr=3e-3", "optim.optimizer.weight_decay=0.5", "force_resume=true"]
+    assert resume(begun, tmp_path / "twice", scenes, teacher, *more) == 4
+    same, twice = rates(tmp_path / "same"), rates(tmp_path / "twice")
+    assert twice == pytest.approx([same[0], same[1], 2 * same[2], 2 * same[3]])
+    content = torch.load(tmp_path / "twice" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.5
+
+
+def test_another_optimiser_cannot_go_on(begun: Path, scenes: Path, teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the state of another optimiser: .* student.weights="):
+        resume(begun, tmp_path / "run", scenes, teacher, "optim=sgd_1x", "force_resume=true")
+
+
+def test_a_plain_run_does_not_go_on_from_a_distilled_one(begun: Path, scenes: Path, tmp_path: Path) -> None:
+    words = tiny(tmp_path / "run", scenes, f"ckpt_path={begun}")
+    with pytest.raises(ConfigError, match=r"teacher file \w+\.\.\. -> None"):
+        train(compose_config("train", ["+experiment=scenes_plain", *words]))
+
+
+def test_what_does_not_make_the_training_may_change(
+    begun: Path, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    more = [
+        "name=other",
+        "data.num_workers=1",
+        "trainer.log_every_n_steps=2",
+        "callbacks.last.every_n_steps=7",
+    ]
+    weights = ["distiller.terms.neck.object_weight=2", "data.val_batch_size=2"]
+    assert resume(begun, tmp_path / "run", scenes, teacher, *more, *weights) == 4
+
+
+def test_a_checkpoint_without_its_place_says_what_it_is_good_for(
+    begun: Path, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    content = torch.load(begun, weights_only=True)
+    del content["place"]
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.raises(ConfigError, match=r"does not say where its training stood.*student.weights=<it>"):
+        resume(tmp_path / "old.ckpt", tmp_path / "run", scenes, teacher)
+
+
+def test_a_finished_training_is_left_as_it_is(
+    begun: Path, scenes: Path, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert resume(begun, tmp_path / "run", scenes, teacher, "trainer.max_steps=2") == 2
+    assert "is of a training that is over (2 steps); to go on raise trainer.max_steps" in caplog.text
+
+
+def test_the_start_of_a_resumed_run_is_kept(begun: Path, scenes: Path, teacher: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    words = tiny(first, scenes, *tiny_teacher(teacher), measured=True)
+    train(compose_config("train", ["+experiment=scenes", *words]))
+    resume(first / "checkpoints" / "last.ckpt", tmp_path / "second", scenes, teacher)
+    for name in ("gradients.md", "gradients.csv"):
+        assert (tmp_path / "second" / name).read_bytes() == (first / name).read_bytes()
+
+
+def touch(path: Path, age: int) -> Path:
+    path.parent.mkdir(parents=True)
+    path.touch()
+    os.utime(path, (1e9 - age, 1e9 - age))
+    return path
+
+
+def test_the_newest_run_of_a_name_is_found(tmp_path: Path) -> None:
+    runs = tmp_path / "runs" / "a"
+    touch(runs / "1" / "checkpoints" / "last.ckpt", 5)
+    newest = touch(runs / "0" / "checkpoints" / "last.ckpt", 3)
+    touch(tmp_path / "runs" / "b" / "checkpoints" / "last.ckpt", 0)
+    for asked in ("last", "auto"):
+        assert find_checkpoint(asked, runs, runs / "2", swept=False) == newest
+    empty = tmp_path / "runs" / "c"
+    assert find_checkpoint("auto", empty, empty / "0", swept=False) is None
+    with pytest.raises(ConfigError, match=r"ckpt_path=last: no run below .*c has a last.ckpt"):
+        find_checkpoint("last", empty, empty / "0", swept=False)
+    with pytest.raises(ConfigError, match="ckpt_path=gone: no such file"):
+        find_checkpoint("gone", runs, runs / "2", swept=False)
+
+
+def test_a_job_of_a_sweep_goes_on_from_itself_alone(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweeps" / "now"
+    touch(sweep / "1" / "checkpoints" / "last.ckpt", 5)
+    again = touch(sweep / "1_2" / "checkpoints" / "last.ckpt", 3)
+    touch(sweep / "11" / "checkpoints" / "last.ckpt", 0)
+    runs = tmp_path / "runs"
+    touch(runs / "0" / "checkpoints" / "last.ckpt", 0)
+    assert find_checkpoint("auto", runs, sweep / "1_3", swept=True) == again
+    assert find_checkpoint("auto", runs, sweep / "2", swept=True) is None
+    with pytest.raises(ConfigError, match=r"ckpt_path=last: .*2 and what it was before has no last.ckpt"):
+        find_checkpoint("last", runs, sweep / "2", swept=True)
+
+
+def test_curves_keep_rows_values_and_order() -> None:
+    rows = [(0, {"a": 0.1, "b": 1e300}), (0, {"c": float("inf")}), (1, {"a": -2.0, "b": 0.0}), (5, {})]
+    curves = Curves()
+    for step, row in rows:
+        curves.add(row, step)
+    again = Curves.from_plain(curves.to_plain())
+    assert list(again) == list(curves) == rows
+    assert list(again.before(1)) == rows[:2]
+    again.add({"c": 3.0, "d": 4.0}, 6)
+    assert list(Curves.from_plain(again.to_plain()))[-1] == (6, {"c": 3.0, "d": 4.0})
+    assert len(again) == 5

@@ -1,0 +1,216 @@
+"""Signals, full disks and kills: what is on the disk afterwards, and what the user is told."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from tiny import tiny
+
+from defeat.config import compose_config
+from defeat.errors import ConfigError, StorageError
+from defeat.files import write_text
+from defeat.training.checkpoint_io import SafeCheckpointIO
+from defeat.training.run import train
+from defeat.training.stopping import StoppedError
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of generated scenes with more images than those of all tests."""
+    return tmp_path_factory.mktemp("images")
+
+
+class Send(pl.Callback):
+    """Send this process a signal at some moment of the training."""
+
+    def __init__(self, signum: int, hook: str, at: int) -> None:
+        self.signum = signum
+        self.at = at
+        setattr(self, hook, self._send)
+
+    def _send(self, trainer: pl.Trainer, *args: object) -> None:
+        if trainer.global_step == self.at:
+            os.kill(os.getpid(), self.signum)
+
+
+def run(run_dir: Path, images: Path, *more: str, watch: tuple[pl.Callback, ...] = ()) -> int:
+    words = tiny(run_dir, images, "data.train.images=20", *more, steps=8)
+    return train(compose_config("train", ["+experiment=scenes_plain", *words]), watch).steps
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    ("hook", "at", "saved"),
+    [
+        ("on_train_batch_end", 3, 3),
+        ("on_validation_batch_start", 4, 4),
+        ("on_train_batch_start", 0, 0),
+    ],
+)
+def test_a_signal_saves_and_ends_and_the_run_goes_on_as_if_never_stopped(
+    signum: signal.Signals, hook: str, at: int, saved: int, images: Path, tmp_path: Path
+) -> None:
+    before = signal.getsignal(signum)
+    with pytest.raises(StoppedError, match=f"stopped by {signum.name} after step {saved}; go on with"):
+        run(tmp_path / "a", images, watch=(Send(signum, hook, at),))
+    assert signal.getsignal(signum) is before
+    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    assert content["global_step"] == saved
+    assert content["place"]["validation_due"] == hook.startswith("on_validation")
+    assert run(tmp_path / "b", images, f"ckpt_path={last}") == 8
+
+
+def test_signals_between_accumulated_batches_wait_for_the_step(images: Path, tmp_path: Path) -> None:
+    class SendAt(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+            if batch_idx == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    more = ("trainer.accumulate_grad_batches=3", "data.batch_size=2", "trainer.val_check_interval=null")
+    with pytest.raises(StoppedError, match="after step 2;"):
+        run(tmp_path / "a", images, *more, watch=(SendAt(),))
+    place = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)["place"]
+    assert place["batches"] == 6
+
+
+def test_the_console_script_ends_with_the_signals_status(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "sending.py").write_text(
+        "import os, signal\n"
+        "from lightning.pytorch import Callback\n"
+        "class Send(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *args):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    words = tiny(tmp_path / "run", images, "data.train.images=20", "+callbacks.send._target_=sending.Send")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("defeat-train"), "+experiment=scenes_plain", *words],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    (line,) = [line for line in done.stderr.splitlines() if "stopped" in line]
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert line == f"stopped by SIGTERM after step 1; go on with ckpt_path={last}"
+    assert "Traceback" not in done.stderr
+    assert last.is_file()
+
+
+@pytest.fixture
+def limited() -> Callable[[int], None]:
+    """Let no file of this process grow beyond so many bytes, which is a full disk to a writer."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit  # type: ignore[misc]
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 100, 5_000, 100_000, 399_000, 401_000])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    size: int, limited: Callable[[int], None], tmp_path: Path
+) -> None:
+    path = tmp_path / "last.ckpt"
+    SafeCheckpointIO().save_checkpoint({"step": 1}, path)
+    limited(size)
+    with pytest.raises(StorageError, match=r"cannot be written: .* allows; the one before it is still there"):
+        SafeCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_run_on_a_full_disk_says_so_and_its_last_checkpoint_resumes(
+    images: Path, tmp_path: Path, limited: Callable[[int], None]
+) -> None:
+    class Fill(pl.Callback):
+        def on_train_batch_end(self, trainer, *args) -> None:  # type: ignore[no-untyped-def]
+            if trainer.global_step == 3:
+                limited(1_000_000)
+
+    with pytest.raises(StorageError, match=r"last.ckpt cannot be written"):
+        run(tmp_path / "a", images, watch=(Fill(),))
+    limited(2**40)
+    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    assert run(tmp_path / "b", images, f"ckpt_path={last}") == 8
+
+
+@pytest.mark.parametrize("moment", ["writing", "syncing", "renaming"])
+def test_a_write_that_is_cut_off_leaves_the_old_file(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "figures.json"
+    write_text(path, "old")
+
+    def cut(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    if moment == "syncing":
+        monkeypatch.setattr(os, "fsync", cut)
+    if moment == "renaming":
+        monkeypatch.setattr(Path, "replace", cut)
+    if moment == "writing":
+        monkeypatch.setattr(Path, "write_text", cut)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    replace, fsync = Path.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (events.append("sync"), fsync(handle))[1])
+    monkeypatch.setattr(Path, "replace", lambda a, b: (events.append("rename"), replace(a, b))[1])
+    write_text(tmp_path / "a.txt", "x")
+    assert events == ["sync", "rename", "sync"]  # the file, its name, the folder that lists the name
+
+
+def test_a_folder_that_has_a_run_is_refused_and_stays_as_it_is(images: Path, tmp_path: Path) -> None:
+    run(tmp_path / "a", images, "~logger")
+    before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    for more in ([], [f"ckpt_path={tmp_path}/a/checkpoints/last.ckpt"]):
+        with pytest.raises(ConfigError, match=r"a holds a run already, .* choose another folder"):
+            run(tmp_path / "a", images, "~logger", *more)
+    assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_two_processes_told_to_stop_stop_together_and_one_goes_on(images: Path, tmp_path: Path) -> None:
+    both = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
+    words = tiny(tmp_path / "two", images, "data.train.images=20", *both, steps=1000)
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("defeat-train"), "+experiment=scenes_plain", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    last = tmp_path / "two" / "checkpoints" / "last.ckpt"
+    while process.poll() is None and not last.is_file():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert said.count("stopped by SIGTERM after step ") == 1
+    assert "Traceback" not in said
+    content = torch.load(last, weights_only=True)
+    assert 0 < content["global_step"] < 1000
+    more = [f"ckpt_path={last}", f"trainer.max_steps={content['global_step'] + 2}"]
+    assert run(tmp_path / "one", images, "data.batch_size=4", *more) == content["global_step"] + 2
