@@ -273,6 +273,17 @@ def test_a_gradient_that_is_nan_spoils_no_checkpoint(scenes: Path, tmp_path: Pat
     assert finite(last(tmp_path)["state_dict"])
 
 
+def test_what_a_weight_file_brought_is_no_fault_of_the_training(scenes: Path, tmp_path: Path) -> None:
+    class Overflow(pl.Callback):
+        """As a float16 file leaves a variance that did not fit."""
+
+        def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+            pl_module.get_buffer("student.backbone.body.bn1.running_var")[0] = torch.inf
+
+    run("scenes_plain", tiny(tmp_path, scenes), Overflow())
+    assert last(tmp_path)["global_step"] == 2
+
+
 def test_weights_that_a_gradient_spoilt_are_named_as_a_cause(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"step 3.* is nan \(as all of them: the step before"):
         run("scenes_plain", tiny(tmp_path, scenes, "~logger", steps=4), Spoil(2, loss="gradient"))

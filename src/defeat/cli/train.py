@@ -36,6 +36,8 @@ def run(config: DictConfig) -> float | None:
         print(stopped, file=sys.stderr)
         hand_on(stopped.signum)
         sys.exit(128 + stopped.signum)
+    if config.preflight and config.preflight.only:
+        return None
     print_summary(outcome)
     return _metric(outcome, config.optimized_metric)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,8 +27,6 @@ from defeat.preflight.report import show, write
 from defeat.preflight.step import Steps, check_frozen, check_gradients, check_optimizer, take_steps
 from defeat.preflight.subject import Subject, until
 from defeat.preflight.teacher import Expected, check_teacher
-
-log = logging.getLogger(__name__)
 
 DATA, STEPS, TEACHER = 0.15, 0.35, 0.35
 """Shares of the time; the rest is left for the losses' gradients."""

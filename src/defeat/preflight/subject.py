@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
 from defeat.distill import Distiller
-from defeat.training.measure import Precision
+from defeat.training.measure import Precision, precision_of
 from defeat.training.module import DetectionModule
 from defeat.types import Batch, Target
 
@@ -59,12 +57,8 @@ class Subject(NamedTuple):
 
     @property
     def precision(self) -> Precision:
-        """Context of a forward, as the training will have it.
-
-        Reduced precisions other than the mixed ones convert the detector itself, which has not happened yet.
-        """
-        plugin = self.trainer.precision_plugin
-        return plugin.train_step_context if isinstance(plugin, MixedPrecision) else nullcontext
+        """Context of a forward, as the training will have it."""
+        return precision_of(self.trainer)
 
 
 def transform_of(model: nn.Module) -> Any:

@@ -15,6 +15,8 @@ _ASIDE = {
     "run_dir",
     "output_root",
     "ckpt_path",
+    "force_resume",
+    "preflight",
     "data.root",
     "data.num_workers",
     "data.pin_memory",

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 from torch.utils.data import DataLoader
@@ -30,7 +28,7 @@ from defeat.training.gradient_tables import (
     sheets,
     weight_sheet,
 )
-from defeat.training.measure import Measurement, measure
+from defeat.training.measure import Measurement, measure, precision_of
 from defeat.training.module import DetectionModule
 from defeat.types import Batch
 
@@ -100,7 +98,6 @@ class MeasureGradients(Callback):
         """Measure and report; return balanced weights if they are asked for, or why there are none."""
         assert module.distiller is not None
         assert module.teacher is not None
-        plugin = trainer.precision_plugin
         measured = measure(
             module.student,
             module.teacher,
@@ -109,8 +106,7 @@ class MeasureGradients(Callback):
             adapter_steps=self.adapter_steps,
             adapter_rate=self.adapter_rate,
             device=trainer.strategy.root_device,
-            # Other reduced precisions convert the detector itself, which has not happened yet.
-            precision=plugin.train_step_context if isinstance(plugin, MixedPrecision) else nullcontext,
+            precision=precision_of(trainer),
         )
         weights = None
         failed = None

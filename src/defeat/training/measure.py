@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
@@ -34,6 +36,15 @@ others, being a power of two."""
 
 Precision = Callable[[], AbstractContextManager[None]]
 """Makes the context of a forward."""
+
+
+def precision_of(trainer: Trainer) -> Precision:
+    """Context of a forward outside of the training, as the training has it.
+
+    Reduced precisions other than the mixed ones convert the detector itself, which happens when it begins.
+    """
+    plugin = trainer.precision_plugin
+    return plugin.train_step_context if isinstance(plugin, MixedPrecision) else nullcontext
 
 
 class Map(NamedTuple):

@@ -86,6 +86,7 @@ class NonFinite(Callback):
         """Steps left out so far."""
         self._watched: list[_Watched] = []
         self._buffers: list[Tensor] = []
+        self._from_start: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps left out."""
@@ -133,6 +134,7 @@ class NonFinite(Callback):
         """
         if self.action == "stop":
             self._look(module)
+        state = {name: value for name, value in state.items() if name not in self._from_start}
         spoilt = not _finite(state.values())
         if _Verdict(torch.tensor(spoilt, device=module.device), module.trainer).read():
             name = next(
@@ -143,6 +145,11 @@ class NonFinite(Callback):
                 "though the losses were: a gradient was NaN or infinite; no checkpoint is written, and the "
                 f"last good one stays. {_advice(module, ())}"
             )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave alone what the weight files brought: a half-precision file may hold infinite variances."""
+        state = pl_module.state_dict()
+        self._from_start = {name for name, value in state.items() if not _finite([value])}
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
