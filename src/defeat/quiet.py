@@ -12,6 +12,7 @@ REASONS = {
     r".*The number of training batches.*is smaller than the logging interval.*": "short runs are legitimate",
     r".*Checkpoint directory .* exists and is not empty.*": "resuming writes beside what is there",
     r".*your dataloader is not resumable.*": "the order of images resumes itself",
+    r".*sync_dist=True.*": "the figures are those of all processes before they are logged",
     r".*litlogger.*": "an advertisement",
 }
 """Message pattern to the reason why it is left out."""

@@ -74,7 +74,7 @@ def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> 
 
     resumed = ["run_dir=resumed", "ckpt_path=last", "trainer.max_steps=62"]
     assert script("defeat-train", "+experiment=scenes", *words, *resumed).status == 0
-    assert list(logged(Path("resumed"), "train/loss")) == [60, 61]
+    assert list(logged(Path("resumed"), "train/loss")) == list(range(62))
     assert torch.load("resumed/checkpoints/last.ckpt", weights_only=True)["global_step"] == 62
     assert OmegaConf.load("resumed/config.yaml").ckpt_path == "last"
 

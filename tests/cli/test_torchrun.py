@@ -57,7 +57,7 @@ def torchrun(nodes: int, processes: int, *words: str, of_node: Sequence[Sequence
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}"]
-    python_path = os.pathsep.join([str(TESTS), str(TESTS / "cli")])
+    python_path = os.pathsep.join([str(TESTS), str(TESTS / "cli"), os.environ.get("PYTHONPATH", "")])
     launchers = [
         subprocess.Popen(
             [
@@ -160,12 +160,12 @@ def test_a_node_that_fails_before_the_processes_have_met_ends_the_other() -> Non
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_goes_on_with_two(scenes: Path, tmp_path: Path) -> None:
+def test_a_run_of_one_process_goes_on_with_two(tmp_path: Path) -> None:
     """Resumed within an epoch, on as many images a step, it sees the images that the run would have seen."""
 
     def words(run_dir: str, steps: int, *more: str) -> list[str]:
         own = ["data.train.images=16", "trainer.val_check_interval=4", *more]
-        return ["+experiment=scenes_plain", *tiny(Path(run_dir), scenes, *own, steps=steps)]
+        return ["+experiment=scenes_plain", *tiny(Path(run_dir), tmp_path / "scenes", *own, steps=steps)]
 
     def alone(run_dir: str, steps: int) -> dict[int, list[int]]:
         seen = tmp_path / f"{run_dir}_seen"

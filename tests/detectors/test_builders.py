@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn, fcos_resnet50_fpn, retinanet_resnet50_fpn
+from torchvision.models.detection import (
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    fcos_resnet50_fpn,
+    retinanet_resnet50_fpn,
+    ssd300_vgg16,
+)
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from defeat.detectors import examine, faster_rcnn, fcos, retinanet
 from defeat.detectors.backbones import NAMES
+from defeat.detectors.create import create_detector
 from defeat.errors import ConfigError
 from defeat.training.module import DetectionModule
 
@@ -219,3 +229,16 @@ def test_stride_in_1x1_moves_the_strides_and_keeps_the_levels() -> None:
 def test_settings_that_cannot_be_are_refused(build, settings: dict, message: str) -> None:  # type: ignore[no-untyped-def,type-arg]
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         build(2, **{**SMALL, **settings})
+
+
+@pytest.mark.parametrize(
+    ("builder", "name"),
+    [
+        (fasterrcnn_resnet50_fpn, "weights_backbone"),
+        (ssd300_vgg16, "weights_backbone"),
+        (partial(fasterrcnn_resnet50_fpn_v2, weights="DEFAULT"), "weights"),
+    ],
+)
+def test_a_builder_that_would_download_is_refused(builder: Callable[..., nn.Module], name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"the builder would download {name} .* set model.{name}=null"):
+        create_detector(builder, ["a"])

@@ -103,8 +103,11 @@ cases = st.builds(
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Words of a distillation on two pictures."""
-    root = tmp_path_factory.mktemp("data")
+    return distillation(tmp_path_factory.mktemp("data"))
+
+
+def distillation(root: Path) -> list[str]:
+    """Words of a distillation on one picture, which is put into ``root``."""
     Image.new("RGB", (60, 40)).save(root / "a.jpg")
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 60, "height": 40}],

@@ -21,6 +21,7 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import save_file
+from test_fuzz_config import build_all, distillation
 from torch import nn
 from torchvision.models import get_model_weights, list_models
 from torchvision.models._api import Weights, WeightsEnum
@@ -28,6 +29,8 @@ from trials import MOST_MEMORY, forget_peak, peak_memory, refused, time_limit
 from weight_files import Code, packed, payloads, replaced, saved
 
 import defeat.detectors.weights as weights
+from defeat.cli.messages import explain
+from defeat.config import compose_config, conf_dir, to_plain
 from defeat.data import read_coco, read_image, read_voc
 from defeat.detectors import create_detector, faster_rcnn, read_weights
 from defeat.errors import DataError, DefeatError, WeightsError
@@ -56,7 +59,7 @@ def line(error: pytest.ExceptionInfo[DefeatError], *parts: str) -> str:
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG of one bit a pixel, with further chunks before its data."""
-    rows = zlib.compress(bytes(min(((width + 7) // 8 + 1) * height, 2**20)), 9)
+    rows = zlib.compress(bytes(min(((width + 7) // 8 + 1) * height, 2**24)), 9)
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     framed = (
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -117,6 +120,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow only warns up to twice its limit, and users see no error then
 @pytest.mark.parametrize("name", BOMBS)
 def test_pictures_of_absurd_sizes(name: str, tmp_path: Path) -> None:
     path = tmp_path / "bomb.img"
@@ -541,8 +545,6 @@ def test_what_a_checkpoint_wants_built_is_not_built_but_ours(target: object, tmp
 
 
 def test_what_runs_write_may_be_built(tmp_path: Path) -> None:
-    from defeat.config import compose_config, conf_dir, to_plain
-
     open_to_all = {"_target_": "torchvision.models.detection.ssd300_vgg16", "_partial_": True}
     flip = {"_target_": "torchvision.transforms.v2.ColorJitter", "hue": 0.1}
     config = {"student": {"_target_": "defeat.detectors.create_detector", "model": open_to_all}, "data": flip}
@@ -556,6 +558,42 @@ def test_what_runs_write_may_be_built(tmp_path: Path) -> None:
         assert file.node("data", "") == plain["data"]
         assert file.node("student", "") == plain["student"]
     assert (conf_dir() / "train.yaml").is_file()
+
+
+# Command lines
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["distiller.schedule._partial_=1"],
+            "distiller.schedule: Instantiation: _partial_ flag must be a bool",
+        ),
+        (["data=3", "quite=1"], "data=3 is no choice of data: there are "),
+        (["preflight=[a,null]"], "preflight=[a,null] is no choice of preflight: there are "),
+        (["++data.x='a\nb\x1b[31m'"], "++data.x='a b\\x1b[31m': DetectionDataModule.__init__() got an"),
+        (["student.model.aspect_ratios.x=1"], ""),
+        (["data.val=teacher"], "data.val=teacher: a group of keys is expected, not text ("),
+        (["data.train.annotation_file=true"], "annotation_file must be a path, got True"),
+        (
+            ["optim.optimizer.weight_decay={}"],
+            "optim.optimizer.weight_decay={}: a number is expected, not a group of",
+        ),
+        (["teacher.weights=5"], ""),
+    ],
+)
+def test_words_that_once_ended_in_a_traceback(
+    words: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = distillation(tmp_path)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - any, of which explain() makes a line
+        build_all(compose_config("train", [*base, *words]))
+    told = explain(caught.value, "train", [*base, *words])
+    assert told is not None
+    assert told.isprintable()
+    assert told.startswith(line), told
 
 
 # The network

@@ -122,6 +122,17 @@ def test_evaluating_a_checkpoint_gives_what_training_logged(distilled: Path, tmp
     assert len(found.predictions) == 4
 
 
+@pytest.mark.parametrize("part", ["student", "data"])
+def test_what_a_checkpoint_wants_called_is_not(part: str, distilled: Path, tmp_path: Path) -> None:
+    content = torch.load(distilled / "checkpoints" / "last.ckpt", weights_only=True)
+    content["defeat"]["config"][part] = {"_target_": "os.system", "command": f"touch {tmp_path}/called"}
+    torch.save(content, tmp_path / "stranger.ckpt")
+    words = [f"checkpoint={tmp_path}/stranger.ckpt", f"run_dir={tmp_path}", "trainer=cpu"]
+    with pytest.raises(WeightsError, match=rf"stranger.ckpt: .* wants {part} to be built by 'os.system'"):
+        evaluate(compose_config("eval", words))
+    assert not (tmp_path / "called").exists()
+
+
 def test_the_last_checkpoint_is_of_the_last_step_though_ap_did_not_rise(distilled: Path) -> None:
     assert torch.load(distilled / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
 

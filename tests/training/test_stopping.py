@@ -157,7 +157,7 @@ def test_a_write_that_is_cut_off_leaves_the_old_file(
     path = tmp_path / "figures.json"
     write_text(path, "old")
 
-    def cut(*args: object) -> None:
+    def cut(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     if moment == "syncing":

@@ -33,6 +33,7 @@ NAMES = {
     int: r"int",
     float: r"float",
     list: r"list|ListConfig",
+    dict: r"dict|DictConfig",
     type(None): r"None|NoneType",
 }
 """What the libraries' messages call the types that are given by mistake."""
@@ -99,11 +100,11 @@ def _differ(override: Override, default: Any) -> bool:
     """Whether the type of the value is likely to be a mistake. Much that is text may also be a number."""
     value = override.value()
     if isinstance(default, DictConfig) and isinstance(value, str | bool | int | float | list):
-        return True
+        return not is_choice(override)
     if isinstance(default, bool | int):
-        return isinstance(value, str | list | float | None)
+        return isinstance(value, str | list | dict | float | None)
     if isinstance(default, float):
-        return isinstance(value, str | list | None)
+        return isinstance(value, str | list | dict | None)
     # Deeper, such as in callbacks.progress=null, it is how parts are left out.
     key = override.key_or_group
     return value is None and default is not None and "." not in key and key not in OPTIONAL

@@ -23,6 +23,10 @@ NO_CHOICE = "Config group override must be a string or a list"
 """How Hydra begins its ValueError about ``logger=null``, without a word on which group it is."""
 
 
+SWEEP_PLUGINS = ("hydra_optuna_sweeper", "hydra_submitit_launcher", "hydra/launcher/submitit")
+"""What of the extra ``sweep`` Hydra names where it is not installed."""
+
+
 def explain(error: BaseException, config_name: str, words: Sequence[str]) -> str | None:
     """Turn an error that the user can mend into a line; None for any other.
 
@@ -40,6 +44,12 @@ def _explain(error: BaseException, config_name: str, words: Sequence[str]) -> st
     if isinstance(error, DefeatError):
         cause = _innermost(error) if isinstance(error.__cause__, InstantiationException) else None
         return (blame(cause, config_name, words) if cause else None) or _without_traceback(text)
+    if isinstance(error, InstantiationException) and isinstance(_innermost(error), DefeatError):
+        return str(_innermost(error))
+    if any(name in text for name in SWEEP_PLUGINS) and re.search("ModuleNotFound|Could not find", text):
+        return "this kind of sweep needs further packages: pip install 'defeat[sweep]'"
+    if isinstance(error, RuntimeError) and "srun" in text:
+        return f"{text} Without SLURM, sweep here (leave hydra/launcher out) or with hydra/launcher=local"
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if found := re.search(r"Could not override '([^']+)'", text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +63,8 @@ def create_detector(
         WeightsError: see :mod:`defeat.detectors.loading`; or a checkpoint that was trained with other
             settings in :data:`SILENT`.
     """
+    if not download:
+        _refuse_download(model)
     detector = _build(model, len(classes) + 1)
     if not weights:
         filled = backbone_weights and load_backbone_weights(detector, backbone_weights, download=download)
@@ -78,6 +81,19 @@ def create_detector(
     whole = not report.missing and not report.mismatched
     digest = sha256(path) if path.is_file() else None
     return Detector(detector, weights, whole, digest, report, file._replace(tensors={}))
+
+
+def _refuse_download(model: Callable[..., nn.Module]) -> None:
+    """Builders of torchvision fetch weights by themselves, some of them unless they are told not to."""
+    given = getattr(model, "keywords", {})  # of the partial that a configuration makes
+    for name in ("weights", "weights_backbone"):
+        own = inspect.signature(getattr(model, "func", model)).parameters.get(name)
+        value = given.get(name, own.default) if own else None
+        if value not in (None, inspect.Parameter.empty):
+            raise ConfigError(
+                f"the builder would download {name} ({value}): set model.{name}=null and give "
+                "`weights` or `backbone_weights` beside `model`, or allow it with download=true"
+            )
 
 
 def _build(model: Callable[..., nn.Module], num_classes: int) -> nn.Module:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from defeat.config import build
 from defeat.data import DetectionDataModule
-from defeat.detectors import Detector, load_detector_weights, read_weights
+from defeat.detectors import Detector, WeightFile, load_detector_weights, read_weights
 from defeat.errors import ConfigError
 from defeat.evaluation import Evaluation, evaluate_results
 from defeat.training.callbacks import KeepPredictions
@@ -59,8 +59,8 @@ def _from_results(config: DictConfig) -> Evaluated:
 def _from_checkpoint(config: DictConfig) -> Evaluated:
     file = read_weights(config.checkpoint, download=config.download)
     trained = OmegaConf.create(file.config or {})
-    data = _data(config, trained, file.classes)
-    detector = _detector(config, trained, data.classes)
+    data = _data(config, file)
+    detector = _detector(config, file, data.classes)
     load_detector_weights(detector.model, config.checkpoint, classes=data.classes, download=config.download)
     module = DetectionModule(detector.model, data.classes)
     annotations = data.read(config.split)
@@ -78,20 +78,20 @@ def _from_checkpoint(config: DictConfig) -> Evaluated:
     )
 
 
-def _data(config: DictConfig, trained: DictConfig, classes: Sequence[str] | None) -> DetectionDataModule:
-    node = config.data if config.data is not None else trained.get("data")
+def _data(config: DictConfig, file: WeightFile) -> DetectionDataModule:
+    node = config.data if config.data is not None else file.node("data", "data=<name>")
     if node is None:
         raise ConfigError(
             f"{config.checkpoint} does not say what data it is for: add data=<name> and data.root=<folder>"
         )
     # The checkpoint's classes in its order, so that labels mean the same and training data need not be read.
-    extra: dict[str, Any] = {} if classes is None else {"classes": list(classes)}
+    extra: dict[str, Any] = {} if file.classes is None else {"classes": list(file.classes)}
     data: DetectionDataModule = build(node, **extra)
     return data
 
 
-def _detector(config: DictConfig, trained: DictConfig, classes: Sequence[str]) -> Detector:
-    node = config.student if config.student is not None else trained.get("student")
+def _detector(config: DictConfig, file: WeightFile, classes: Sequence[str]) -> Detector:
+    node = config.student if config.student is not None else file.node("student", "detector@student=<name>")
     if node is None:
         raise ConfigError(
             f"{config.checkpoint} holds weights alone: say of which detector, detector@student=<name>"

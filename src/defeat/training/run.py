@@ -171,7 +171,9 @@ def _teacher(
     if config.distiller is None:
         return None, None
     teacher: Detector = build(config.teacher, classes=list(classes))
-    distiller: Distiller = build(config.distiller)(student.model, teacher.model)
+    distiller: Distiller = build(
+        config.distiller, student=student.model, teacher=teacher.model, _partial_=False
+    )
     if not teacher.whole and any(
         isinstance(term, HeadTerm | AnchorTerm) for term in distiller.terms.values()
     ):
