@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,11 +12,12 @@ import pytest
 import torch
 from console import Run
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, InstantiationException
 from omegaconf import DictConfig
 from tiny import tiny, tiny_teacher
 
 from defeat.cli.launch import launch
+from defeat.cli.messages import explain
 from defeat.config import compose_config
 from defeat.errors import ConfigError
 
@@ -255,6 +257,39 @@ def test_the_environment_is_as_it_was(before: str | None, monkeypatch: pytest.Mo
     # DDP's processes inherit what the task sees
     assert seen == [before]
     assert os.environ.get("HYDRA_FULL_ERROR") == before
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left", "m.csv"),
+            "m.csv cannot be written: the disk is full: make room",
+        ),
+        (
+            OSError(errno.EDQUOT, "Quota exceeded"),
+            "a file of the run cannot be written: the disk quota is used",
+        ),
+        (InstantiationException("..."), "a folder is missing"),
+        (
+            InstantiationException("No module 'hydra_plugins.hydra_optuna_sweeper' ModuleNotFound"),
+            "this kind of",
+        ),
+        (
+            RuntimeError('Could not detect "srun", are you ...?'),
+            'Could not detect "srun", are you ...? Without',
+        ),
+    ],
+)
+def test_what_libraries_say_of_the_machine(error: Exception, line: str) -> None:
+    if line == "a folder is missing":
+        error.__cause__ = ConfigError(line)
+    assert str(explain(error, "train", [])).startswith(line)
+
+
+def test_an_error_of_the_program_keeps_its_traceback() -> None:
+    assert explain(OSError(errno.EBADF, "Bad file descriptor"), "train", []) is None
+    assert explain(RuntimeError("shapes differ"), "train", []) is None
 
 
 def test_a_task_may_compose(monkeypatch: pytest.MonkeyPatch) -> None:

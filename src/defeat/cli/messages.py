@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from defeat.cli.blame import blame, is_choice, parse
 from defeat.config import compose_config, conf_dir
 from defeat.errors import DefeatError
+from defeat.files import cannot_write
 from defeat.inputs import one_line
 
 _LONGEST = 4000
@@ -25,6 +27,10 @@ NO_CHOICE = "Config group override must be a string or a list"
 
 SWEEP_PLUGINS = ("hydra_optuna_sweeper", "hydra_submitit_launcher", "hydra/launcher/submitit")
 """What of the extra ``sweep`` Hydra names where it is not installed."""
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of the system that are about a file to be written, whoever writes it."""
 
 
 def explain(error: BaseException, config_name: str, words: Sequence[str]) -> str | None:
@@ -50,6 +56,8 @@ def _explain(error: BaseException, config_name: str, words: Sequence[str]) -> st
         return "this kind of sweep needs further packages: pip install 'defeat[sweep]'"
     if isinstance(error, RuntimeError) and "srun" in text:
         return f"{text} Without SLURM, sweep here (leave hydra/launcher out) or with hydra/launcher=local"
+    if isinstance(error, OSError) and error.errno in NO_ROOM:  # a logger's, say
+        return cannot_write(error.filename or "a file of the run", error)
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if found := re.search(r"Could not override '([^']+)'", text):
