@@ -147,14 +147,39 @@ def test_resumed_is_uninterrupted(
     assert check_all("scenes_plain", variant, 5, images, tmp_path, monkeypatch) >= 2
 
 
+def test_every_step_draws_other_random_numbers_and_a_seed_the_same(images: Path, tmp_path: Path) -> None:
+    class Watch(pl.Callback):
+        def __init__(self) -> None:
+            self.seeds: list[int] = []
+
+        def on_before_zero_grad(self, *args: Any) -> None:
+            self.seeds.append(torch.initial_seed())
+
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        watch = Watch()
+        words = words_of("by epochs", tmp_path / name, images, f"seed={seed}")
+        train(compose_config("train", ["+experiment=scenes_plain", *words]), [watch])
+        assert len(watch.seeds) == len(set(watch.seeds)) == 10
+        found.append(watch.seeds)
+    assert found[0] == found[1]
+    assert not set(found[0]) & set(found[2])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resumed_from_any_step_is_uninterrupted(
-    variant: str, images: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str,
+    images: Path,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     more = [*tiny_teacher(teacher), "distiller.terms.head.proposals=teacher"]
     count = check_all("scenes", variant, 1, images, tmp_path, monkeypatch, *more)
-    print(f"{variant}: {count} places")
+    with capsys.disabled():
+        print(f"\n{variant}: resumed from {count} places, each bit-equal")
 
 
 @pytest.mark.slow
