@@ -5,15 +5,28 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 
-def fold(*numbers: int) -> int:
+class Stream(IntEnum):
+    """What random numbers are for: each use has a stream of its own."""
+
+    ORDER = 1
+    """Of the images of an epoch."""
+    AUGMENTATION = 2
+    """Of one image."""
+    STEP = 3
+    """Of what a detector samples in a training step."""
+
+
+def fold(stream: Stream, *numbers: int) -> int:
     """One 63-bit seed out of several non-negative numbers, such as a run's seed, an epoch and a position."""
-    words = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    # Without their count, numbers that end in zeros would be the same as fewer numbers.
+    words = np.random.SeedSequence([stream, len(numbers), *numbers]).generate_state(1, np.uint64)
     return int(words[0] >> 1)
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DistributedSampler
 
 from defeat.data.order import Sample, TrainingOrder
 from defeat.errors import ConfigError
-from defeat.seeds import fold, isolated
+from defeat.seeds import Stream, fold, isolated
 
 
 def steps(order: TrainingOrder) -> list[list[Sample]]:
@@ -103,6 +103,7 @@ def test_drawing_apart_leaves_all_generators_as_they_were() -> None:
 
 
 def test_seeds_depend_on_every_number() -> None:
-    seeds = {fold(*numbers) for numbers in np.ndindex(6, 6, 6)}
-    assert len(seeds) == 6**3
+    seeds = {fold(stream, *numbers) for stream in Stream for numbers in np.ndindex(6, 6, 6)}
+    seeds |= {fold(stream, *numbers) for stream in Stream for numbers in np.ndindex(6, 6)}
+    assert len(seeds) == len(Stream) * (6**3 + 6**2)
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler
 
 from defeat.errors import ConfigError
-from defeat.seeds import fold
+from defeat.seeds import Stream, fold
 
 
 class Sample(NamedTuple):
@@ -82,9 +82,10 @@ class TrainingOrder(DistributedSampler[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         """The samples that the epoch has left."""
-        generator = torch.Generator().manual_seed(fold(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(fold(Stream.ORDER, self.seed, self.epoch))
         shuffled = torch.randperm(self.all, generator=generator).tolist()
         for batch in range(self.batches, self.all // self.global_batch):
             first = batch * self.global_batch + self.rank * self.batch_size
             for position in range(first, first + self.batch_size):
-                yield Sample(shuffled[position] % self.images, fold(self.seed, self.epoch, position))
+                seed = fold(Stream.AUGMENTATION, self.seed, self.epoch, position)
+                yield Sample(shuffled[position] % self.images, seed)

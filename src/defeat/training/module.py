@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from defeat.detectors import capture
 from defeat.distill import Distiller
 from defeat.evaluation import DetectionMetrics, Evaluation
-from defeat.seeds import fold, seed_all
+from defeat.seeds import Stream, fold, seed_all
 from defeat.training.nonfinite import NonFinite
 from defeat.types import Batch, Prediction
 
@@ -89,7 +89,7 @@ class DetectionModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step: a resumed run draws what it would have, and a baseline what a distilled run does."""
-        seed_all(fold(self._seed, self.current_epoch, batch_idx, self.global_rank))
+        seed_all(fold(Stream.STEP, self._seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum of the student's own detection losses and the distiller's, each logged by name."""
