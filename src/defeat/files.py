@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from defeat.errors import StorageError
@@ -37,13 +37,14 @@ def replacing(path: Path) -> Iterator[Path]:
         yield part
         _sync(part)
         part.replace(path)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
-            _sync(path.parent)
     except BaseException as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         if isinstance(error, OSError):
             raise StorageError(cannot_write(path, error)) from error
         raise
+    with suppress(OSError):  # the file is there; not every system can open a folder, or sync one
+        _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

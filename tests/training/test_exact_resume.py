@@ -63,11 +63,16 @@ class KeepAll(pl.Callback):
         self.kept: list[Path] = []
         save = callbacks.LastCheckpoint._save
 
-        def keep(last: callbacks.LastCheckpoint, trainer: pl.Trainer, *, due: bool = False) -> None:
+        def keep(
+            last: callbacks.LastCheckpoint, trainer: pl.Trainer, *, validation_due: bool = False
+        ) -> None:
             before = last._saved
-            save(last, trainer, due=due)
+            save(last, trainer, validation_due=validation_due)
             if last._saved != before:
-                copy = folder / f"{len(self.kept):02}_step{trainer.global_step}{'_due' if due else ''}.ckpt"
+                copy = (
+                    folder
+                    / f"{len(self.kept):02}_step{trainer.global_step}{'_due' if validation_due else ''}.ckpt"
+                )
                 self.kept.append(Path(shutil.copy(last.path, copy)))
 
         monkeypatch.setattr(callbacks.LastCheckpoint, "_save", keep)
@@ -176,7 +181,8 @@ def test_resumed_from_any_step_is_uninterrupted(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    more = [*tiny_teacher(teacher), "distiller.terms.head.proposals=teacher"]
+    schedule = "distiller.schedule._target_=defeat.distill.schedules.up_down"
+    more = [*tiny_teacher(teacher), "distiller.terms.head.proposals=teacher", schedule]
     count = check_all("scenes", variant, 1, images, tmp_path, monkeypatch, *more)
     with capsys.disabled():
         print(f"\n{variant}: resumed from {count} places, each bit-equal")

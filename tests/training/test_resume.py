@@ -183,7 +183,8 @@ def test_a_job_of_a_sweep_goes_on_from_itself_alone(tmp_path: Path) -> None:
     sweep = tmp_path / "sweeps" / "now"
     touch(sweep / "1" / "checkpoints" / "last.ckpt", 5)
     again = touch(sweep / "1_2" / "checkpoints" / "last.ckpt", 3)
-    touch(sweep / "11" / "checkpoints" / "last.ckpt", 0)
+    for other in ("11", "1_a", "1_2_3x"):
+        touch(sweep / other / "checkpoints" / "last.ckpt", 0)
     runs = tmp_path / "runs"
     touch(runs / "0" / "checkpoints" / "last.ckpt", 0)
     assert find_checkpoint("auto", runs, sweep / "1_3", swept=True) == again

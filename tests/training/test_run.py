@@ -276,6 +276,33 @@ def test_what_cannot_be_trained_is_refused(
         train(compose_config("train", ["+experiment=scenes", *overrides]))
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["+trainer.overfit_batches=2"], "overfit_batches replaces the order of the images"),
+        (["trainer.accumulate_grad_batches=4"], "val_check_interval=2 is no multiple of .*=4"),
+        (["+callbacks.checkpoint.every_n_train_steps=3"], "checkpoint.every_n_train_steps would save where"),
+        (["+callbacks.checkpoint.save_on_exception=true"], "checkpoint.save_on_exception would save where"),
+        (["callbacks.last.every_n_steps=0"], "every_n_steps must be at least 1"),
+        (["data.seed=-1"], "the seed must be 0 or more, got -1"),
+        (["trainer.precision=bf16-true"], "torchvision selects boxes .* take bf16-mixed"),
+    ],
+)
+def test_what_cannot_be_resumed_exactly_is_refused(
+    more: list[str], message: str, scenes: Path, tmp_path: Path
+) -> None:
+    words = tiny(tmp_path / "run", scenes, "~logger", *more)
+    with pytest.raises(ConfigError, match=message):
+        train(compose_config("train", ["+experiment=scenes_plain", *words]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_checkpoint_callbacks_nothing_is_saved(scenes: Path, tmp_path: Path) -> None:
+    words = tiny(tmp_path, scenes, "callbacks.checkpoint=null", "callbacks.last=null")
+    assert train(compose_config("train", ["+experiment=scenes_plain", *words])).best is None
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_without_best_checkpoints_a_run_ends_all_the_same(scenes: Path, tmp_path: Path) -> None:
     words = tiny(tmp_path, scenes, "callbacks.checkpoint=null", "~logger", steps=1)
     outcome = train(compose_config("train", ["+experiment=scenes_plain", *words]))

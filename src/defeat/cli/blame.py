@@ -38,7 +38,7 @@ NAMES = {
 }
 """What the libraries' messages call the types that are given by mistake."""
 
-OPTIONAL = ("callbacks", "distiller", "logger", "measure", "teacher")
+OPTIONAL = ("callbacks", "distiller", "logger", "measure", "nonfinite", "optimized_metric", "teacher")
 """What null leaves out, rather than being a mistake."""
 
 

@@ -88,6 +88,8 @@ class DetectionDataModule(LightningDataModule):
             limit_val=limit_val,
             repeat=repeat,
         )
+        if seed < 0:
+            raise ConfigError(f"the seed must be 0 or more, got {seed}")
         if num_workers < 0:
             raise ConfigError(f"num_workers must be at least 0, got {num_workers}")
         self.annotations: dict[Split, Annotations] = {}

@@ -19,12 +19,30 @@ from defeat.training.module import DetectionModule
 from defeat.training.stopping import StoppedError, StopRequest
 from defeat.types import Batch, Prediction
 
+MIDWAY = ("every_n_train_steps", "train_time_interval", "save_on_exception")
+"""Settings of Lightning's ``ModelCheckpoint`` that save between a step and its logs, or within a step."""
+
 
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's, but for a resumed run, which has a folder of its own: the best so far stays the best.
 
     Lightning forgets the score where the folder has changed, and takes the next validation for the best.
+
+    Args:
+        settings: those of ``ModelCheckpoint``, but for :data:`MIDWAY`.
+
+    Raises:
+        ConfigError: one of these is set.
     """
+
+    def __init__(self, **settings: Any) -> None:
+        for name in MIDWAY:
+            if settings.get(name):
+                raise ConfigError(
+                    f"callbacks.checkpoint.{name} would save where a training cannot be resumed exactly: to "
+                    "save by steps use callbacks.last.every_n_steps"
+                )
+        super().__init__(**settings)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the score and a copy of the file of the run that is resumed."""
@@ -98,7 +116,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save before a validation, which may take long, unless it is a sanity check or stands alone."""
-        self._save_at_validation(trainer, due=True)
+        self._save_at_validation(trainer, validation_due=True)
 
     def on_validation_batch_end(
         self,
@@ -110,17 +128,19 @@ class LastCheckpoint(Checkpoint):
         dataloader_idx: int = 0,
     ) -> None:
         """Leave a validation that a signal interrupts: the resumed run does it from its start."""
-        signum = self._request.received(trainer, batch_idx) if _is_of_training(trainer) else None
+        saved = _is_of_training(trainer) and not _accumulates(trainer)
+        signum = self._request.received(trainer, batch_idx) if saved else None
         if signum is not None:
             raise StoppedError(signum, trainer.global_step, self.path)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what the validation has found."""
-        self._save_at_validation(trainer, due=False)
+        self._save_at_validation(trainer, validation_due=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the steps since the last save."""
-        self._save(trainer)
+        if not _accumulates(trainer):
+            self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Signals are for others again."""
@@ -130,16 +150,20 @@ class LastCheckpoint(Checkpoint):
         """Signals are for others again."""
         self._request.hang_up()
 
-    def _save_at_validation(self, trainer: Trainer, *, due: bool) -> None:
-        # In the middle of accumulated gradients there is nothing that could be resumed from.
-        loop = trainer.fit_loop.epoch_loop
-        if _is_of_training(trainer) and not loop._should_accumulate():
-            self._save(trainer, due=due)
+    def _save_at_validation(self, trainer: Trainer, *, validation_due: bool) -> None:
+        if _is_of_training(trainer) and not _accumulates(trainer):
+            self._save(trainer, validation_due=validation_due)
 
-    def _save(self, trainer: Trainer, *, due: bool = False) -> None:
-        if self._saved != (trainer.global_step, due):
+    def _save(self, trainer: Trainer, *, validation_due: bool = False) -> None:
+        state = (trainer.global_step, validation_due)
+        if self._saved != state:
             trainer.save_checkpoint(self.path)
-            self._saved = (trainer.global_step, due)
+            self._saved = state
+
+
+def _accumulates(trainer: Trainer) -> bool:
+    """Whether gradients wait for further batches: they are not saved, and nothing resumes without them."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def _is_of_training(trainer: Trainer) -> bool:

@@ -55,13 +55,15 @@ class ExactResume(Callback):
         self._validation_due = False
         self._resumed: Place | None = None
         self._max_steps: int | None = None
+        self._steps_done = 0
         self._settings: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let Lightning into a training whose steps are all done, if its last validation is not."""
         self._settings = _settings(trainer)  # the checkpoint goes over them after this
         loop = trainer.fit_loop.epoch_loop
-        if self._resumed is not None and self._resumed.validation_due and loop.max_steps > 0:
+        due = self._resumed is not None and self._resumed.validation_due and trainer.enable_validation
+        if due and 0 < loop.max_steps <= self._steps_done:
             self._max_steps, loop.max_steps = loop.max_steps, loop.max_steps + 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,6 +91,7 @@ class ExactResume(Callback):
     ) -> None:
         """Let the data begin at the place; Lightning makes the loader next."""
         self._resumed = place_of(checkpoint)
+        self._steps_done = checkpoint["global_step"]
         self.recorder.curves = Curves.from_plain(checkpoint["curves"])
         trainer.datamodule.begin_at(self._resumed.epoch, self._resumed.batches)  # type: ignore[attr-defined]
 

@@ -148,6 +148,8 @@ class NonFinite(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave alone what the weight files brought: a half-precision file may hold infinite variances."""
+        # Of processes that torchrun starts the first alone has a run folder.
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
         state = pl_module.state_dict()
         self._from_start = {name for name, value in state.items() if not _finite([value])}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ SAME = (
     "student.model.",
     "teacher.model.",
     "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip",
+    "trainer.precision",
+    "trainer.sync_batchnorm",
 )
 """Keys that make a training what it is. Of the optimiser's, a forced resume takes the new ones."""
 
@@ -55,18 +59,21 @@ def find_checkpoint(ckpt_path: str | None, runs: Path, run_dir: Path, *, swept: 
         if not Path(ckpt_path).is_file():
             raise ConfigError(f"ckpt_path={ckpt_path}: no such file; give a checkpoint, `last` or `auto`")
         return Path(ckpt_path)
-    job = run_dir.name.split("_")[0]
-    found = (
-        [*run_dir.parent.glob(f"{job}/{LAST}"), *run_dir.parent.glob(f"{job}_*/{LAST}")]
-        if swept
-        else [*runs.glob(f"**/{LAST}")]
-    )
+    found = _of_job(run_dir) if swept else list(runs.glob(f"**/{LAST}"))
     if found:
         return max(found, key=lambda path: path.stat().st_mtime)
     if ckpt_path == "auto":
         return None
     where = f"{run_dir} and what it was before has no" if swept else f"no run below {runs} has a"
     raise ConfigError(f"ckpt_path=last: {where} last.ckpt; leave ckpt_path out, or write `auto`")
+
+
+def _of_job(run_dir: Path) -> list[Path]:
+    """The last checkpoints of a sweep's job, of whichever time that it ran: ``7``, ``7_2``, ``7_3`` ..."""
+    job = re.sub(r"_\d+$", "", run_dir.name)
+    folders = run_dir.parent.iterdir() if run_dir.parent.is_dir() else ()
+    same = (folder for folder in folders if re.fullmatch(re.escape(job) + r"(_\d+)?", folder.name))
+    return [folder / LAST for folder in same if (folder / LAST).is_file()]
 
 
 def check_same(checkpoint: Path, now: Mapping[str, Any], *, force: bool) -> None:

@@ -8,14 +8,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -94,6 +94,7 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     measuring = _measuring(config, provenance["config"], resumed=checkpoint is not None)
     trainer = _trainer(config, [*measuring, *callbacks])
     _refuse_sweep_of_processes(trainer)
+    _check_lengths(trainer)
     provenance["order"] = data.order(trainer.world_size)
     if checkpoint:
         check_same(checkpoint, {**provenance, "classes": list(data.classes)}, force=config.force_resume)
@@ -151,6 +152,20 @@ def _check_precision(config: DictConfig) -> None:
         raise ConfigError(
             f"trainer.precision={precision}: torchvision selects boxes (NMS) in float32 alone; "
             f"take {mixed}-mixed"
+        )
+
+
+def _check_lengths(trainer: pl.Trainer) -> None:
+    """Refuse what takes the order of the images, or exact checkpoints, away."""
+    if cast(Any, trainer).overfit_batches:  # set by a connector, so untyped
+        raise ConfigError(
+            "trainer.overfit_batches replaces the order of the images: use data.limit_train=<images>"
+        )
+    interval, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
+    if isinstance(interval, int) and interval % accumulated:
+        raise ConfigError(
+            f"trainer.val_check_interval={interval} is no multiple of trainer.accumulate_grad_batches="
+            f"{accumulated}: validations would fall into the middle of a step, where nothing can be saved"
         )
 
 
@@ -230,6 +245,7 @@ def _trainer(config: DictConfig, more: Sequence[pl.Callback]) -> pl.Trainer:
         config.trainer,
         logger=[*loggers, exact.recorder] if loggers else False,
         callbacks=[exact, *callbacks],
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),  # none of Lightning's own
         plugins=[SafeCheckpointIO(), *_slurm()],
     )
     return trainer
