@@ -45,6 +45,8 @@ VARIANTS = {
     ],
 }
 
+SCHEDULE = "distiller.schedule._target_=defeat.distill.schedules.up_down"
+
 PLACES = ("run_dir", "path", "folder", "save_dir", "default_root_dir", "ckpt_path")
 """Keys of checkpoints that say where something lies."""
 
@@ -152,6 +154,14 @@ def test_resumed_is_uninterrupted(
     assert check_all("scenes_plain", variant, 5, images, tmp_path, monkeypatch) >= 2
 
 
+def test_a_distilled_run_keeps_its_schedule(
+    images: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = [*tiny_teacher(teacher), SCHEDULE, "distiller=neck"]
+    variant = "validation every 2 of 5 steps"  # resumed where one is due, among other places
+    assert check_all("scenes", variant, 4, images, tmp_path, monkeypatch, *more) == 5
+
+
 def test_every_step_draws_other_random_numbers_and_a_seed_the_same(images: Path, tmp_path: Path) -> None:
     class Watch(pl.Callback):
         def __init__(self) -> None:
@@ -181,8 +191,7 @@ def test_resumed_from_any_step_is_uninterrupted(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    schedule = "distiller.schedule._target_=defeat.distill.schedules.up_down"
-    more = [*tiny_teacher(teacher), "distiller.terms.head.proposals=teacher", schedule]
+    more = [*tiny_teacher(teacher), "distiller.terms.head.proposals=teacher", SCHEDULE]
     count = check_all("scenes", variant, 1, images, tmp_path, monkeypatch, *more)
     with capsys.disabled():
         print(f"\n{variant}: resumed from {count} places, each bit-equal")
