@@ -181,6 +181,17 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch:
     assert events == ["sync", "rename", "sync"]  # the file, its name, the folder that lists the name
 
 
+def test_of_two_runs_that_take_a_folder_at_once_one_is_refused(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("defeat.training.run.check_no_run", lambda folder: None)  # both have found it free
+    run(tmp_path / "a", images, "~logger")
+    before = (tmp_path / "a" / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match="a holds a run already"):
+        run(tmp_path / "a", images, "~logger", "seed=1")
+    assert (tmp_path / "a" / "config.yaml").read_bytes() == before
+
+
 def test_a_folder_that_has_a_run_is_refused_and_stays_as_it_is(images: Path, tmp_path: Path) -> None:
     run(tmp_path / "a", images, "~logger")
     before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}

@@ -142,14 +142,6 @@ class LastCheckpoint(Checkpoint):
         if not _accumulates(trainer):
             self._save(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Signals are for others again."""
-        self._request.hang_up()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Signals are for others again."""
-        self._request.hang_up()
-
     def _save_at_validation(self, trainer: Trainer, *, validation_due: bool) -> None:
         if _is_of_training(trainer) and not _accumulates(trainer):
             self._save(trainer, validation_due=validation_due)

@@ -6,7 +6,6 @@ import logging
 import signal
 import threading
 from types import FrameType
-from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -49,18 +48,15 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._signum: int | None = None
-        self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """Take the signals over from whoever has them; outside of the main thread nothing can."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+        """Take the signals over from whoever has them; outside of the main thread nothing can.
 
-    def hang_up(self) -> None:
-        """Give the signals back."""
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-        self._before = {}
+        Lightning gives them back when its trainer ends, however it ends: it notes all handlers at its start.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                signal.signal(signum, self._note)
 
     def received(self, trainer: Trainer, batch_idx: int) -> int | None:
         """The signal that this process got or, told at every tenth batch, another one; None for none."""
