@@ -21,7 +21,7 @@ from defeat.errors import ConfigError, StorageError
 from defeat.files import write_text
 from defeat.training.checkpoint_io import SafeCheckpointIO
 from defeat.training.run import train
-from defeat.training.stopping import StoppedError
+from defeat.training.stopping import StoppedError, hand_on
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,25 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on_as_if_never_stopped(
     assert content["global_step"] == saved
     assert content["place"]["validation_due"] == hook.startswith("on_validation")
     assert run(tmp_path / "b", images, f"ckpt_path={last}") == 8
+
+
+def test_submitits_signal_is_handed_on_to_it_and_no_other(images: Path, tmp_path: Path) -> None:
+    heard: list[int] = []
+    others = (signal.SIGUSR1, signal.SIGUSR2)
+    before = {other: signal.signal(other, lambda number, _: heard.append(number)) for other in others}
+    try:
+        with pytest.raises(StoppedError, match="stopped by SIGUSR2 after step 3") as stopped:
+            run(tmp_path / "a", images, watch=(Send(signal.SIGUSR2, "on_train_batch_end", 3),))
+        assert heard == [], "while it trains the run has the signals"
+        assert (tmp_path / "a" / "checkpoints" / "last.ckpt").is_file()
+        hand_on(stopped.value.signum)
+        hand_on(signal.SIGUSR1)
+        assert heard == [signal.SIGUSR2]
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+        hand_on(signal.SIGUSR2)  # would end this process
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_signals_between_accumulated_batches_wait_for_the_step(images: Path, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import logging
 import math
 import sys
 
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
+from defeat.cli.processes import processes
 from defeat.errors import ConfigError
 from defeat.evaluation import COCO_KEYS, VOC_KEYS
 from defeat.quiet import quiet
@@ -31,7 +31,7 @@ def run(config: DictConfig) -> float | None:
         outcome = train(config)
     except StoppedError as stopped:
         # As a shell reports a process that a signal ended: what started this one learns that it is not done.
-        if rank_zero_only.rank:  # type: ignore[attr-defined]
+        if processes().rank:
             sys.exit(0)  # one process speaks; Lightning would kill the others because of any other status
         print(stopped, file=sys.stderr)
         hand_on(stopped.signum)
