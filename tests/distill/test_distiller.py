@@ -271,3 +271,44 @@ def test_wrong_combinations_are_refused() -> None:
     teacher.transform.image_mean = [0.5, 0.5, 0.5]
     with pytest.raises(ConfigError, match="normalise pixels differently"):
         Distiller(student, teacher, terms=ALL)
+
+
+def test_the_teacher_computes_and_keeps_only_what_terms_read() -> None:
+    student, teacher = pair()
+    with capture(student) as seen:
+        student(IMAGES, TARGETS)
+
+    def taught(**terms: Any) -> tuple[set[str], set[str]]:
+        observed = Distiller(student, teacher, terms=terms).observe(student, teacher, seen).taught
+        return set(observed.stages), set(observed.neck)
+
+    levels = {"0", "1", "2", "3", "pool"}
+    assert taught(neck=NECK) == (set(), levels)
+    assert taught(neck=NECK, head=HEAD, backbone=STAGES) == ({"2", "3"}, levels)
+    assert taught(backbone=STAGES) == ({"2", "3"}, set())
+    assert taught(head=HEAD) == (set(), levels)
+    assert taught(one=partial(STAGES, strides=[8]), two=STAGES) == ({"1", "2", "3"}, set())
+
+
+def test_a_term_of_somebody_elses_sees_all_stages_if_it_does_not_name_them() -> None:
+    class Own(nn.Module):
+        maps = "stages"
+        weight = 1.0
+
+        def __init__(self, ours: Any, theirs: Any) -> None:
+            super().__init__()
+
+        def forward(self, both: Any) -> dict[str, Tensor]:
+            return {"": both.seen.stages["0"].mean() - both.taught.stages["0"].mean()}
+
+    student, teacher = pair()
+    assert "own" in distil(Distiller(student, teacher, terms={"own": Own}), student, teacher)
+
+
+def test_without_the_pyramid_the_loss_of_stages_is_the_same() -> None:
+    student, teacher = pair()
+    torch.manual_seed(1)
+    alone = distil(Distiller(student, teacher, terms={"backbone": STAGES}), student, teacher)
+    torch.manual_seed(1)
+    both = distil(Distiller(student, teacher, terms={"backbone": STAGES, "neck": NECK}), student, teacher)
+    assert alone == {name: value for name, value in both.items() if name.startswith("backbone")}

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Container, Mapping
 from typing import Any, Literal, NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 
 from defeat.detectors.capture import Anatomy, Captured, Level, capture, examine
+from defeat.detectors.frozen import frozen
 from defeat.distill.processes import global_batch
 from defeat.distill.schedules import Schedule, constant
 from defeat.distill.terms import AdaptedMaps, Maps, Pair, Parts
@@ -140,11 +140,30 @@ class Distiller(nn.Module):
         return self.compare(self.observe(student, teacher, seen))
 
     def observe(self, student: nn.Module, teacher: nn.Module, seen: Captured) -> Pair:
-        """Let the teacher look at what the student saw. Arguments as for :meth:`forward`."""
-        # no_grad rather than inference_mode: the student's backward must save the teacher's tensors.
-        with torch.no_grad(), capture(teacher) as taught:
-            cast(Any, teacher).backbone(seen.images)
+        """Let the teacher look at what the student saw. Arguments as for :meth:`forward`.
+
+        Only as far as the terms read it: without its pyramid where all of them compare backbone stages, and
+        of the stages those are kept that a term compares.
+        """
+        backbone = cast(Any, teacher).backbone
+        with frozen(teacher), capture(teacher) as taught:
+            (backbone if self._reads_neck() else backbone.body)(seen.images)
+        kept = self._stages()
+        taught.stages = {name: x for name, x in taught.stages.items() if kept is None or name in kept}
         return Pair(student, teacher, seen, taught)
+
+    def _reads_neck(self) -> bool:
+        return any(getattr(term, "maps", "neck") != "stages" for term in self.terms.values())
+
+    def _stages(self) -> set[str] | None:
+        """Names of the teacher's stages that the terms compare; None where one does not say which."""
+        names: set[str] = set()
+        for term in self.terms.values():
+            compared = [m for m in term.modules() if isinstance(m, AdaptedMaps) and m.maps == "stages"]
+            if getattr(term, "maps", "neck") == "stages" and not compared:
+                return None
+            names.update(theirs.name for maps in compared for _, theirs in maps.levels)
+        return names
 
     def compare(self, pair: Pair, terms: Container[str] | None = None) -> dict[str, Tensor]:
         """The losses of :meth:`parts` for a batch that both have looked at; of some terms alone, if given."""

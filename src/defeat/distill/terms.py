@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from defeat.detectors.capture import Anatomy, Captured, Level
+from defeat.detectors.frozen import frozen
 from defeat.detectors.parts import assign_anchors, match, propose, score, score_anchors
 from defeat.distill.adapters import conv3x3
 from defeat.distill.losses import Decoupled, decoupled_binary_kl, decoupled_feature_sums, decoupled_kl
 from defeat.distill.masks import Grids, Mask, object_mask
 from defeat.distill.processes import Divisor, own_batch
 from defeat.errors import ConfigError
+from defeat.timing import part
 
 Maps = Literal["neck", "stages"]
 """The pyramid, or the backbone's stages."""
@@ -207,14 +209,15 @@ class HeadTerm(nn.Module):
         """Weighted object and background losses of one batch, two scalars."""
         sizes = pair.seen.image_sizes
         if self.proposals == "teacher":
-            with torch.no_grad():
+            with frozen(pair.teacher):
                 shared = propose(pair.teacher, pair.taught.neck, pair.seen)
-            logits = score(pair.student, pair.seen.neck, shared.boxes, sizes)
+            with part("student"):
+                logits = score(pair.student, pair.seen.neck, shared.boxes, sizes)
         else:
             assert pair.seen.class_logits is not None
             shared = match(pair.student, pair.seen.proposals, pair.seen.targets)
             logits = pair.seen.class_logits
-        with torch.no_grad():
+        with frozen(pair.teacher):
             taught = score(pair.teacher, pair.taught.neck, shared.boxes, sizes)
         loss = decoupled_kl(
             logits,
@@ -283,7 +286,7 @@ class AnchorTerm(nn.Module):
     def forward(self, pair: Pair) -> Parts:
         """Weighted losses of positive and negative anchors of one batch, two scalars."""
         assert pair.seen.anchor_logits is not None
-        with torch.no_grad():
+        with frozen(pair.teacher):
             taught = score_anchors(pair.teacher, pair.taught.neck)
         assigned = assign_anchors(pair.student, pair.seen.anchors, pair.seen.targets)
         # Column 0 is torchvision's output for background, which no anchor is ever trained to.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from defeat.detectors.frozen import frozen
 from defeat.evaluation.coco import coco_figures
 from defeat.evaluation.image_result import ImageResult, pair
 from defeat.preflight.finding import Finding, Problem, few
@@ -106,7 +107,7 @@ def _look(
     over = until(seconds)
     results: list[ImageResult] = []
     for batch in chunks(samples, min(loader.batch_size or 1, CHUNK)):
-        with subject.precision():
+        with subject.precision(), frozen(model):
             found = shown(to_unit_range([image.to(subject.device) for image in batch.images]))
         results += [pair(_detected(one), target) for one, target in zip(found, batch.targets, strict=True)]
         if over():
