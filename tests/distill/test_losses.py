@@ -82,6 +82,33 @@ def test_gradients_are_those_of_finite_differences() -> None:
     )
 
 
+def test_second_derivatives_of_the_feature_loss_are_those_of_finite_differences() -> None:
+    s = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    t, mask = torch.randn(1, 2, 3, 3, dtype=torch.float64), torch.rand(1, 3, 3).double()
+    s.data[..., 0, 0] = t[..., 0, 0]  # no error, no kink
+    assert torch.autograd.gradgradcheck(lambda x: tuple(decoupled_feature_loss(x, t, mask)), s)
+
+
+@pytest.mark.parametrize("taught", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("student_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("teacher_format", [torch.contiguous_format, torch.channels_last])
+def test_the_feature_loss_does_not_depend_on_how_maps_lie_in_memory(
+    taught: torch.dtype, student_format: torch.memory_format, teacher_format: torch.memory_format
+) -> None:
+    s, t, mask = torch.randn(2, 8, 5, 6), torch.randn(2, 8, 5, 6).to(taught), torch.rand(2, 5, 6)
+    own = s.clone(memory_format=student_format).requires_grad_()
+    loss = decoupled_feature_loss(own, t.clone(memory_format=teacher_format), mask)
+    (gradient,) = torch.autograd.grad(loss.object + 2 * loss.background, own)
+    assert gradient.is_contiguous(memory_format=student_format)
+    plain = s.requires_grad_()
+    error = (plain - t.float()).square().sum(1)
+    halves = ((error * m).sum() / (2 * 8 * m.sum()) for m in (mask, 1 - mask))
+    expected = losses.Decoupled(*halves)
+    torch.testing.assert_close(loss, expected)
+    (whole,) = torch.autograd.grad(expected.object + 2 * expected.background, plain)
+    torch.testing.assert_close(gradient, whole)
+
+
 def test_half_precision_is_computed_in_float32() -> None:
     s, t = torch.full((1, 4, 8, 8), 300.0).half(), torch.zeros(1, 4, 8, 8).half()
     loss = decoupled_feature_loss(s, t, torch.ones(1, 8, 8))

@@ -15,6 +15,7 @@ from defeat.distill import (
     fine_grained_mask,
     full_mask,
     gaussian_mask,
+    masks,
     object_mask,
     random_mask,
     shared_mask,
@@ -188,6 +189,32 @@ def test_fine_grained_regions_need_anchors_on_every_level(anchors: list[Tensor])
 def test_a_box_reaching_over_the_map_is_the_part_on_it() -> None:
     (mask,) = object_mask(Grids([torch.tensor([[-40.0, 8, 8, 400]])], [(4, 5)], [4]))
     assert mask[0].tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(("cells", "levels"), [(1.5, 1), (1.5, 2), (1.5, 5), (4.0, 5), (14.0, 5)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_gaussian_covers_the_whole_box_however_long_it_is(
+    dtype: torch.dtype, cells: float, levels: int
+) -> None:
+    # Sides from 1 to 320 pixels in any combination, and the largest boxes of every level.
+    sides = 320 ** torch.rand(500, 2, dtype=torch.float64)
+    limits = 2 * cells * torch.tensor(STRIDES)[:, None, None] - 1.01
+    ratios = torch.logspace(-4, 4, 99, base=2, dtype=torch.float64)
+    sides = torch.cat([sides, (limits * torch.stack([ratios, 1 / ratios], dim=1)).flatten(0, 1)])
+    corner = torch.rand(len(sides), 2, dtype=torch.float64) * torch.tensor([320, 256]) - sides / 4
+    boxes = torch.cat([corner, corner + sides], dim=1).to(dtype)
+    grids = Grids(list(boxes[:, None]), SHAPES[:levels], STRIDES[:levels], cells)
+    for bump, whole in zip(gaussian_mask(grids), object_mask(grids), strict=True):
+        assert torch.equal(bump > 0, whole > 0)
+
+
+def test_fine_grained_regions_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = Grids(BOXES, SHAPES, STRIDES, 14.0, [torch.cat([FOUR, 2 * FOUR]) * s / 4 for s in STRIDES])
+    whole = fine_grained_mask(grids)
+    assert all(m.any() for m in whole[:3])
+    for block in (1, 2 * 2 * SHAPES[0][0] * SHAPES[0][1]):  # a box at a time; two on the finest level
+        monkeypatch.setattr(masks, "_BLOCK", block)
+        assert all(torch.equal(a, b) for a, b in zip(fine_grained_mask(grids), whole, strict=True))
 
 
 def test_masks_of_float64_boxes_are_float64() -> None:

@@ -5,7 +5,8 @@ Everything is computed in float32 at least, whatever precision the features come
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -42,10 +43,10 @@ def decoupled_feature_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> De
         ValueError: shapes do not agree.
 
     Example:
-        >>> s, t = torch.zeros(1, 2, 1, 2), torch.tensor([[[[1.0, 2.0]], [[1.0, 2.0]]]])
+        >>> s, t = torch.zeros(1, 2, 1, 2), torch.tensor([[[[3.0, 6.0]], [[4.0, 8.0]]]])
         >>> loss = decoupled_feature_loss(s, t, torch.tensor([[[1.0, 0.0]]]))
         >>> loss.object.item(), loss.background.item()
-        (0.5, 2.0)
+        (6.25, 25.0)
     """
     sums, counts = decoupled_feature_sums(student, teacher, mask)
     return _divide(sums, own_batch(counts))
@@ -65,7 +66,8 @@ def decoupled_feature_sums(student: Tensor, teacher: Tensor, mask: Tensor) -> tu
             f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and mask "
             f"{tuple(mask.shape)} disagree"
         )
-    error = (widen(student) - widen(teacher)).square().sum(1)
+    # The teacher's map is widened on its way into the difference, where the device can, and not copied first.
+    error = cast(Tensor, _SumOfSquares.apply(widen(student) - teacher))
     inside = mask.to(error.dtype)
     outside = 1 - inside
     counts = 2 * student.shape[1] * torch.stack([inside.sum(), outside.sum()])
@@ -110,9 +112,8 @@ def decoupled_kl(
             f"{tuple(is_object.shape)} disagree"
         )
     is_background = ~is_object
-    sums = Decoupled(
-        _sum_where(_kl(student, teacher, object_temperature), is_object),
-        _sum_where(_kl(student, teacher, background_temperature), is_background),
+    sums = _halves(
+        _kl, student, teacher, (object_temperature, background_temperature), (is_object, is_background)
     )
     counts = torch.stack([is_object.sum(), is_background.sum()])
     return _divide(sums, divisor(counts.sum().expand(2) if pooled else counts))
@@ -154,11 +155,43 @@ def decoupled_binary_kl(
             f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}, positive "
             f"{tuple(positive.shape)} and negative {tuple(negative.shape)} disagree"
         )
-    sums = Decoupled(
-        _sum_where(_binary_kl(student, teacher, object_temperature), positive),
-        _sum_where(_binary_kl(student, teacher, background_temperature), negative),
+    sums = _halves(
+        _binary_kl, student, teacher, (object_temperature, background_temperature), (positive, negative)
     )
     return _divide(sums, divisor(torch.stack([positive.sum(), negative.sum()])))
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """``x.square().sum(1)`` in one pass over x, and one tensor of its size in the backward, not three.
+
+    Derivatives of any order; no forward mode.
+    """
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        # The one reduction that squares on its way; the root costs a rounding.
+        return cast(Tensor, torch.linalg.vector_norm(x, dim=1)).square()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return cast(Tensor, x * (2 * grad).unsqueeze(1))
+
+
+def _halves(
+    divergence: Callable[[Tensor, Tensor, float], Tensor],
+    student: Tensor,
+    teacher: Tensor,
+    temperatures: tuple[float, float],
+    chosen: tuple[Tensor, Tensor],
+) -> Decoupled:
+    """Sums over the chosen rows of each half, at its temperature; one that both share is computed once."""
+    found = {t: divergence(student, teacher, t) for t in set(temperatures)}
+    return Decoupled(*(_sum_where(found[t], rows) for t, rows in zip(temperatures, chosen, strict=True)))
 
 
 def _binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -1,12 +1,14 @@
 """Which cells of a feature map are object, as pure functions of the boxes.
 
 Sizes are in cells of the map, boxes are xyxy in pixels of the resized image. Everything is vectorised over
-boxes and images, and nothing waits for the device. Masks come in the dtype of the boxes.
+boxes and images, and nothing waits for the device: a mask takes as many operations for 500 boxes as for one,
+but for :func:`fine_grained_mask`, which takes large maps in parts. Masks come in the dtype of the boxes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -33,6 +35,9 @@ class Grids(NamedTuple):
 Mask = Callable[[Grids], list[Tensor]]
 """One (B, H, W) mask in [0, 1] for each level."""
 
+_BLOCK = 2**23
+"""Pairs of anchor and box that :func:`fine_grained_mask` looks at together: 32 MiB a tensor in float32."""
+
 
 def box_level(boxes: Tensor, first_stride: int, levels: int, cells: float = 14.0) -> Tensor:
     """Index of the pyramid level that each box belongs to, (N,) int64 in 0..levels-1.
@@ -56,11 +61,7 @@ def box_cells(boxes: Tensor, stride: int, height: int, width: int) -> Tensor:
     Coordinates are truncated; a box that has no extent left in either direction is its single cell (y1, x1).
     Cells stay on the map, wherever the box lies.
     """
-    cells = (boxes / stride).long()
-    x1, y1 = cells[:, 0].clamp(0, width - 1), cells[:, 1].clamp(0, height - 1)
-    x2, y2 = cells[:, 2].clamp(0, width), cells[:, 3].clamp(0, height)
-    single = (x2 <= x1) | (y2 <= y1)
-    return torch.stack([x1, y1, torch.where(single, x1 + 1, x2), torch.where(single, y1 + 1, y2)], dim=1)
+    return _cells(boxes, *_to(boxes.device, [[stride], [height], [width]]))
 
 
 def object_mask(grids: Grids, *, cells: float | None = None) -> list[Tensor]:
@@ -73,12 +74,8 @@ def object_mask(grids: Grids, *, cells: float | None = None) -> list[Tensor]:
     Raises:
         ConfigError: strides that do not double from level to level.
     """
-    flat, image = _flatten(grids.boxes)
-    level = _level(flat, grids, cells)
-    return [
-        _fill(box_cells(flat, stride, *shape), image, level == i, grids, shape)
-        for i, (shape, stride) in enumerate(zip(grids.shapes, grids.strides, strict=True))
-    ]
+    boxes, image = _flatten(grids.boxes)
+    return _fill(boxes, image, _level(boxes, grids, cells), grids)
 
 
 def random_mask(grids: Grids, *, cells: float | None = None) -> list[Tensor]:
@@ -101,9 +98,9 @@ def shared_mask(grids: Grids, *, stride: int = 4) -> list[Tensor]:
     Boxes do not choose a level here.
     """
     height, width = (side * grids.strides[0] // stride for side in grids.shapes[0])
-    flat, image = _flatten(grids.boxes)
-    everything = torch.ones_like(image, dtype=torch.bool)
-    drawn = _fill(box_cells(flat, stride, height, width), image, everything, grids, (height, width))
+    boxes, image = _flatten(grids.boxes)
+    fine = grids._replace(shapes=[(height, width)], strides=[stride])
+    (drawn,) = _fill(boxes, image, torch.zeros_like(image), fine)
     return [
         torch.nn.functional.interpolate(drawn[:, None], shape, mode="nearest")[:, 0] for shape in grids.shapes
     ]
@@ -114,18 +111,19 @@ def gaussian_mask(grids: Grids, *, cells: float | None = None) -> list[Tensor]:
 
     Over the w x h cells of a box, ``exp(-((x - w/2) / (w/2))^2 / 2) exp(-((y - h/2) / (h/2))^2 / 2)``.
     """
-    flat, image = _flatten(grids.boxes)
-    level = _level(flat, grids, cells)
-    masks = []
-    for i, ((height, width), stride) in enumerate(zip(grids.shapes, grids.strides, strict=True)):
-        x1, y1, x2, y2 = box_cells(flat, stride, height, width).unbind(1)
-        # A box of a single cell is that cell, whole.
-        single = ((x2 - x1) * (y2 - y1) == 1)[:, None]
-        rows = _bump(y1, y2, height, single, flat.dtype)
-        columns = _bump(x1, x2, width, single, flat.dtype)
-        bumps = rows[:, :, None] * columns[:, None, :]
-        masks.append(_union(bumps * (level == i)[:, None, None], image, grids))
-    return masks
+    boxes, image = _flatten(grids.boxes)
+    place = _place(boxes, image, _level(boxes, grids, cells), grids)
+    x1, y1, x2, y2 = place.cells.unbind(1)
+    width, height = (x2 - x1)[:, None], (y2 - y1)[:, None]
+    area = width * height
+    # Boxes of fewer cells than the largest repeat theirs, which a maximum does not mind.
+    cell = torch.arange(_most_cells(grids, cells), device=boxes.device) % area
+    x, y = cell % width, cell // width
+    bump = _bump(x, width, boxes.dtype) * _bump(y, height, boxes.dtype)
+    bump = torch.where(area == 1, 1.0, bump)  # a box of a single cell is that cell, whole
+    index = (place.start + y1 * place.row + x1)[:, None] + y * place.row[:, None] + x
+    blank = boxes.new_zeros(sum(_sizes(grids)))
+    return _maps(blank.scatter_reduce(0, index.flatten(), bump.flatten(), "amax"), grids)
 
 
 def fine_grained_mask(grids: Grids, *, threshold: float = 0.5, cells: float | None = None) -> list[Tensor]:
@@ -144,17 +142,15 @@ def fine_grained_mask(grids: Grids, *, threshold: float = 0.5, cells: float | No
     """
     if len(grids.anchors) != len(grids.strides):
         raise ValueError("the fine-grained mask needs the student's anchors, which pyramid levels have")
-    flat, image = _flatten(grids.boxes)
-    level = _level(flat, grids, cells)
-    masks = []
-    for i, (shape, stride, anchors) in enumerate(
-        zip(grids.shapes, grids.strides, grids.anchors, strict=True)
-    ):
-        iou = _anchor_iou(flat, anchors.to(flat.dtype), stride, shape).amax(1)
-        # A box that no anchor touches has no largest: with 0 > 0 it has no cells either.
-        near = iou > threshold * iou.amax((1, 2), keepdim=True)
-        masks.append(_union(near.to(flat.dtype) * (level == i)[:, None, None], image, grids))
-    return masks
+    boxes, image = _flatten(grids.boxes)
+    level = _level(boxes, grids, cells)
+    of_image = image == torch.arange(len(grids.boxes), device=image.device)[:, None]
+    return [
+        _near(boxes, of_image & (level == i), anchors.to(boxes.dtype), stride, shape, threshold)
+        for i, (shape, stride, anchors) in enumerate(
+            zip(grids.shapes, grids.strides, grids.anchors, strict=True)
+        )
+    ]
 
 
 def full_mask(grids: Grids) -> list[Tensor]:
@@ -175,10 +171,18 @@ def _level(boxes: Tensor, grids: Grids, cells: float | None) -> Tensor:
     return box_level(boxes, grids.strides[0], len(grids.strides), grids.cells if cells is None else cells)
 
 
-def _union(maps: Tensor, image: Tensor, grids: Grids) -> Tensor:
-    """Maximum over the boxes of each image: (N, H, W) to (B, H, W)."""
-    blank = maps.new_zeros(len(grids.boxes), *maps.shape[1:])
-    return blank.scatter_reduce(0, image[:, None, None].expand_as(maps), maps, "amax")
+def _near(
+    boxes: Tensor, chosen: Tensor, anchors: Tensor, stride: int, shape: tuple[int, int], threshold: float
+) -> Tensor:
+    """Cells of one level that are near any of the chosen boxes, (B, H, W); ``chosen`` is (B, N) bool."""
+    step = max(1, _BLOCK // (len(anchors) * shape[0] * shape[1]))
+    found = torch.zeros(len(chosen), shape[0] * shape[1], dtype=torch.bool, device=boxes.device)
+    for part, own in zip(boxes.split(step), chosen.to(boxes.dtype).split(step, dim=1), strict=True):
+        iou = _anchor_iou(part, anchors, stride, shape).amax(1)
+        # A box that no anchor touches has no largest: with 0 > 0 it has no cells either.
+        near = iou > threshold * iou.amax((1, 2), keepdim=True)
+        found |= own @ near.flatten(1).to(own.dtype) > 0
+    return found.to(boxes.dtype).reshape(len(chosen), *shape)
 
 
 def _anchor_iou(boxes: Tensor, anchors: Tensor, stride: int, shape: tuple[int, int]) -> Tensor:
@@ -206,32 +210,95 @@ def _overlap(boxes: Tensor, anchors: Tensor, shifts: Tensor) -> Tensor:
 
 def _flatten(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """All boxes (N, 4) and the image each belongs to (N,) int64."""
-    image = torch.cat(
-        [torch.full((len(b),), i, dtype=torch.int64, device=b.device) for i, b in enumerate(boxes)]
-    )
-    return torch.cat(list(boxes)), image
+    counts = [len(own) for own in boxes]
+    image = torch.arange(len(boxes)).repeat_interleave(torch.tensor(counts), output_size=sum(counts))
+    flat = torch.cat(list(boxes))
+    return flat, image.to(flat.device, non_blocking=True)
 
 
-def _fill(cells: Tensor, image: Tensor, keep: Tensor, grids: Grids, shape: tuple[int, int]) -> Tensor:
-    """Union of filled rectangles, (B, H, W).
+def _to(device: torch.device, table: Sequence[Sequence[int]]) -> Tensor:
+    """Numbers that the host knows, on the device, int64; nothing waits."""
+    return torch.tensor(table).to(device, non_blocking=True)
 
-    Corner marks, summed along both axes, give the number of boxes that a cell is in.
 
-    The cost is that of the map plus that of the boxes, whatever the boxes' sizes.
+class _Place(NamedTuple):
+    """Where boxes lie, each on its own level, when the maps of all levels are laid end to end."""
+
+    cells: Tensor
+    """(N, 4), see :func:`box_cells`."""
+    start: Tensor
+    """(N,) index of the first cell of the image's map."""
+    row: Tensor
+    """(N,) cells from one row of that map to the next."""
+
+
+def _place(boxes: Tensor, image: Tensor, level: Tensor, grids: Grids, margin: int = 0) -> _Place:
+    """Put every box on its level; maps have ``margin`` more rows and columns than their levels."""
+    first = [0, *accumulate(_sizes(grids, margin))][:-1]
+    heights, widths = zip(*grids.shapes, strict=True)
+    table = _to(boxes.device, [grids.strides, heights, widths, first])
+    stride, height, width, start = table[:, level]
+    row = width + margin
+    return _Place(_cells(boxes, stride, height, width), start + image * (height + margin) * row, row)
+
+
+def _cells(boxes: Tensor, stride: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """:func:`box_cells` with numbers of each box, (N,), or of all, (1,)."""
+    cells = (boxes / stride[:, None]).long().clamp(min=0)
+    size = torch.stack([width, height], dim=1)
+    start, end = torch.minimum(cells[:, :2], size - 1), torch.minimum(cells[:, 2:], size)
+    single = (end <= start).any(1, keepdim=True)
+    return torch.cat([start, torch.where(single, start + 1, end)], dim=1)
+
+
+def _sizes(grids: Grids, margin: int = 0) -> list[int]:
+    """Cells of each level in all images together."""
+    return [len(grids.boxes) * (height + margin) * (width + margin) for height, width in grids.shapes]
+
+
+def _maps(flat: Tensor, grids: Grids, margin: int = 0) -> list[Tensor]:
+    """Maps laid end to end as (B, H + margin, W + margin) for each level."""
+    parts = flat.split(_sizes(grids, margin))
+    return [
+        part.view(len(grids.boxes), height + margin, width + margin)
+        for part, (height, width) in zip(parts, grids.shapes, strict=True)
+    ]
+
+
+def _fill(boxes: Tensor, image: Tensor, level: Tensor, grids: Grids) -> list[Tensor]:
+    """Union of the boxes as filled rectangles, each on its level, (B, H, W) for each level.
+
+    Corner marks, summed along both axes, give the number of boxes that a cell is in. The cost is that of the
+    maps plus that of the boxes, whatever the boxes' sizes.
     """
-    height, width = shape
-    x1, y1, x2, y2 = cells.unbind(1)
-    mark = keep.to(torch.float32)
-    corners = torch.zeros(len(grids.boxes), height + 1, width + 1, dtype=torch.float32, device=cells.device)
-    for y, x, sign in ((y1, x1, 1), (y2, x2, 1), (y1, x2, -1), (y2, x1, -1)):
-        corners.index_put_((image, y, x), sign * mark, accumulate=True)
-    return (corners.cumsum(1).cumsum(2)[:, :height, :width] > 0.5).to(grids.boxes[0].dtype)
+    place = _place(boxes, image, level, grids, margin=1)
+    x1, y1, x2, y2 = place.cells.unbind(1)
+    upper, lower = place.start + y1 * place.row, place.start + y2 * place.row
+    plus, minus = torch.cat([upper + x1, lower + x2]), torch.cat([upper + x2, lower + x1])
+    # Whole numbers add up to the same in any order, so that atomic additions are deterministic.
+    one = torch.ones_like(plus, dtype=torch.int32)
+    corners = one.new_zeros(sum(_sizes(grids, 1)))
+    corners = corners.index_add_(0, plus, one).index_add_(0, minus, one, alpha=-1)
+    return [
+        (marks.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)[:, :-1, :-1] > 0).to(boxes.dtype)
+        for marks in _maps(corners, grids, margin=1)
+    ]
 
 
-def _bump(start: Tensor, end: Tensor, length: int, single: Tensor, dtype: torch.dtype) -> Tensor:
-    """exp(-((t - n / 2) / (n / 2))^2 / 2) over the n cells from start to end, 0 elsewhere: (N, length)."""
-    offset = torch.arange(length, device=start.device) - start[:, None]
-    half = (end - start).to(dtype)[:, None] / 2
-    inside = (offset >= 0) & (offset < 2 * half)
-    bump = torch.exp(-0.5 * ((offset - half) / half) ** 2)
-    return torch.where(single, 1.0, bump) * inside
+def _most_cells(grids: Grids, cells: float | None) -> int:
+    """A number of cells that no box exceeds on its own level.
+
+    A box below the top level has less than ``(2 cells)^2`` of them, and those it only touches: a row and a
+    column more.
+    """
+    own = grids.cells if cells is None else cells
+    height, width = grids.shapes[0]
+    below = 1.05 * (2 * own) ** 2 + height + width  # 5 %: boxes in half precision are rounded
+    top = grids.shapes[-1][0] * grids.shapes[-1][1]
+    return min(max(int(below), top), max(height * width for height, width in grids.shapes))
+
+
+def _bump(offset: Tensor, length: Tensor, dtype: torch.dtype) -> Tensor:
+    """exp(-((t - n / 2) / (n / 2))^2 / 2) at cell t of n."""
+    half = length.to(dtype) / 2
+    return torch.exp(-0.5 * ((offset - half) / half) ** 2)
