@@ -98,6 +98,8 @@ def test_a_half_that_is_asked_for_is_taken_and_its_error_told(half: str, images:
         model.backbone(images)
     assert {x.dtype for x in [*seen.stages.values(), *seen.neck.values()]} == {dtype}
     assert done.errors == relative_errors(outputs(model, images), exact)
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert {w.dtype for w in weights} == {dtype}
     assert 1e-5 < max(done.errors.values()) < 0.1
     assert half in str(done)
 
@@ -126,6 +128,10 @@ class TestAuto:
         assert done.float32 == tuple(parts[:kept])
         assert worst[kept - 1] >= tolerance > worst[kept]
         assert parts[kept - 1] in str(done)
+        convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        held = [m for part in model.modules() if isinstance(part, Float32) for m in part.modules()]
+        assert all((m.weight.dtype == torch.float32) == any(m is one for one in held) for m in convs)
+        assert held
 
     def test_is_half_throughout_where_that_suffices(self, images: Tensor) -> None:
         with patch.object(rewriting, "TOLERANCE", 0.5):

@@ -77,16 +77,16 @@ def test_a_teacher_in_training_mode_is_found_and_put_back(
     assert all(torch.equal(value, before[name]) for name, value in built.module.state_dict().items())
 
 
-def test_a_teacher_whose_statistics_move_is_found_and_put_back(built: Subject) -> None:
+def test_a_teacher_whose_tensors_move_is_found_and_put_back(built: Subject) -> None:
     def drift(module: Any, args: Any, output: Tensor) -> None:
-        module.running_mean.add_(1)
+        module.bias.data.add_(1)
 
     assert built.pair is not None
-    norm = built.pair.model.backbone.body.bn1
-    norm.register_forward_hook(drift)
-    before = norm.running_mean.clone()
+    conv = built.pair.model.backbone.body.conv1
+    conv.register_forward_hook(drift)
+    before = conv.bias.clone()
     assert "1 tensors of the teacher changed" in only(check_frozen(walk(built)[0]))
-    assert torch.equal(norm.running_mean, before)
+    assert torch.equal(conv.bias, before)
 
 
 def test_a_teacher_that_learns_is_found(built: Subject) -> None:

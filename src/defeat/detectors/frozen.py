@@ -76,7 +76,8 @@ class Float32(nn.Module):
 def frozen(detector: nn.Module) -> Iterator[None]:
     """Compute with a frozen detector: without gradients, in its own arithmetic, on its own account of time.
 
-    A detector that was not rewritten computes as whatever is around it does.
+    A detector that was not rewritten computes as whatever is around it does. One that was may have weights in
+    half precision, and can be used in no other way.
     """
     arithmetic: Arithmetic | None = getattr(detector, "arithmetic", None)
     with ExitStack() as stack:
@@ -120,8 +121,20 @@ def rewrite(detector: nn.Module, images: Tensor, precision: Precision = "auto") 
     for half in wanted:
         kept = plan.fewest_float32(half) if precision == "auto" else 0
         if kept is not None:
-            return Rewritten(half, plan.parts[:kept], folded, plan.set(half, kept))
+            done = Rewritten(half, plan.parts[:kept], folded, plan.set(half, kept))
+            for module in _in_half(detector):
+                module.to(half)  # as autocast would in every forward
+            return done
     return Rewritten(None, (), folded, plan.set(None, 0))
+
+
+def _in_half(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers whose weights autocast converts, but for those that :class:`Float32` holds."""
+    for child in module.children():
+        if isinstance(child, nn.Conv2d | nn.Linear):
+            yield child
+        elif not isinstance(child, Float32):
+            yield from _in_half(child)
 
 
 class _Plan:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torchvision.ops import FrozenBatchNorm2d
 
 from defeat.detectors import Detector, LoadReport, examine
+from defeat.detectors.frozen import frozen
 from defeat.distill.terms import AdaptedMaps
 from defeat.preflight.finding import Finding, Problem, few
 from defeat.preflight.subject import Pair, Subject, transform_of
@@ -44,10 +45,9 @@ def _weight_problems(role: str, detector: Detector) -> Iterator[Problem]:
             )
     elif detector.source is not None:
         yield from _coverage_problems(role, detector, report)
-    spoilt = [name for name, value in detector.model.state_dict().items() if not value.isfinite().all()]
-    if spoilt:  # the reader lets infinite variances pass, and refuses all else
+    if detector.infinite:  # the reader lets infinite variances pass, and refuses all else
         yield Problem(
-            f"the {role} has infinite values in {few(spoilt)}, too large for the float16 that they were "
+            f"the {role} has infinite values in {few(detector.infinite)}, too large for the float16 that they were "
             "stored in: their channels are dead",
             "take the file in float32",
             severe=False,
@@ -147,7 +147,9 @@ def check_padding(subject: Subject, pair: Pair) -> Finding:
 
 def check_levels(subject: Subject, pair: Pair) -> Finding:
     """Every term compares all levels of both detectors, or those that the configuration names."""
-    student, teacher = examine(subject.module.student), examine(pair.model)
+    student = examine(subject.module.student)
+    with frozen(pair.model):
+        teacher = examine(pair.model)
     terms = subject.config["distiller"]["terms"]
     problems = []
     for name, term in pair.distiller.terms.items():

@@ -1,0 +1,155 @@
+"""A run makes its teacher cheap at its start, and trains the same student with it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from tiny import tiny, tiny_teacher
+from torch import nn
+
+from defeat.config import compose_config
+from defeat.data import DetectionDataModule
+from defeat.detectors import Detector, frozen, read_weights
+from defeat.detectors.builders import faster_rcnn
+from defeat.detectors.frozen import Arithmetic, Float32
+from defeat.errors import ConfigError, DataError
+from defeat.training.run import train
+from defeat.training.teacher import make_cheap
+
+
+def run(folder: Path, scenes: Path, teacher: Path, *more: str) -> dict[str, list[float]]:
+    """Distil for two steps; the losses of each step by name."""
+    words = ["+experiment=scenes", *tiny(folder, scenes, *tiny_teacher(teacher), *more)]
+    train(compose_config("train", words))
+    (table,) = folder.rglob("metrics.csv")
+    rows = [row for row in csv.DictReader(table.read_text().splitlines()) if row["train/loss"]]
+    names = [name for name in rows[0] if name.startswith("train/") and "images_per_s" not in name]
+    return {name: [float(row[name]) for row in rows] for name in names}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2), ("auto", 3e-2)])
+def test_losses_are_those_of_the_teacher_as_it_was_built(
+    precision: str, tolerance: float, tmp_path: Path, scenes: Path, teacher: Path
+) -> None:
+    # On the student's proposals: the teacher's are others as soon as two scores change places.
+    lean = "distiller.terms.head.proposals=student"
+    plain = run(tmp_path / "a", scenes, teacher, "teacher.precision=as_built", lean)
+    found = run(tmp_path / "b", scenes, teacher, f"teacher.precision={precision}", lean)
+    assert found.keys() == plain.keys()
+    assert {"train/neck_object", "train/head_background", "train/backbone_object"} <= found.keys()
+    for name, values in plain.items():
+        # Of the first step: the weights are the same.
+        assert found[name][0] == pytest.approx(values[0], rel=tolerance, abs=1e-6), name
+    assert found != plain
+
+
+def test_auto_is_the_default_and_is_told(
+    tmp_path: Path, scenes: Path, teacher: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = hashlib.sha256(teacher.read_bytes()).digest()
+    with caplog.at_level(logging.INFO):
+        run(tmp_path / "a", scenes, teacher)
+    (told,) = [m for m in caplog.messages if m.startswith("teacher: ")]
+    assert "channels last" in told
+    assert "relative error" in told
+    assert hashlib.sha256(teacher.read_bytes()).digest() == before
+    kept = read_weights(tmp_path / "a" / "checkpoints" / "last.ckpt").tensors
+    assert kept
+    assert not any("teacher" in name or "module" in name.split(".") for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "teacher.precision=half",
+            "precision must be auto, bfloat16, float16, float32, as_built or null, got",
+        ),
+        ("student.precision=float32", "student.precision=float32 is for teachers alone"),
+    ],
+)
+def test_a_precision_that_makes_no_sense_is_one_line(
+    word: str, message: str, tmp_path: Path, scenes: Path, teacher: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path / "a", scenes, teacher, word)
+
+
+class Data(DetectionDataModule):
+    """Records that stand for images, some of which cannot be decoded."""
+
+    def __init__(self, broken: set[int]) -> None:
+        self.broken = broken
+
+    def read(self, split: str) -> Any:  # type: ignore[override]
+        return split
+
+
+def images(data: Data, count: int = 20) -> Any:
+    class Dataset:
+        def __init__(self, annotations: str) -> None:
+            assert annotations == "train"
+
+        def __len__(self) -> int:
+            return count
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, None]:
+            if index in data.broken:
+                raise DataError("broken")
+            return torch.full((3, 64, 64), index, dtype=torch.uint8), None
+
+    return patch("defeat.training.teacher.DetectionDataset", Dataset)
+
+
+def detector() -> nn.Module:
+    return faster_rcnn(3, backbone="resnet10", fpn_channels=8, min_size=[32, 64], max_size=64)
+
+
+def made(model: nn.Module, precision: Any = None) -> Detector:
+    return Detector(model, None, True, None, precision=precision)
+
+
+@pytest.mark.parametrize(("broken", "seen"), [(set(), [0, 1]), ({0, 2}, [1, 3]), (set(range(15)), [15])])
+def test_the_first_images_that_decode_decide_as_the_student_sees_them(
+    broken: set[int], seen: list[int]
+) -> None:
+    data, student = Data(broken), detector()
+    with images(data), patch("defeat.training.teacher.rewrite", return_value=None) as rewrite:
+        make_cheap(made(detector(), "float32"), student, data, torch.device("cpu"))
+    model, tensors, precision = rewrite.call_args.args
+    assert precision == "float32"
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    mean, std = (
+        torch.tensor(x)[:, None, None] for x in (student.transform.image_mean, student.transform.image_std)
+    )
+    expected = torch.stack([((torch.full((3, 64, 64), i / 255) - mean) / std) for i in seen])
+    torch.testing.assert_close(tensors, expected)  # the last of the sizes, not a drawn one
+    assert student.transform.training
+
+
+def test_without_an_image_nothing_is_done() -> None:
+    data, teacher = Data(set(range(20))), detector()
+    with images(data):
+        make_cheap(made(teacher), detector(), data, torch.device("cpu"))
+    assert not hasattr(teacher, "arithmetic")
+
+
+def test_more_error_than_auto_would_accept_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    data = Data(set())
+    with images(data), patch.object(frozen, "TOLERANCE", 1e-9):
+        make_cheap(made(teacher := detector(), "bfloat16"), detector(), data, torch.device("cpu"))
+    assert teacher.arithmetic == Arithmetic(torch.bfloat16)
+    assert any("teacher.precision=bfloat16 errs by more than" in m for m in caplog.messages)
+    caplog.clear()
+    with images(data):
+        make_cheap(made(other := detector(), "float32"), detector(), data, torch.device("cpu"))
+    assert not any("errs" in m for m in caplog.messages)
+    assert not any(isinstance(m, Float32) for m in other.modules())
