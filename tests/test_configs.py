@@ -52,8 +52,11 @@ def test_trainers_compose_with_known_arguments(name: str) -> None:
 
     from lightning.pytorch import Trainer
 
+    from defeat.training.trainer import build_trainer
+
     node = compose_config("train", [f"trainer={name}", *RUN]).trainer
-    assert set(node) - {"_target_"} <= set(signature(Trainer.__init__).parameters)
+    known = {*signature(Trainer.__init__).parameters, *signature(build_trainer).parameters}
+    assert set(node) - {"_target_"} <= known
 
 
 @pytest.mark.parametrize("name", choices("data"))

@@ -193,7 +193,7 @@ class ImagesPerSecond(Callback):
         every: int = cast(Any, trainer).log_every_n_steps  # set by a connector, so untyped
         if trainer.global_step % every == 0 and self._seconds > 0:
             speed = self._images / self._seconds
-            pl_module.log("train/images_per_s", speed, prog_bar=True, batch_size=1)
+            pl_module.log("train/images_per_s", speed, batch_size=1)
             self._images, self._seconds = 0, 0.0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,6 +17,7 @@ from defeat.detectors import capture
 from defeat.distill import Distiller
 from defeat.evaluation import DetectionMetrics, Evaluation
 from defeat.seeds import Stream, fold, seed_all
+from defeat.timing import part
 from defeat.training.nonfinite import NonFinite
 from defeat.types import Batch, Prediction
 
@@ -67,6 +68,8 @@ class DetectionModule(LightningModule):
         self.classes = tuple(classes)
         self.metrics = DetectionMetrics(classes)
         self.evaluation: Evaluation | None = None
+        self.headline: dict[str, Tensor] = {}
+        """Losses of the latest training step that are worth showing: scalars on the device, by name."""
         self._total_steps: float = 0
         self._optimizer = optimizer
         self._rate = rate
@@ -93,12 +96,13 @@ class DetectionModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum of the student's own detection losses and the distiller's, each logged by name."""
-        with capture(self.student) as seen:
+        with part("student"), capture(self.student) as seen:
             detection: dict[str, Tensor] = self.student(to_unit_range(batch.images), list(batch.targets))
         distilled: dict[str, Tensor] = {}
         if self.distiller is not None:
             assert self.teacher is not None
-            distilled = self.distiller(self.student, self.teacher, seen, self.progress())
+            with part("losses"):
+                distilled = self.distiller(self.student, self.teacher, seen, self.progress())
         detection_loss = torch.stack(list(detection.values())).sum()
         loss = detection_loss + sum(distilled.values())
         self._log_losses(len(batch.images), loss, detection_loss, detection, distilled)
@@ -128,8 +132,10 @@ class DetectionModule(LightningModule):
     ) -> None:
         shown = {"loss": loss, "loss_detection": detection_loss, **distilled}
         losses = self._over_processes({**detection, **shown})
+        self.headline = {name: losses[name] for name in shown}
         for name, value in losses.items():
-            self.log(f"train/{name}", value, batch_size=images, prog_bar=name in shown)
+            # Never with prog_bar: Lightning would wait for the device in every step, bar or no bar.
+            self.log(f"train/{name}", value, batch_size=images)
 
     def _over_processes(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Means over all processes, which are the losses of the global batch; one reduction for all."""
@@ -193,4 +199,4 @@ def to_unit_range(images: Sequence[Tensor]) -> list[Tensor]:
 
     In torch's default dtype, which Lightning sets where it converts the detector to another one.
     """
-    return [image.to(torch.get_default_dtype()) / 255 for image in images]
+    return [image / 255 for image in images]  # converts and divides in one pass

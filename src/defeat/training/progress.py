@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from defeat.training.module import DetectionModule
+
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich bar, which counts one epoch, with short names and the time left in all."""
+    """Lightning's rich bar, which counts one epoch, with the losses and the time left in all.
+
+    On a GPU the losses are those of the last logged step: to read others it would have to be waited for.
+
+    Args:
+        settings: those of ``RichProgressBar``.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._read: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where and when this process began, which is not step 0 after a resume."""
@@ -22,7 +35,12 @@ class ProgressBar(RichProgressBar):
         """Name to value, as shown."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        shown: dict[str, Any] = {name.removeprefix("train/"): value for name, value in metrics.items()}
+        reading = trainer.training and _free_to_read(trainer, pl_module.device)
+        if reading and isinstance(pl_module, DetectionModule):
+            self._read = {name: float(value) for name, value in pl_module.headline.items()}
+            if (speed := trainer.callback_metrics.get("train/images_per_s")) is not None:
+                self._read["images_per_s"] = float(speed)
+        shown = {**self._read, **metrics}
         if left := self._time_left(trainer):
             shown["left"] = left
         return shown
@@ -35,3 +53,9 @@ class ProgressBar(RichProgressBar):
         each = (time.perf_counter() - self._started) / done
         seconds = round(each * max(0, int(total) - trainer.global_step))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def _free_to_read(trainer: Trainer, device: torch.device) -> bool:
+    """Whether numbers can be read without a device waiting for it: a CPU's, or those logged anyhow."""
+    every: int = cast(Any, trainer).log_every_n_steps  # set by a connector, so untyped
+    return device.type == "cpu" or (every > 0 and trainer.global_step % every == 0)
