@@ -73,6 +73,17 @@ def test_default_anchors_are_those_of_torchvision(build) -> None:  # type: ignor
     assert [list(s) for s in anchors.sizes] == theirs
 
 
+@pytest.mark.parametrize("build", [faster_rcnn, retinanet, fcos])
+def test_batches_are_padded_to_a_multiple(build) -> None:  # type: ignore[no-untyped-def]
+    images = [torch.rand(3, 64, 50), torch.rand(3, 40, 64)]  # 82 x 64 and 60 x 96 when resized
+    for multiple, side in ((32, 96), (128, 128)):
+        transform = build(3, **SMALL | {"max_size": 96}, size_divisible=multiple).transform
+        assert transform(images)[0].tensors.shape == (2, 3, side, side)
+    for multiple in (0, 48):
+        with pytest.raises(ConfigError, match=f"size_divisible={multiple}: give a multiple of 32"):
+            build(3, **SMALL, size_divisible=multiple)
+
+
 def test_fcos_computes_what_torchvisions_does() -> None:
     """Levels, units of length and thresholds: the same weights give the same detections and losses."""
     size = {"min_size": 64, "max_size": 64}

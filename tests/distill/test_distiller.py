@@ -312,3 +312,26 @@ def test_without_the_pyramid_the_loss_of_stages_is_the_same() -> None:
     torch.manual_seed(1)
     both = distil(Distiller(student, teacher, terms={"backbone": STAGES, "neck": NECK}), student, teacher)
     assert alone == {name: value for name, value in both.items() if name.startswith("backbone")}
+
+
+def test_terms_of_the_head_are_computed_first_and_named_in_their_place() -> None:
+    order = []
+
+    class Watched(FeatureTerm):
+        def forward(self, both: Any) -> dict[str, Tensor]:
+            order.append("neck")
+            return super().forward(both)
+
+    class WatchedHead(HeadTerm):
+        def forward(self, both: Any) -> dict[str, Tensor]:
+            order.append("head")
+            return super().forward(both)
+
+    student, teacher = pair()
+    terms = {
+        "neck": partial(Watched, object_weight=1.0, background_weight=1.0),
+        "head": partial(WatchedHead, object_weight=1.0, background_weight=1.0),
+    }
+    found = distil(Distiller(student, teacher, terms=terms), student, teacher)
+    assert order == ["head", "neck"]
+    assert list(found) == ["neck_object", "neck_background", "head_object", "head_background"]

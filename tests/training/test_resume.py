@@ -204,3 +204,16 @@ def test_curves_keep_rows_values_and_order() -> None:
     again.add({"c": 3.0, "d": 4.0}, 6)
     assert list(Curves.from_plain(again.to_plain()))[-1] == (6, {"c": 3.0, "d": 4.0})
     assert len(again) == 5
+
+
+def test_a_checkpoint_from_before_a_setting_goes_on_with_what_it_stood_for(
+    begun: Path, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    content = torch.load(begun, weights_only=True)
+    for role in ("student", "teacher"):
+        assert content["defeat"]["config"][role]["model"].pop("size_divisible") == 32
+        content["defeat"]["config"][role].pop("precision")
+    torch.save(content, tmp_path / "old.ckpt")
+    assert resume(tmp_path / "old.ckpt", tmp_path / "a", scenes, teacher) == 4
+    with pytest.raises(ConfigError, match="student.model.size_divisible 32 -> 64"):
+        resume(tmp_path / "old.ckpt", tmp_path / "b", scenes, teacher, "student.model.size_divisible=64")

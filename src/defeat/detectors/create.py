@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from defeat.detectors.compiled import COMPILE_MODES, CompileMode
+from defeat.detectors.exact_boxes import keep_boxes_exact
+from defeat.detectors.frozen import PRECISIONS, Precision
 from defeat.detectors.loading import LoadReport, load_backbone_weights, load_detector_weights
 from defeat.detectors.weights import WeightFile, sha256, weight_path
 from defeat.errors import ConfigError, WeightsError
@@ -34,6 +37,12 @@ class Detector(NamedTuple):
     """Which keys went into it, or into its backbone alone where ``source`` is None; None for no weights."""
     file: WeightFile | None = None
     """What the file of ``source`` says of itself; its tensors are gone."""
+    precision: Precision | None = None
+    """What it is to compute in as a teacher, see :func:`~defeat.detectors.frozen.rewrite`."""
+    infinite: tuple[str, ...] = ()
+    """Tensors of ``weights`` with infinite values, as they were loaded: what is folded later hides them."""
+    compile: CompileMode | None = None
+    """How its backbone is to be compiled as a teacher's."""
 
 
 def create_detector(
@@ -43,6 +52,8 @@ def create_detector(
     weights: str | None = None,
     backbone_weights: str | None = None,
     new_head: bool = False,
+    precision: Precision | None = None,
+    compile: CompileMode | None = None,
     download: bool = False,
 ) -> Detector:
     """Build a detector for ``classes`` and load its weights.
@@ -57,20 +68,29 @@ def create_detector(
         backbone_weights: classifier weights for the backbone, the same kinds; not read where ``weights`` are
             given, which fill the backbone too.
         new_head: accept ``weights`` of other classes, and start the classification head anew then.
+        precision: of a teacher, see :func:`~defeat.detectors.frozen.rewrite`; None leaves it to the training.
+        compile: of a teacher, see :func:`~defeat.detectors.compiled.compile_backbone`; None for not at all.
         download: allow enums to be fetched.
 
     Raises:
+        ConfigError: ``precision`` or ``compile`` is none of these; torchvision would download, or ignores a
+            setting.
         WeightsError: see :mod:`defeat.detectors.loading`; or a checkpoint that was trained with other
             settings in :data:`SILENT`.
     """
+    if precision not in (None, *PRECISIONS):
+        raise ConfigError(f"precision must be {', '.join(PRECISIONS)} or null, got {precision!r}")
+    if compile not in (None, *COMPILE_MODES):
+        raise ConfigError(f"compile must be {', '.join(COMPILE_MODES)} or null, got {compile!r}")
     if not download:
         _refuse_download(model)
     detector = _build(model, len(classes) + 1)
+    keep_boxes_exact(detector)
     if not weights:
         filled = backbone_weights and load_backbone_weights(detector, backbone_weights, download=download)
         if filled:
             log.info("%s", filled)
-        return Detector(detector, None, False, None, filled or None)
+        return Detector(detector, None, False, None, filled or None, precision=precision, compile=compile)
     report, file = load_detector_weights(
         detector, weights, classes=classes, new_head=new_head, download=download
     )
@@ -79,8 +99,19 @@ def create_detector(
         _check_settings(weights, file.config, model)
     path = weight_path(weights)
     whole = not report.missing and not report.mismatched
+    infinite = tuple(name for name, x in detector.state_dict().items() if not x.isfinite().all())
     digest = sha256(path) if path.is_file() else None
-    return Detector(detector, weights, whole, digest, report, file._replace(tensors={}))
+    return Detector(
+        detector,
+        weights,
+        whole,
+        digest,
+        report,
+        file._replace(tensors={}),
+        infinite=infinite,
+        precision=precision,
+        compile=compile,
+    )
 
 
 def _refuse_download(model: Callable[..., nn.Module]) -> None:

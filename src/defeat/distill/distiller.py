@@ -166,13 +166,19 @@ class Distiller(nn.Module):
         return names
 
     def compare(self, pair: Pair, terms: Container[str] | None = None) -> dict[str, Tensor]:
-        """The losses of :meth:`parts` for a batch that both have looked at; of some terms alone, if given."""
-        losses: dict[str, Tensor] = {}
-        for name, term in self.terms.items():
-            if terms is None or name in terms:
-                parts = cast(Parts, term(pair))
-                losses |= {_loss_name(name, part): value for part, value in parts.items()}
-        return losses
+        """The losses of :meth:`parts` for a batch that both have looked at; of some terms alone, if given.
+
+        Terms of the head come first: what they need for a while is gone before the differences of the maps
+        are there, which the backward keeps.
+        """
+        wanted = [name for name in self.terms if terms is None or name in terms]
+        found = {
+            name: cast(Parts, self.terms[name](pair)) for name in sorted(wanted, key=self._compares_maps)
+        }
+        return {_loss_name(name, part): value for name in wanted for part, value in found[name].items()}
+
+    def _compares_maps(self, name: str) -> bool:
+        return any(isinstance(module, AdaptedMaps) for module in self.terms[name].modules())
 
 
 def _loss_name(term: str, part: str) -> str:

@@ -36,6 +36,9 @@ OPTIMIZER = "optim.optimizer._target_"
 FILES_OF_THE_START = ("gradients.md", "gradients.csv", "preflight.md", "preflight.json")
 """What a run writes at its start and a resumed one does not write again."""
 
+SINCE = {"student.model.size_divisible": 32, "teacher.model.size_divisible": 32}
+"""Keys that older checkpoints do not have, and what they stood for then."""
+
 LAST = "checkpoints/last.ckpt"
 
 
@@ -126,7 +129,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
     theirs, ours = (dict(_flat(one.get("config"))) for one in (before, now))
     for key in sorted(theirs.keys() | ours.keys()):
         if key.startswith(SAME) and not _may_change(key):
-            pairs[key] = (theirs.get(key), ours.get(key))
+            pairs[key] = (theirs.get(key, SINCE.get(key)), ours.get(key))
     for what, (old, new) in pairs.items():
         if old != new:
             yield f"{what} {_short(old)} -> {_short(new)}"

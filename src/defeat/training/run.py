@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from defeat.config import build, to_plain
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
+from defeat.detectors.compiled import compile_backbone
 from defeat.distill import AnchorTerm, Distiller, HeadTerm
 from defeat.errors import ConfigError
 from defeat.evaluation import Evaluation
@@ -30,9 +31,11 @@ from defeat.training.balance import changed_weights, checkpoint_weights, fix_wei
 from defeat.training.checkpoint_io import SafeCheckpointIO
 from defeat.training.exact_resume import ExactResume
 from defeat.training.gradients import MeasureGradients
+from defeat.training.hardware import laid_like_parameters, lay_channels_last, set_hardware
 from defeat.training.module import DetectionModule
 from defeat.training.record import check_no_run, write_config, write_record
 from defeat.training.resume import check_same, find_checkpoint, take_over
+from defeat.training.teacher import make_cheap
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +76,7 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
         check_no_run(run_dir)
     _check_teacher(config)
     _check_precision(config)
+    set_hardware(config)
     checkpoint = find_checkpoint(
         config.ckpt_path, Path(config.output_root) / config.name, run_dir, swept=_in_sweep()
     )
@@ -85,6 +89,8 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     data.setup("fit")
     student: Detector = build(config.student, classes=list(data.classes))
     teacher, distiller = _teacher(config, data.classes, student)
+    if config.channels_last:
+        lay_channels_last(student.model, distiller)
     provenance: dict[str, Any] = {
         "config": to_plain(config),
         "class_ids": list(data.class_ids),
@@ -98,10 +104,12 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     provenance["order"] = data.order(trainer.world_size)
     if checkpoint:
         check_same(checkpoint, {**provenance, "classes": list(data.classes)}, force=config.force_resume)
+    if teacher:
+        make_cheap(teacher, student.model, data, trainer.strategy.root_device)
     module = DetectionModule(
         student.model,
         data.classes,
-        optimizer=build(config.optim.optimizer),
+        optimizer=laid_like_parameters(build(config.optim.optimizer)),
         rate=build(config.optim.rate),
         seed=config.seed,
         teacher=teacher.model if teacher else None,
@@ -117,6 +125,9 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
         preflight(Subject(module, data, trainer, student, teacher, provenance["config"]))
     if preflight and preflight.only:
         return _outcome(run_dir, trainer, module, 0.0)
+    # After the checks, whose batches have other shapes than those of the training.
+    if teacher and teacher.compile:
+        compile_backbone(teacher.model, teacher.compile)
     # Building a teacher and adapters drew random numbers: start the training itself from the seed again, so
     # that a distilled run and its baseline begin alike.
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -152,6 +163,11 @@ def _check_precision(config: DictConfig) -> None:
         raise ConfigError(
             f"trainer.precision={precision}: torchvision selects boxes (NMS) in float32 alone; "
             f"take {mixed}-mixed"
+        )
+    if config.student.get("precision") is not None:
+        raise ConfigError(
+            f"student.precision={config.student.precision} is for teachers alone: leave it null, a student "
+            "computes in trainer.precision"
         )
 
 

@@ -1,0 +1,86 @@
+"""Settings that make the same training faster on some hardware, and change its numbers by rounding alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torch.optim import Optimizer
+
+from defeat.errors import ConfigError
+from defeat.training.module import OptimizerFactory
+
+
+def set_hardware(config: DictConfig) -> None:
+    """Set what holds for the whole process, before anything is computed.
+
+    Args:
+        config: composed from conf/train.yaml.
+
+    Raises:
+        ConfigError: ``tf32`` or ``channels_last`` is neither true nor false; a student is to be compiled; or
+            a fused optimiser is to clip float16 gradients.
+    """
+    for name in ("tf32", "channels_last"):
+        if not isinstance(config[name], bool):
+            raise ConfigError(f"{name} must be true or false, got {config[name]!r}")
+    if config.student.get("compile") is not None:
+        raise ConfigError(
+            f"student.compile={config.student.compile} is for teachers alone, which are frozen: leave it null"
+        )
+    _check_fused(config)
+    # For CUDA alone: torch.set_float32_matmul_precision would change what some CPUs compute as well.
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    torch.backends.cudnn.allow_tf32 = config.tf32
+
+
+def _check_fused(config: DictConfig) -> None:
+    """Lightning refuses it too, but in the first step and without a word on which keys to change."""
+    trainer = config.trainer
+    if (
+        config.optim.optimizer.get("fused")
+        and trainer.gradient_clip_val
+        and str(trainer.precision) == "16-mixed"
+    ):
+        raise ConfigError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} cannot clip the gradients of "
+            "optim.optimizer.fused=true with trainer.precision=16-mixed, which it unscales by itself: set "
+            "optim.optimizer.fused=false, or take bf16-mixed"
+        )
+
+
+def lay_channels_last(*modules: nn.Module | None) -> None:
+    """Lay the weights of convolutions out by channel, which their outputs then follow; values stay.
+
+    The optimiser's state follows too where it is made after this, see :func:`laid_like_parameters` for one
+    that is loaded.
+    """
+    for module in modules:
+        if module is not None:
+            module.to(memory_format=torch.channels_last)
+
+
+def laid_like_parameters(factory: OptimizerFactory) -> OptimizerFactory:
+    """Let an optimiser's state, when it is loaded, take the strides of the parameters.
+
+    A checkpoint keeps strides. Fused optimisers walk through parameter and state as if both had the same; on
+    the state of a run of the other ``channels_last`` they would take wrong steps without a word.
+    """
+
+    def build(parameters: Iterator[nn.Parameter]) -> Optimizer:
+        optimizer = factory(parameters)
+        optimizer.register_load_state_dict_post_hook(_lay_like_parameters)
+        return optimizer
+
+    return build
+
+
+def _lay_like_parameters(optimizer: Optimizer) -> None:
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+                continue
+            if value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

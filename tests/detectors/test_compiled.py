@@ -1,0 +1,185 @@
+"""A compiled backbone computes what it did, once for each shape, whatever hooks come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny, tiny_teacher
+from torch import Tensor, fx, nn
+from torch._dynamo.utils import counters
+from torchvision.models.detection import ssd300_vgg16
+
+from defeat.config import compose_config
+from defeat.detectors import capture, faster_rcnn, retinanet
+from defeat.detectors.compiled import COMPILE_MODES, compile_backbone
+from defeat.detectors.frozen import frozen, rewrite
+from defeat.errors import ConfigError
+from defeat.training.run import train
+
+# Inductor of torch 2.11 about itself, when it is imported; nothing to mend here
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+
+SHAPES = ((64, 64), (64, 96))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    """Torch counts shapes by code, which all backbones share."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def built(build: Callable[..., nn.Module] = faster_rcnn) -> nn.Module:
+    return build(3, backbone="resnet10", fpn_channels=16).eval().requires_grad_(False)
+
+
+def looked(detector: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """All maps of a detector, as a distillation sees them."""
+    with frozen(detector), capture(detector) as seen:
+        detector.get_submodule("backbone")(images)
+    maps = {"stages": seen.stages, "neck": seen.neck}
+    return {f"{kind} {name}": x for kind, own in maps.items() for name, x in own.items()}
+
+
+class Backend:
+    """Counts what it is given to compile, and returns it as it is."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: fx.GraphModule, inputs: list[Tensor], **options: Any) -> Callable[..., Any]:
+        self.graphs += 1
+        return graph.forward
+
+
+class Replaying(Backend):
+    """Writes all results of a graph to the same place, as a CUDA graph does."""
+
+    def __call__(self, graph: fx.GraphModule, inputs: list[Tensor], **options: Any) -> Callable[..., Any]:
+        place: list[Tensor] = []
+
+        def run(*args: Any) -> tuple[Tensor, ...]:
+            found = graph(*args)
+            if not place:
+                place.extend(x.clone() for x in found)
+            return tuple(own.copy_(x) for own, x in zip(place, found, strict=True))
+
+        return run
+
+
+@pytest.mark.parametrize("build", [faster_rcnn, retinanet])
+def test_hooks_see_all_maps_and_nothing_is_compiled_twice(build: Callable[..., nn.Module]) -> None:
+    detector, backend = built(build), Backend()
+    batches = [torch.randn(2, 3, *shape) for shape in SHAPES]
+    exact = [looked(detector, images) for images in batches]
+    compile_backbone(detector, "default", backend=backend)
+    for _ in range(4):
+        for images, own in zip(batches, exact, strict=True):
+            torch.testing.assert_close(looked(detector, images), own)
+        assert backend.graphs == 2 * len(SHAPES), "body and pyramid, once a shape"
+
+
+def test_the_body_can_be_called_alone() -> None:
+    detector, backend = built(), Backend()
+    images = torch.randn(1, 3, 64, 64)
+    body = detector.get_submodule("backbone.body")
+    with torch.no_grad():
+        exact = body(images)
+        compile_backbone(detector, "default", backend=backend)
+        torch.testing.assert_close(body(images), exact)
+    assert backend.graphs == 1
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_maps_outlast_the_next_replay_of_a_graph(mode: Any) -> None:
+    detector = built()
+    first, second = torch.randn(2, 1, 3, 64, 64)
+    exact = [looked(detector, images) for images in (first, second)]
+    compile_backbone(detector, mode, backend=Replaying())
+    found = [looked(detector, images) for images in (first, second)]
+    torch.testing.assert_close(found, exact)
+
+
+def test_more_shapes_than_torch_compiles_are_computed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    detector, backend = built(), Backend()
+    batches = [torch.randn(1, 3, *shape) for shape in SHAPES]
+    exact = [looked(detector, images) for images in batches]
+    compile_backbone(detector, "default", backend=backend)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        torch.testing.assert_close([looked(detector, images) for images in batches], exact)
+    assert backend.graphs == 2
+    assert "hit config.recompile_limit (1)" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_rewritten_detector_compiles(precision: Any) -> None:
+    detector, backend = built(), Backend()
+    images = torch.randn(1, 3, 64, 64)
+    rewrite(detector, images, precision)
+    exact = looked(detector, images)
+    compile_backbone(detector, "default", backend=backend)
+    for _ in range(3):
+        torch.testing.assert_close(looked(detector, images), exact)
+    assert backend.graphs == 2
+
+
+def test_a_backbone_without_a_pyramid_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="compile=default is for a backbone with a pyramid, and that of SSD"
+    ):
+        compile_backbone(ssd300_vgg16(weights=None, weights_backbone=None), "default")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", COMPILE_MODES)
+def test_kernels_of_inductor_agree(mode: Any) -> None:
+    detector = built()
+    images = torch.randn(1, 3, 64, 64)
+    exact = looked(detector, images)
+    counters.clear()
+    compile_backbone(detector, mode)
+    for _ in range(3):
+        torch.testing.assert_close(looked(detector, images), exact, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_a_run_compiles_its_teacher_and_trains_alike(
+    scenes: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Backend()
+
+    def compiled(detector: nn.Module, mode: Any) -> None:
+        assert mode == "default"
+        compile_backbone(detector, mode, backend=backend)
+
+    monkeypatch.setattr("defeat.training.run.compile_backbone", compiled)
+    losses = []
+    for name, more in (("plain", []), ("compiled", ["teacher.compile=default"])):
+        words = tiny(tmp_path / name, scenes, *tiny_teacher(teacher), "~logger", *more, steps=4)
+        losses.append(train(compose_config("train", ["+experiment=scenes", *words])).metrics)
+        assert backend.graphs == (0 if name == "plain" else 2)
+    for key in ("train/neck_object", "train/head_background", "train/loss"):
+        assert losses[1][key] == pytest.approx(losses[0][key], rel=1e-4), key
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "teacher.compile=fast",
+            "compile must be default, reduce-overhead, max-autotune or null, got 'fast'",
+        ),
+        ("student.compile=default", "student.compile=default is for teachers alone"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(
+    word: str, message: str, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    words = tiny(tmp_path / "run", scenes, *tiny_teacher(teacher), "~logger", word)
+    with pytest.raises(ConfigError, match=message):
+        train(compose_config("train", ["+experiment=scenes", *words]))
