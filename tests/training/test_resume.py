@@ -215,5 +215,5 @@ def test_a_checkpoint_from_before_a_setting_goes_on_with_what_it_stood_for(
         content["defeat"]["config"][role].pop("precision")
     torch.save(content, tmp_path / "old.ckpt")
     assert resume(tmp_path / "old.ckpt", tmp_path / "a", scenes, teacher) == 4
-    with pytest.raises(ConfigError, match="student.model.size_divisible 32 -> 64"):
+    with pytest.raises(ConfigError, match=r"student.model.size_divisible 32 -> 64"):
         resume(tmp_path / "old.ckpt", tmp_path / "b", scenes, teacher, "student.model.size_divisible=64")

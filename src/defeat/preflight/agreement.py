@@ -47,8 +47,8 @@ def _weight_problems(role: str, detector: Detector) -> Iterator[Problem]:
         yield from _coverage_problems(role, detector, report)
     if detector.infinite:  # the reader lets infinite variances pass, and refuses all else
         yield Problem(
-            f"the {role} has infinite values in {few(detector.infinite)}, too large for the float16 that they were "
-            "stored in: their channels are dead",
+            f"the {role} has infinite values in {few(detector.infinite)}, too large for the float16 that "
+            "they were stored in: their channels are dead",
             "take the file in float32",
             severe=False,
         )
