@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-teacher experiments-table test test-slow test-resume test-kills fuzz format lint types check clean
+.PHONY: help setup demo demo-teacher experiments-table test test-slow test-resume test-kills fuzz bench-step bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-gpu format lint types check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -43,6 +43,31 @@ test-kills: $(READY)  ## Kill a run 60 times at any moment, resume it each time,
 
 fuzz: $(READY)  ## Feed thousands of damaged annotations, images, weights and configurations to the readers
 	$(BIN)/pytest -m slow tests/fuzz -q $(ARGS)
+
+bench-step: $(READY)  ## Time the distillation step beside its floor, the usual design and torchdistill
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/step.py $(ARGS)
+
+bench-memory: $(READY)  ## Measure the peak memory of a distillation step beside the student's own
+	$(BIN)/python benchmarks/memory.py $(ARGS)
+
+bench-losses: $(READY)  ## Time masks and losses beside the whole distillation step
+	$(BIN)/python benchmarks/losses.py $(ARGS)
+
+bench-growth: $(READY)  ## Time the step at growing sizes: straight lines, and docs/performance_growth.png
+	$(BIN)/python benchmarks/growth.py $(ARGS)
+
+bench-input: $(READY)  ## Time decoding and loading beside the bare JPEG decode, and count the padding of batches
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/input.py $(ARGS)
+
+bench-evaluation: $(READY)  ## Time the figures of a validation beside pycocotools, and measure their memory
+	$(BIN)/python benchmarks/evaluation.py $(ARGS)
+
+bench-start-up: $(READY)  ## Time the start on a generated data set of COCO's size, and measure its memory
+	$(BIN)/python benchmarks/start_up.py $(ARGS)
+
+bench-gpu: $(READY)  ## Time distillation on a GPU beside its floor, its peak memory and FLOP/s, and its waits
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 format: $(READY)  ## Format the code
 	$(BIN)/ruff format .

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from defeat.garbage import no_collection
+
 LINE = 500
 """Characters that a message about a file may have."""
 
@@ -108,7 +110,8 @@ def load_json(path: str | os.PathLike[str], hook: Callable[[dict[str, Any]], Any
 
     content = read_regular(path).decode("utf-8-sig")
     try:
-        return json.loads(content, object_pairs_hook=unique)
+        with no_collection():
+            return json.loads(content, object_pairs_hook=unique)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     except ValueError as error:

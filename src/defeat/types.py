@@ -6,6 +6,7 @@ box's width is ``x2 - x1``. Labels are 1..K in the order of the data set's class
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -36,7 +37,7 @@ class Record(NamedTuple):
 class Annotations(NamedTuple):
     """A data set as its annotation files give it: what every reader returns and every data set is made of."""
 
-    records: list[Record]
+    records: Sequence[Record]
     classes: tuple[str, ...]
     """K names; label i stands for ``classes[i - 1]``."""
     class_ids: tuple[int, ...]

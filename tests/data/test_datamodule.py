@@ -1,5 +1,6 @@
 import random
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +157,65 @@ def test_augmentation_belongs_to_the_sample(transforms: str, readers) -> None:
     assert shades(module.train_dataloader()) == whole[3:]
 
 
+@pytest.fixture
+def both_orientations(coco, picture):
+    """Nine images, every third higher than wide."""
+    coco.content["annotations"] = []
+    coco.content["images"] = []
+    for i in range(9):
+        width, height = (40, 60) if i % 3 == 0 else (60, 40)
+        picture(coco.images / f"{i}.png", width, height)
+        coco.content["images"].append({"id": i, "file_name": f"{i}.png", "width": width, "height": height})
+    coco.write()
+    reader = partial(read_coco, coco.file, coco.images)
+    return {"train": reader, "val": reader}
+
+
+def test_training_batches_are_of_one_orientation(both_orientations) -> None:
+    options = {**both_orientations, "batch_size": 3, "repeat": 4, "seed": 1}
+
+    def mixed(**more) -> int:
+        loader = DetectionDataModule(**options, **more).train_dataloader()
+        return sum(len({image.shape for image in batch.images}) > 1 for batch in loader)
+
+    assert mixed() == 0
+    assert mixed(group_by_aspect_ratio=False) > 0
+    module = DetectionDataModule(**options)
+    whole = indices(module.train_dataloader())
+    assert len(whole) == 12
+    module.begin_at(0, 5)
+    assert indices(module.train_dataloader()) == whole[5:]
+
+
+def test_grouping_is_part_of_what_a_resume_compares(both_orientations) -> None:
+    key = "data.group_by_aspect_ratio"
+    assert DetectionDataModule(**both_orientations).order(1)[key] is True
+    # what a checkpoint has that is older than the key
+    assert DetectionDataModule(**both_orientations, group_by_aspect_ratio=False).order(1)[key] is None
+
+
+def test_images_of_one_orientation_come_as_they_did(readers) -> None:
+    module, before = (
+        DetectionDataModule(**readers, batch_size=1, repeat=4, group_by_aspect_ratio=grouped)
+        for grouped in (True, False)
+    )
+    assert indices(module.train_dataloader()) == indices(before.train_dataloader())
+    assert module.order(1) == before.order(1)
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "pinned"), [("cpu", True, False), ("cuda", True, True), ("cuda", False, False)]
+)
+def test_memory_is_locked_only_for_a_gpu(readers, device, wanted, pinned) -> None:
+    module = DetectionDataModule(**readers, pin_memory=wanted)
+    assert not module.val_dataloader().pin_memory, "nothing says that there is a GPU"
+    module.trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device(device)), world_size=1, global_rank=0
+    )
+    assert module.val_dataloader().pin_memory is pinned
+    assert module.train_dataloader().pin_memory is pinned
+
+
 def test_repeat_goes_over_training_several_times_in_an_epoch(readers) -> None:
     module = DetectionDataModule(**readers, batch_size=1, repeat=3)
     assert sorted(indices(module.train_dataloader())) == [[0]] * 3 + [[1]] * 3 + [[2]] * 3
@@ -194,6 +254,35 @@ def test_worker_processes_give_the_same_and_pass_errors_on(readers, coco) -> Non
     with pytest.raises(DataError, match="image id 900"):
         indices(loader)
     loader._iterator._shutdown_workers()  # left to the garbage collector, this takes five seconds
+
+
+def test_worker_processes_change_nothing(readers) -> None:
+    def batches(workers: int) -> list[Batch]:
+        flip = v2.RandomHorizontalFlip(0.5)
+        options = {"batch_size": 3, "repeat": 4, "train_transforms": flip, "num_workers": workers}
+        loader = DetectionDataModule(**readers, **options).train_dataloader()
+        found = list(loader)
+        if workers:
+            loader._iterator._shutdown_workers()
+        return found
+
+    own, sent = batches(0), batches(1)
+    assert len(own) == 4
+    assert all(type(batch) is Batch for batch in (*own, *sent))
+    assert_equal(own, sent)
+    pieces = [{image.untyped_storage().data_ptr() for image in batch.images} for batch in sent]
+    assert [len(piece) for piece in pieces] == [1] * 4, "all images of a batch travel in one"
+
+
+def assert_equal(these: list[Batch], those: list[Batch]) -> None:
+    for one, other in zip(these, those, strict=True):
+        pairs = list(zip(one.images, other.images, strict=True))
+        for mine, theirs in zip(one.targets, other.targets, strict=True):
+            assert list(mine) == list(theirs)
+            pairs += zip(mine.values(), theirs.values(), strict=True)
+        for left, right in pairs:
+            assert left.dtype == right.dtype
+            assert torch.equal(left, right)
 
 
 def test_fingerprints_of_what_was_read(readers) -> None:

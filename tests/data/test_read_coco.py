@@ -283,7 +283,7 @@ def test_what_tools_write_differently_is_understood(coco) -> None:
 
 def test_no_images_is_an_empty_data_set(coco) -> None:
     coco.content.update(images=[], annotations=[])
-    assert read_coco(*coco.write()).records == []
+    assert list(read_coco(*coco.write()).records) == []
 
 
 @pytest.mark.parametrize("classes", [[], "dog", ["dog", "dog"], [1]])

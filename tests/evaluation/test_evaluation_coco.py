@@ -4,6 +4,8 @@ import pytest
 import torch
 from evaluation_cases import CLASSES, Case, evaluate, judge, make_prediction, make_target, random_case
 
+import defeat.evaluation.coco as coco_module
+
 
 @pytest.mark.parametrize("whole_pixels", [True, False])
 @pytest.mark.parametrize("seed", range(6))
@@ -11,8 +13,8 @@ def test_all_figures_equal_those_of_pycocotools(seed, whole_pixels):
     case = random_case(seed, whole_pixels=whole_pixels)
     coco, per_class = judge(case)
     evaluation = evaluate(case)
-    assert evaluation.coco == pytest.approx(coco, abs=1e-6, nan_ok=True)
-    assert evaluation.per_class == pytest.approx(per_class, abs=1e-6, nan_ok=True)
+    assert evaluation.coco == pytest.approx(coco, abs=1e-12, nan_ok=True)
+    assert evaluation.per_class == pytest.approx(per_class, abs=1e-12, nan_ok=True)
     assert 0.05 < evaluation.coco["AP"] < 0.95, "a case where everything or nothing is found proves little"
     assert math.isnan(evaluation.per_class["elk"])
 
@@ -97,3 +99,26 @@ def test_evaluation_is_silent(capfd):
     evaluate(random_case(1))
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_only_the_boxes_of_one_class_are_objects_at_a_time(monkeypatch):
+    given, data_set = [], coco_module._data_set
+    monkeypatch.setattr(
+        coco_module,
+        "_data_set",
+        lambda images, boxes: given.append(len(boxes)) or data_set(images, boxes),
+    )
+    case = random_case(2)
+    evaluate(case)
+    expected = []
+    for label in range(1, len(CLASSES)):
+        for items in (case.targets, case.predictions):
+            expected.append(sum(int((item["labels"] == label).sum()) for item in items))
+    assert sorted(given) == sorted(expected)
+
+
+def test_sides_are_those_that_the_file_gave():
+    given = torch.tensor([[0.1, 0.2, 0.7, 0.3], [12.34, 56.78, 9.1, 640.07]], dtype=torch.float64)
+    corners = torch.cat([given[:, :2], given[:, :2] + given[:, 2:]], dim=1)
+    assert not torch.equal(corners[:, 2:] - corners[:, :2], given[:, 2:])
+    assert torch.equal(coco_module.xywh(corners), given)

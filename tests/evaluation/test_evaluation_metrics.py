@@ -125,3 +125,37 @@ def test_labels_outside_the_classes_are_refused(label):
         metrics.update([make_prediction(box, [0.5], [label])], [make_target(box, [1])])
     with pytest.raises(ValueError, match=r"target labels must be in 1\.\.5"):
         metrics.update([make_prediction(box, [0.5], [1])], [make_target(box, [label])])
+
+
+def test_nothing_is_kept_of_a_batch_with_a_wrong_label():
+    metrics = DetectionMetrics(CLASSES)
+    prediction, target = make_prediction([[0, 0, 9, 9]], [0.5], [1]), make_target([[0, 0, 9, 9]], [9])
+    with pytest.raises(ValueError, match=r"target labels must be in 1\.\.5, got \[9\]"):
+        metrics.update([prediction], [target])
+    assert [metrics.images, metrics.detections, metrics.truths] == [[], [], []]
+
+
+def test_a_batch_is_fetched_from_the_device_twice(case, monkeypatch):
+    fetched, fetch = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda rows: fetched.append(rows) or fetch(rows))
+    metrics = DetectionMetrics(CLASSES)
+    metrics.update(case.predictions, case.targets)
+    monkeypatch.undo()
+    assert len(fetched) == 2
+    assert metrics.compute().to_json() == evaluate(case).to_json()
+
+
+def test_labels_are_exact_where_boxes_are_of_half_precision():
+    classes = [str(i) for i in range(1, 3001)]
+    prediction, target = make_prediction([[0, 0, 8, 8]], [0.5], [2049]), make_target([[0, 0, 8, 8]], [2049])
+    prediction["boxes"] = prediction["boxes"].half()
+    metrics = DetectionMetrics(classes)
+    metrics.update([prediction], [target])
+    assert metrics.compute().per_class["2049"] == pytest.approx(1.0)
+
+
+def test_an_update_without_images_changes_nothing(case):
+    metrics = DetectionMetrics(CLASSES)
+    metrics.update([], [])
+    metrics.update(case.predictions, case.targets)
+    assert metrics.compute().to_json() == evaluate(case).to_json()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from defeat.data.coco_rows import PACKED, PlainRows, unpacked, without_outline
 from defeat.data.fields import (
     MOST_PIXELS,
     FieldError,
@@ -24,6 +28,18 @@ from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.errors import DataError
 from defeat.inputs import is_dir, load_json, show
 from defeat.types import Annotations
+
+_UNKNOWN, _NONE = -1, -2
+
+_BOX = np.dtype(
+    [
+        ("owner", np.int64),
+        ("xyxy", np.float64, 4),
+        ("label", np.int64),
+        ("ignore", np.bool_),
+        ("area", np.float64),
+    ]
+)
 
 
 def read_coco(
@@ -59,24 +75,24 @@ def read_coco(
     folder = None if image_root is None else join(root, image_root, "image_root")
     problems = Problems(str(file), on_error)
     names = None if classes is None else check_classes(classes)
-    content = _load(file, problems)
+    content, plain = _load(file, problems)
     by_id = _categories(content, problems)
     if names is None:
         names = tuple(by_id[category] for category in sorted(by_id))
     images, positions = _images(content, folder, problems)
-    columns = _boxes(content, by_id, names, positions, problems)
+    label_of = {name: label for label, name in enumerate(names, start=1)}
+    columns = _boxes(content["annotations"], plain, by_id, label_of, positions, problems)
     records = build_records(images, columns, problems)
     return Annotations(records, names, _class_ids(by_id, names), problems.source, problems.report())
 
 
-def _load(path: Path, problems: Problems) -> dict[str, Any]:
-    """Parse the file without outlines, which are nine tenths of COCO and which no detector here uses."""
-    try:
-        content = load_json(path, _without_outline)
-    except OSError as error:
-        problems.fatal(f"cannot be opened: {error.strerror}; check the path of the annotation file")
-    except ValueError as error:
-        problems.fatal(f"is not valid JSON: {error}")
+def _load(path: Path, problems: Problems) -> tuple[dict[str, Any], PlainRows]:
+    """Parse the file; plain annotations are taken out of it, and ``PACKED`` stands in the place of each."""
+    plain = PlainRows()
+    content = _parse(path, plain.take, problems)
+    if not plain.are_all_in(content):  # the like of annotations somewhere else in the file
+        plain = PlainRows()
+        content = _parse(path, without_outline, problems)
     if not isinstance(content, dict):
         problems.fatal(f"must hold an object with images, annotations and categories, got {show(content)}")
     for key in ("images", "annotations", "categories"):
@@ -84,12 +100,16 @@ def _load(path: Path, problems: Problems) -> dict[str, Any]:
             problems.fatal(
                 f"must hold a list '{key}', got {show(content.get(key))}; is it a COCO instances file?"
             )
-    return content
+    return content, plain
 
 
-def _without_outline(item: dict[str, Any]) -> dict[str, Any]:
-    item.pop("segmentation", None)
-    return item
+def _parse(path: Path, hook: Callable[[dict[str, Any]], object], problems: Problems) -> object:
+    try:
+        return load_json(path, hook)
+    except OSError as error:
+        problems.fatal(f"cannot be opened: {error.strerror}; check the path of the annotation file")
+    except ValueError as error:
+        problems.fatal(f"is not valid JSON: {error}")
 
 
 def _categories(content: dict[str, Any], problems: Problems) -> dict[int, str]:
@@ -126,6 +146,7 @@ def _images(
         problems.fatal(f"its image folder {root} does not exist; check image_root (null: annotations alone)")
     _refuse_same_ids(content["images"], problems)
     folder = None if root is None else Folder(root)
+    prefix = "" if root is None else f"{root}/"
     rows: list[ImageRow] = []
     positions: dict[int, int | None] = {}
     for position, item in enumerate(content["images"]):
@@ -136,8 +157,9 @@ def _images(
             name = text(item, "file_name")
             if folder is None:
                 check_relative(Path(problems.source).parent, name)
-            path = Path(name) if folder is None else folder.find(name)
-            rows.append(ImageRow(image_id, path, width, height))
+            else:
+                folder.check(name)
+            rows.append(ImageRow(image_id, f"{prefix}{name}", width, height))
         except (FieldError, DataError) as error:
             problems.reject(
                 "images skipped", f"{problems.source}: {_where('images', position, item)}: {error}"
@@ -161,24 +183,62 @@ def _refuse_same_ids(images: list[object], problems: Problems) -> None:
 
 
 def _boxes(
-    content: dict[str, Any],
+    annotations: list[object],
+    plain: PlainRows,
     by_id: dict[int, str],
-    names: tuple[str, ...],
+    label_of: dict[str, int],
     positions: dict[int, int | None],
     problems: Problems,
 ) -> BoxColumns:
-    label_of = {name: label for label, name in enumerate(names, start=1)}
-    columns = BoxColumns()
-    for position, item in enumerate(content["annotations"]):
+    """The boxes of all annotations that can be used: plain ones at once, the others one by one."""
+    rows = plain.columns()
+    owner = _look_up(rows["image_id"], positions)
+    label = _look_up(rows["category_id"], {key: label_of.get(name) for key, name in by_id.items()})
+    sound = (owner >= 0) & (label >= 0)
+    wrong = ~sound & (owner != _NONE)  # boxes of an image that was left out were counted there
+
+    odd = np.array([item is not PACKED for item in annotations], dtype=np.bool_)
+    place = np.flatnonzero(~odd)
+    for at, row in zip(place[wrong].tolist(), rows[wrong], strict=True):
+        annotations[at] = unpacked(row)
+        odd[at] = True
+
+    boxes = np.zeros(len(annotations), dtype=_BOX)
+    boxes["owner"] = _NONE
+    boxes[place[sound]] = _plain_boxes(rows[sound], owner[sound], label[sound])
+    for at in np.flatnonzero(odd).tolist():
+        item = annotations[at]
         try:
-            owner = _owner(item, positions)
-            if owner is None:  # its image was left out, and counted there
-                continue
-            columns.add(owner, _xyxy(item), _label(item, by_id, label_of), _crowd(item), _area(item))
+            mine = _owner(item, positions)
+            if mine is not None:
+                boxes[at] = (mine, _xyxy(item), _label(item, by_id, label_of), _crowd(item), _area(item))
         except FieldError as error:
-            where = _where("annotations", position, item)
+            where = _where("annotations", at, item)
             problems.reject("annotations skipped", f"{problems.source}: {where}: {error}")
+    used = boxes[boxes["owner"] >= 0]
+    columns = BoxColumns()
+    columns.extend(*(used[name] for name in _BOX.names or ()))
     return columns
+
+
+def _look_up(keys: NDArray[np.int64], table: Mapping[int, int | None]) -> NDArray[np.int64]:
+    """The values of (N,) keys; ``_UNKNOWN`` for a key that the table lacks, ``_NONE`` for a value of None."""
+    known = np.array(sorted(table), dtype=np.int64)
+    values = np.array([_NONE if (value := table[key]) is None else value for key in known.tolist()], np.int64)
+    at = np.searchsorted(known, keys)
+    found = np.append(known, 0)[at] == keys
+    return np.where(found & (at < len(known)), np.append(values, 0)[at], _UNKNOWN)
+
+
+def _plain_boxes(
+    rows: NDArray[np.void], owner: NDArray[np.int64], label: NDArray[np.int64]
+) -> NDArray[np.void]:
+    boxes = np.empty(len(rows), dtype=_BOX)
+    boxes["owner"], boxes["label"] = owner, label
+    boxes["xyxy"] = rows["bbox"]
+    boxes["xyxy"][:, 2:] += rows["bbox"][:, :2]
+    boxes["ignore"], boxes["area"] = rows["iscrowd"], rows["area"]
+    return boxes
 
 
 def _owner(item: object, positions: dict[int, int | None]) -> int | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from defeat.data.dataset import DetectionDataset, Transforms, collate, drop_undecodable
 from defeat.data.fields import check_classes
 from defeat.data.fingerprint import fingerprint
-from defeat.data.order import TrainingOrder
+from defeat.data.order import TrainingOrder, orientations
 from defeat.data.problems import OnError, check_on_error
 from defeat.errors import ConfigError, DataError
 from defeat.types import Annotations, Batch
@@ -46,7 +48,8 @@ class DetectionDataModule(LightningDataModule):
         val_batch_size: images in a validation or test batch; ``batch_size`` by default.
         num_workers: processes that decode; 0 decodes in the main process.
         train_transforms: see :class:`~defeat.data.dataset.DetectionDataset`; training only.
-        pin_memory: see ``torch.utils.data.DataLoader``.
+        pin_memory: copy batches into page-locked memory, which a GPU reads while it computes; without one
+            there is nothing to lock for, and nothing is done.
         on_error: ``raise`` stops at the first record that cannot be used; ``skip`` leaves such records out,
             and decodes every image once at the start to find those that cannot be decoded.
         limit_train: only the first so many training images.
@@ -54,6 +57,8 @@ class DetectionDataModule(LightningDataModule):
         repeat: passes over the training split in one epoch, as usual for VOC's small one.
         seed: decides the order of the training images and their augmentation, see
             :class:`~defeat.data.order.TrainingOrder`.
+        group_by_aspect_ratio: training batches of images that are all higher than wide or all not, so that
+            less of a batch is padding; where all images are of one kind, nothing changes.
         classes: names in the order of the labels.
 
     Raises:
@@ -77,6 +82,7 @@ class DetectionDataModule(LightningDataModule):
         limit_val: int | None = None,
         repeat: int = 1,
         seed: int = 0,
+        group_by_aspect_ratio: bool = True,
         classes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
@@ -110,6 +116,7 @@ class DetectionDataModule(LightningDataModule):
         self._on_error = on_error
         self._repeat = repeat
         self._seed = seed
+        self._group_by_aspect_ratio = group_by_aspect_ratio
         self._begin = (0, 0)
 
     def setup(self, stage: str | None = None) -> None:
@@ -145,6 +152,7 @@ class DetectionDataModule(LightningDataModule):
             self._batch_size,
             repeat=self._repeat,
             seed=self._seed,
+            groups=self._groups,
             replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
             epoch=epoch,
@@ -152,12 +160,17 @@ class DetectionDataModule(LightningDataModule):
         )
         return self._loader(dataset, self._batch_size, order)
 
-    def order(self, processes: int) -> dict[str, int]:
-        """What decides which images a step sees, beside the images themselves, by the configuration's key."""
+    def order(self, processes: int) -> dict[str, int | None]:
+        """What decides which images a step sees, beside the images themselves, by the configuration's key.
+
+        ``data.group_by_aspect_ratio`` is None where that changes nothing, as in checkpoints of times when
+        there was no such key.
+        """
         return {
             "data.seed": self._seed,
             "data.repeat": self._repeat,
             "data.batch_size x processes": self._batch_size * processes,
+            "data.group_by_aspect_ratio": None if self._groups is None else True,
         }
 
     def begin_at(self, epoch: int, batches: int) -> None:
@@ -201,6 +214,10 @@ class DetectionDataModule(LightningDataModule):
             self._read_before[split] = reader(**named, on_error=self._on_error, **self._root)
         return self._read_before[split]
 
+    @cached_property
+    def _groups(self) -> Tensor | None:
+        return orientations(self.read("train").records) if self._group_by_aspect_ratio else None
+
     def _reader(self, split: Split) -> Callable[..., Annotations]:
         reader = self._readers[split]
         if reader is None:
@@ -217,8 +234,12 @@ class DetectionDataModule(LightningDataModule):
             collate_fn=collate,
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
-            pin_memory=self._pin_memory,
+            pin_memory=self._pin_memory and self._on_gpu(),
         )
+
+    def _on_gpu(self) -> bool:
+        """Torch warns of pinning where there is no GPU, and pins in vain where there is one that rests."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
 def _check_counts(**counts: int | None) -> None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from defeat.data.boxes import MIN_SIDE
 from defeat.data.images import read_image
 from defeat.data.order import Sample
+from defeat.data.packed import PackedBatch
 from defeat.data.problems import Problems
 from defeat.errors import ConfigError, DataError
-from defeat.seeds import isolated
 from defeat.types import Annotations, Batch, Record, Target
 
 Transforms = Callable[[tv_tensors.Image, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
@@ -64,24 +68,37 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, which: int | Sample) -> tuple[Tensor, Target]:
         """Read an image. A :class:`~defeat.data.order.Sample` says what the transforms draw as well."""
-        index, seed = which if isinstance(which, Sample) else (which, None)
-        record = self.annotations.records[index]
-        image = _decode(record, self.annotations.source)
-        target = _target(record, index % len(self))
-        if self.drop_ignored:
-            target = _select(target, ~target["ignore"])
-        if self.transforms is None:
-            return image, target
+        return self.__getitems__([which])[0]
+
+    def __getitems__(self, which: Sequence[int | Sample]) -> list[tuple[Tensor, Target]]:
+        """Read the images of a batch, as torch's loaders ask for them."""
         # Transforms draw from the generators that the detectors' samplers draw from too: decoding in the main
         # process, a distilled run would see other crops and flips than its baseline, and a resumed run others
-        # than one that was never stopped.
-        with nullcontext() if seed is None else isolated(seed):
-            return _transformed(image, target, self.transforms)
+        # than one that was never stopped. NumPy's takes half as long to put back as a small image to decode,
+        # so once for all images, and not in a worker process, where nothing else draws.
+        seeded = self.transforms is not None and any(isinstance(one, Sample) for one in which)
+        with isolate_rng(include_cuda=False) if seeded and get_worker_info() is None else nullcontext():
+            return [self._read(*one) if isinstance(one, Sample) else self._read(one) for one in which]
+
+    def _read(self, index: int, seed: int | None = None) -> tuple[Tensor, Target]:
+        record = self.annotations.records[index]
+        image = _decode(record, self.annotations.source)
+        target = _target(record, index % len(self), drop_ignored=self.drop_ignored)
+        if self.transforms is None:
+            return image, target
+        if seed is not None:
+            _seed(seed)
+        return _transformed(image, target, self.transforms)
 
 
-def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Put images of different sizes side by side, for ``DataLoader(collate_fn=collate)``."""
-    return Batch([image for image, _ in samples], [target for _, target in samples])
+def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch | PackedBatch:
+    """Put images of different sizes side by side, for ``DataLoader(collate_fn=collate)``.
+
+    In a worker process the batch is packed for the way; the loader gives out a :class:`~defeat.types.Batch`
+    all the same.
+    """
+    batch = Batch([image for image, _ in samples], [target for _, target in samples])
+    return batch if get_worker_info() is None else PackedBatch(batch)
 
 
 def drop_undecodable(annotations: Annotations) -> Annotations:
@@ -94,10 +111,19 @@ def drop_undecodable(annotations: Annotations) -> Annotations:
         errors = list(
             pool.map(lambda record: _decoding_error(record, annotations.source), annotations.records)
         )
+    if not any(errors):
+        return annotations
     for error in filter(None, errors):
         problems.reject("images undecodable", error)
     kept = [record for record, error in zip(annotations.records, errors, strict=True) if error is None]
     return annotations._replace(records=kept, counts=annotations.counts | problems.report())
+
+
+def _seed(seed: int) -> None:
+    """Seed the generators of the CPU, and no GPU's, which are not put back."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def _decode(record: Record, source: str) -> Tensor:
@@ -116,13 +142,14 @@ def _decoding_error(record: Record, source: str) -> str | None:
     return None
 
 
-def _target(record: Record, index: int) -> Target:
+def _target(record: Record, index: int, *, drop_ignored: bool) -> Target:
+    kept = ~record.ignore if drop_ignored and record.ignore.any() else slice(None)
     # copies: records share one array for all images, and what leaves here may be changed in place
     return Target(
-        boxes=torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4),
-        labels=torch.tensor(record.labels, dtype=torch.int64),
-        ignore=torch.tensor(record.ignore, dtype=torch.bool),
-        area=torch.tensor(record.area, dtype=torch.float32),
+        boxes=torch.from_numpy(np.array(record.boxes[kept], dtype=np.float32)).reshape(-1, 4),
+        labels=torch.from_numpy(np.array(record.labels[kept], dtype=np.int64)),
+        ignore=torch.from_numpy(np.array(record.ignore[kept], dtype=np.bool_)),
+        area=torch.from_numpy(np.array(record.area[kept], dtype=np.float32)),
         index=torch.tensor(index),
     )
 
@@ -143,38 +170,39 @@ def _transformed(image: Tensor, target: Target, transforms: Transforms) -> tuple
         target["boxes"], format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size
     )
     changed, fields = transforms(tv_tensors.Image(image), {**target, "boxes": boxes})
-    if (
-        not isinstance(changed, Tensor)
-        or changed.dtype != torch.uint8
-        or changed.ndim != 3
-        or len(changed) != 3
-    ):
+    # a plain tensor: each look at a tv_tensor's properties takes longer than the check
+    plain = changed.as_subclass(Tensor) if isinstance(changed, Tensor) else None
+    if plain is None or plain.dtype != torch.uint8 or plain.ndim != 3 or plain.shape[0] != 3:
         raise ConfigError(f"transforms must return a (3, H, W) uint8 image, got {_describe(changed)}")
-    boxes = _clamped(fields["boxes"])
+    corners = _clamped(fields["boxes"])
     lengths = {name: len(fields[name]) for name in _PER_BOX}
-    if set(lengths.values()) != {len(boxes)}:
+    if set(lengths.values()) != {len(corners)}:
         raise ConfigError(
-            f"transforms left {len(boxes)} boxes but {lengths}; drop SanitizeBoundingBoxes (the "
+            f"transforms left {len(corners)} boxes but {lengths}; drop SanitizeBoundingBoxes (the "
             "data set removes degenerate boxes itself) or have its labels_getter give labels, ignore and area"
         )
     result = Target(
-        boxes=boxes,
+        boxes=torch.from_numpy(corners),
         labels=fields["labels"],
         ignore=fields["ignore"],
         area=fields["area"],
         index=target["index"],
     )
-    sides = boxes[:, 2:] - boxes[:, :2]
-    return changed.as_subclass(Tensor).contiguous(), _select(result, (sides >= MIN_SIDE).all(dim=1))
+    kept = (corners[:, 2:] - corners[:, :2] >= MIN_SIDE).all(axis=1)
+    return plain.contiguous(), result if kept.all() else _select(result, torch.from_numpy(kept))
 
 
-def _clamped(boxes: tv_tensors.BoundingBoxes) -> Tensor:
-    """Plain (N, 4) float32 xyxy boxes inside the image, from whatever format the transforms left."""
+def _clamped(boxes: tv_tensors.BoundingBoxes) -> NDArray[np.float32]:
+    """(N, 4) (N, 4) float32 xyxy boxes inside the image, from whatever format the transforms left."""
     if not isinstance(boxes, tv_tensors.BoundingBoxes):
         raise ConfigError(f"transforms must keep boxes a tv_tensors.BoundingBoxes, got {_describe(boxes)}")
-    corners = F.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
-    clamped: Tensor = F.clamp_bounding_boxes(corners)
-    return clamped.as_subclass(Tensor).to(torch.float32)
+    height, width = boxes.canvas_size
+    if boxes.format != tv_tensors.BoundingBoxFormat.XYXY:
+        boxes = F.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
+    corners = boxes.as_subclass(Tensor).to(torch.float32).clamp(min=0).numpy()
+    limits = np.array([width, height, width, height], dtype=np.float32)
+    clamped: NDArray[np.float32] = np.minimum(corners, limits)
+    return clamped
 
 
 def _describe(value: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TypeGuard, cast
+from typing import TypeGuard
 
 from defeat.errors import ConfigError
 from defeat.inputs import show
@@ -54,7 +54,7 @@ def text(item: object, name: str) -> str:
 def is_finite(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number of a size that pixels and ids can have (and no bool)."""
     # a comparison, for math.isfinite fails on a whole number that no float can hold; it is false for NaN
-    return type(value) in _NUMBERS and -_LARGEST <= cast(float, value) <= _LARGEST
+    return type(value) in _NUMBERS and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
 
 
 def unknown_class(name: str, known: Iterable[str]) -> FieldError:

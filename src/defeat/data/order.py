@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from defeat.errors import ConfigError
 from defeat.seeds import Stream, fold
+from defeat.types import Record
 
 
 class Sample(NamedTuple):
@@ -29,6 +31,11 @@ class TrainingOrder(DistributedSampler[Sample]):
     draws, changes which images, so augmented, a step sees; a training that was begun on one process goes on
     with the same global batches on two. (MosaicML Streaming calls it elastic determinism.)
 
+    With ``groups``, a global batch holds images of one group. Which images come when is still by chance: each
+    waits in the shuffled order until its group fills a batch. What is left of all groups in the end makes the
+    last batches, which are mixed, so an epoch has as many batches as without groups; and where all images are
+    of one group, they are the same.
+
     It is a ``DistributedSampler`` because Lightning leaves these alone and would put another one over any
     other sampler.
 
@@ -37,6 +44,7 @@ class TrainingOrder(DistributedSampler[Sample]):
         batch_size: images of a batch of one process.
         repeat: how often an epoch goes over the data set.
         seed: of the order and of the augmentation.
+        groups: (N,) group of each image, see :func:`orientations`; None makes no difference among them.
         replicas: number of processes.
         rank: of this one.
         epoch: where to begin.
@@ -53,6 +61,7 @@ class TrainingOrder(DistributedSampler[Sample]):
         *,
         repeat: int = 1,
         seed: int = 0,
+        groups: Tensor | None = None,
         replicas: int = 1,
         rank: int = 0,
         epoch: int = 0,
@@ -68,6 +77,7 @@ class TrainingOrder(DistributedSampler[Sample]):
                 f"{self.all} training images are fewer than a batch of {replicas} processes, data.batch_size="
                 f"{batch_size} each: lower data.batch_size"
             )
+        self.groups = groups
         self.epoch = epoch
         self.batches = batches
 
@@ -83,9 +93,38 @@ class TrainingOrder(DistributedSampler[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         """The samples that the epoch has left."""
         generator = torch.Generator().manual_seed(fold(Stream.ORDER, self.seed, self.epoch))
-        shuffled = torch.randperm(self.all, generator=generator).tolist()
+        shuffled = torch.randperm(self.all, generator=generator) % self.images
+        if self.groups is not None:
+            shuffled = shuffled[_by_group(self.groups[shuffled], self.global_batch)]
+        images = shuffled.tolist()
         for batch in range(self.batches, self.all // self.global_batch):
             first = batch * self.global_batch + self.rank * self.batch_size
             for position in range(first, first + self.batch_size):
                 seed = fold(Stream.AUGMENTATION, self.seed, self.epoch, position)
-                yield Sample(shuffled[position] % self.images, seed)
+                yield Sample(images[position], seed)
+
+
+def orientations(records: Sequence[Record]) -> Tensor | None:
+    """(N,) bool, whether each image is higher than wide; None where all are alike.
+
+    Images of both kinds in one batch are all padded to its greatest height and width. An image of unknown
+    size counts as a wide one.
+    """
+    high = torch.tensor([0 < record.width < record.height for record in records], dtype=torch.bool)
+    return high if high.any() and not high.all() else None
+
+
+def _by_group(groups: Tensor, size: int) -> Tensor:
+    """(N,) int64 order that puts samples of one group together, ``size`` at a time.
+
+    Within a group and among what is left over they keep their order, and batches come in the order in which
+    they are filled.
+    """
+    batches, left = [], []
+    for group in groups.unique():
+        own = (groups == group).nonzero().flatten()
+        whole = len(own) // size * size
+        batches.append(own[:whole].view(-1, size))
+        left.append(own[whole:])
+    filled = torch.cat(batches)
+    return torch.cat([filled[filled[:, -1].argsort()].flatten(), torch.cat(left).sort().values])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -11,6 +12,7 @@ from defeat.inputs import is_file, show
 
 _LONGEST = 4096  # characters; no operating system has longer paths
 _SHOWN = 160
+_PLAIN = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 
 
 def join(root: str | os.PathLike[str], path: str | os.PathLike[str], name: str) -> Path:
@@ -51,6 +53,8 @@ def resolve_inside(root: Path, name: str) -> Path:
 
 def check_relative(root: Path, name: str) -> None:
     """Refuse, from its spelling alone, a name that could leave the root on any operating system."""
+    if _is_plain(name):  # nearly always, and quick
+        return
     if len(name) > _LONGEST or "\0" in name or not _can_be_encoded(name):
         raise DataError(f"path {_quoted(name)} is not a file name below {root}")
     windows = PureWindowsPath(name)  # splits at both slashes, and knows drives
@@ -60,6 +64,11 @@ def check_relative(root: Path, name: str) -> None:
         raise DataError(
             f"path {_quoted(name)} leads outside its root {root}; give it relative to the root, without '..'"
         )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name has nothing that any operating system could read in two ways, such as dots in front."""
+    return len(name) <= _LONGEST and _PLAIN.fullmatch(name) is not None
 
 
 def _quoted(name: str) -> str:
@@ -93,25 +102,29 @@ class Folder:
         Raises:
             DataError: see :func:`resolve_inside`; or there is no such file.
         """
+        self.check(name)
+        return self.root / name
+
+    def check(self, name: str) -> None:
+        """What :meth:`find` raises, without the path, which takes longer to make than to check."""
         check_relative(self.root, name)
-        relative = PurePosixPath(name)
-        is_link = self._files(_parent(relative)).get(relative.name)
+        parent, file = _split(name)
+        is_link = self._files(parent).get(file)
         if is_link is None:
             raise DataError(f"no file {_quoted(name)} in {self.root}")
         if is_link and not is_file(resolve_inside(self.root, name)):
             raise DataError(f"{_quoted(name)} in {self.root} is a link to no file")
-        return self.root / relative
 
     def alike(self, stem: str) -> list[str]:
         """Names, relative to the root, of the files called like ``stem`` in any case, with any suffix."""
         check_relative(self.root, stem)
-        parent = _parent(PurePosixPath(stem))
+        parent, last = _split(stem)
         if parent not in self._by_stem:
             by_stem: dict[str, list[str]] = defaultdict(list)
             for name in sorted(self._files(parent)):
                 by_stem[PurePosixPath(name).stem.lower()].append(f"{parent}/{name}" if parent else name)
             self._by_stem[parent] = by_stem
-        return self._by_stem[parent].get(PurePosixPath(stem).name.lower(), [])
+        return self._by_stem[parent].get(last.lower(), [])
 
     def _files(self, parent: str) -> dict[str, bool]:
         """Names in one folder, each with whether it is a link; empty where there is no such folder."""
@@ -121,9 +134,10 @@ class Folder:
         return self._listed[parent]
 
 
-def _parent(relative: PurePosixPath) -> str:
-    parent = str(relative.parent)
-    return "" if parent == "." else parent
+def _split(name: str) -> tuple[str, str]:
+    """The folder, empty for the root itself, and the last part of a relative path."""
+    parent, _, last = (name if _is_plain(name) else str(PurePosixPath(name))).rpartition("/")
+    return parent, last
 
 
 def _scan(folder: Path) -> dict[str, bool]:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from faster_coco_eval import COCO, COCOeval_faster
+from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.detection import MeanAveragePrecision
 
 from defeat.evaluation.evaluation import COCO_KEYS
 from defeat.evaluation.image_result import ImageResult
+from defeat.garbage import no_collection
 
-_TORCHMETRICS_KEYS = (
-    *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
-    *("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"),
-)
+_IOU_THRESHOLDS, _RECALLS, _AREAS, _MOST = (
+    10,
+    101,
+    4,
+    3,
+)  # of the evaluator: 0.5, 0.55, ...; 1, 10, 100 detections
+_ALL, _SMALL, _MEDIUM, _LARGE = range(_AREAS)
 
-# torchmetrics' own defaults are these numbers rounded to float32: its 0.6 is 0.60000002, so a box that
-# overlaps by exactly 0.6 misses there and matches in pycocotools. Whole pixels make such overlaps common.
-_IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
-_RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101).tolist()
 
-# torchmetrics takes area 0 for "not given" and puts the box's in its place. Any positive number below
-# 32 ** 2 counts as 0 does.
-_SMALLEST_AREA = 1e-6
+class _Curves(NamedTuple):
+    """What the figures are means of; -1 where there is no ground truth to measure by."""
+
+    precision: NDArray[np.float64]
+    """(K, 10, 101, 4) by class, IoU threshold, recall and area, with the most detections."""
+    recall: NDArray[np.float64]
+    """(K, 10, 4, 3) by class, IoU threshold, area and most detections."""
 
 
 def coco_figures(
@@ -36,6 +43,9 @@ def coco_figures(
     At most 100 detections count per image and class. Detections of equal score count in the order of
     ``images``, then in their order within the image.
 
+    The evaluator works on an object for each box, about 1 kB. It is given one class after the other, of which
+    all figures are means, so that only the boxes of one class are objects at a time.
+
     Args:
         images: Any number of images, none twice.
         classes: K names; label i stands for ``classes[i - 1]``.
@@ -44,35 +54,11 @@ def coco_figures(
         The figure of each of the 12 keys, and the AP of each class name; nan where there is no ground truth
         to measure by.
     """
-    metric = MeanAveragePrecision(
-        box_format="xywh",
-        iou_thresholds=_IOU_THRESHOLDS,
-        rec_thresholds=_RECALL_THRESHOLDS,
-        max_detection_thresholds=[1, 10, 100],
-        class_metrics=True,
-        backend="faster_coco_eval",
-        sync_on_compute=False,  # `images` are already those of all ranks
-    )
-    metric.warn_on_many_detections = False
-    metric.update([_detections(image) for image in images], [_truth(image) for image in images])
-    result = metric.compute()
-    coco = {
-        key: _figure(float(result[name])) for key, name in zip(COCO_KEYS, _TORCHMETRICS_KEYS, strict=True)
+    curves = _curves(images, len(classes))
+    per_class = {
+        name: _mean(of_class[..., _ALL]) for name, of_class in zip(classes, curves.precision, strict=True)
     }
-    return coco, _per_class(result, classes)
-
-
-def _detections(image: ImageResult) -> dict[str, Tensor]:
-    return {"boxes": xywh(image.boxes), "scores": image.scores, "labels": image.labels}
-
-
-def _truth(image: ImageResult) -> dict[str, Tensor]:
-    return {
-        "boxes": xywh(image.true_boxes),
-        "labels": image.true_labels,
-        "iscrowd": image.ignore.long(),
-        "area": image.area.clamp_min(_SMALLEST_AREA),
-    }
+    return _figures(curves), per_class
 
 
 def xywh(boxes: Tensor) -> Tensor:
@@ -85,16 +71,83 @@ def xywh(boxes: Tensor) -> Tensor:
     return torch.cat([corner, (boxes[:, 2:] - corner).round(decimals=6)], dim=1)
 
 
-def _figure(value: float) -> float:
-    """COCO's -1 stands for "nothing to measure"; in a table or an average it would be a wrong number."""
-    return math.nan if value < 0 else value
+def _figures(curves: _Curves) -> dict[str, float]:
+    precision, recall = curves
+    sizes = (_SMALL, _MEDIUM, _LARGE)
+    parts = [
+        precision[..., _ALL],
+        *(precision[:, threshold, :, _ALL] for threshold in (0, 5)),
+        *(precision[..., size] for size in sizes),
+        *(recall[..., _ALL, most] for most in range(_MOST)),
+        *(recall[..., size, -1] for size in sizes),
+    ]
+    return {key: _mean(part) for key, part in zip(COCO_KEYS, parts, strict=True)}
 
 
-def _per_class(result: dict[str, Tensor], classes: Sequence[str]) -> dict[str, float]:
-    """Give each class its AP; torchmetrics lists only the labels that occur, none if there are no images."""
-    per_class = dict.fromkeys(classes, math.nan)
-    labels = result["classes"].reshape(-1).tolist()
-    values = result["map_per_class"].reshape(-1).tolist() if labels else []
-    for label, value in zip(labels, values, strict=True):
-        per_class[classes[label - 1]] = _figure(value)
-    return per_class
+def _mean(values: NDArray[np.float64]) -> float:
+    """The mean of what could be measured. COCO's -1 would be a wrong number in a table or an average."""
+    measured = values[values >= 0]
+    return float(measured.mean()) if measured.size else math.nan
+
+
+def _curves(images: Sequence[ImageResult], classes: int) -> _Curves:
+    precision = np.full((classes, _IOU_THRESHOLDS, _RECALLS, _AREAS), -1.0)
+    recall = np.full((classes, _IOU_THRESHOLDS, _AREAS, _MOST), -1.0)
+    found = _by_class([(image.boxes, image.labels, image.scores) for image in images], classes)
+    true = _by_class(
+        [(image.true_boxes, image.true_labels, image.area, image.ignore) for image in images], classes
+    )
+    for label, (detections, truths) in enumerate(zip(found, true, strict=True)):
+        if len(truths[0]):
+            with no_collection():
+                precision[label], recall[label] = _evaluate(detections, truths)
+    return _Curves(precision, recall)
+
+
+_Columns = list[NDArray[Any]]
+
+
+def _by_class(images: Sequence[Sequence[Tensor]], classes: int) -> Iterator[_Columns]:
+    """For each class the number of the image, the boxes as xywh, and what follows the labels, in order."""
+    if not images:
+        return iter([[np.empty(0)] * 2] * classes)
+    boxes, labels, *more = (torch.cat(column) for column in zip(*images, strict=True))
+    number = np.repeat(np.arange(len(images)), [len(image[0]) for image in images])
+    columns = [number, xywh(boxes).numpy(), *(column.numpy() for column in more)]
+    order = labels.argsort(stable=True).numpy()
+    ends = labels.bincount(minlength=classes + 1).cumsum(0).tolist()
+    places = (order[start:end] for start, end in pairwise(ends))
+    return ([column[place] for column in columns] for place in places)
+
+
+def _evaluate(detections: _Columns, truths: _Columns) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(10, 101, 4) precision and (10, 4, 3) recall of one class."""
+    number, boxes, scores = detections
+    found = _boxes(number, boxes, boxes[:, 2] * boxes[:, 3], score=scores)
+    number, boxes, area, crowd = truths
+    true = _boxes(number, boxes, area, iscrowd=crowd.astype(np.int64))
+    images = np.union1d(detections[0], truths[0]).tolist()
+    evaluation = COCOeval_faster(_data_set(images, true), _data_set(images, found), iouType="bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval["precision"][:, :, 0, :, -1], evaluation.eval["recall"][:, 0]
+
+
+def _boxes(
+    number: NDArray[np.int64], boxes: NDArray[np.float64], area: NDArray[np.float64], **more: NDArray[Any]
+) -> list[dict[str, Any]]:
+    columns = {"image_id": number, "bbox": boxes, "area": area, **more}
+    names = ("id", "category_id", *columns)
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(names, (place, 1, *row), strict=True)) for place, row in enumerate(rows, start=1)]
+
+
+def _data_set(images: list[int], annotations: list[dict[str, Any]]) -> COCO:
+    data = COCO()
+    data.dataset = {
+        "images": [{"id": image} for image in images],
+        "categories": [{"id": 1, "name": "1"}],
+        "annotations": annotations,
+    }
+    data.createIndex()
+    return data

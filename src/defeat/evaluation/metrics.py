@@ -13,13 +13,14 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from defeat.evaluation.coco import coco_figures
 from defeat.evaluation.evaluation import Evaluation
-from defeat.evaluation.image_result import ImageResult, pair
+from defeat.evaluation.image_result import ImageResult
 from defeat.evaluation.voc import voc_figures
 from defeat.types import Prediction, Target
 
 _IMAGE_COLUMNS = 3  # index, number of detections, number of ground truth boxes
-_DETECTION_COLUMNS = 6  # x1, y1, x2, y2, score, label
+_DETECTION_COLUMNS = 6  # x1, y1, x2, y2, label, score
 _TRUTH_COLUMNS = 7  # x1, y1, x2, y2, label, ignore, area
+_LABEL = 4
 
 
 def evaluate_images(images: Sequence[ImageResult], classes: Sequence[str]) -> Evaluation:
@@ -66,13 +67,21 @@ class DetectionMetrics(Metric):
             raise ValueError(
                 f"expected a prediction for each target, got {len(predictions)} for {len(targets)}"
             )
-        for prediction, target in zip(predictions, targets, strict=True):
-            image = pair(prediction, target)
-            self._check_labels(image)
-            counts = [int(target["index"]), len(image.boxes), len(image.true_boxes)]
-            self.images.append(torch.tensor(counts, dtype=torch.float64))
-            self.detections.append(_rows(image.boxes, image.scores, image.labels))
-            self.truths.append(_rows(image.true_boxes, image.true_labels, image.ignore, image.area))
+        if not targets:
+            return
+        # Two transfers a batch, not seven an image: each waits for the device.
+        detections = torch.cat([_rows(p["boxes"], p["labels"], p["scores"]) for p in predictions])
+        detections = detections.cpu().double()
+        truths = torch.cat([_rows(t["boxes"], t["labels"], t["ignore"], t["area"]) for t in targets])
+        index = torch.stack([target["index"] for target in targets]).to(truths)
+        together = torch.cat([truths.flatten(), index]).cpu().double()
+        truths, index = together.split([truths.numel(), len(targets)])
+        self._check_labels("predicted", detections[:, _LABEL])
+        self._check_labels("target", truths.reshape(-1, _TRUTH_COLUMNS)[:, _LABEL])
+        counts = [(len(p["boxes"]), len(t["boxes"])) for p, t in zip(predictions, targets, strict=True)]
+        self.images.append(torch.column_stack([index, torch.tensor(counts, dtype=index.dtype)]).flatten())
+        self.detections.append(detections.flatten())
+        self.truths.append(truths)
 
     def compute(self) -> Evaluation:
         """Return the figures over the images of all ranks, the same on each rank.
@@ -82,10 +91,10 @@ class DetectionMetrics(Metric):
         self.computed = self._image_results()
         return evaluate_images(list(self.computed.values()), self.classes)
 
-    def _check_labels(self, image: ImageResult) -> None:
-        for name, labels in (("predicted", image.labels), ("target", image.true_labels)):
-            if labels.numel() > 0 and not 1 <= labels.min() <= labels.max() <= len(self.classes):
-                raise ValueError(f"{name} labels must be in 1..{len(self.classes)}, got {labels.tolist()}")
+    def _check_labels(self, name: str, labels: Tensor) -> None:
+        if labels.numel() > 0 and not 1 <= labels.min() <= labels.max() <= len(self.classes):
+            wrong = labels[(labels < 1) | (labels > len(self.classes))].unique().long().tolist()
+            raise ValueError(f"{name} labels must be in 1..{len(self.classes)}, got {wrong}")
 
     def _image_results(self) -> dict[int, ImageResult]:
         """Undo the flattening; one result for each different image, in order of its index."""
@@ -102,8 +111,9 @@ class DetectionMetrics(Metric):
 
 
 def _rows(boxes: Tensor, *columns: Tensor) -> Tensor:
-    """Lay (N, 4) boxes and (N,) columns side by side and flatten the rows."""
-    return torch.cat([boxes, *(column.to(boxes.dtype).unsqueeze(1) for column in columns)], dim=1).flatten()
+    """Lay (N, 4) boxes and (N,) columns side by side, on their device and exactly: float32 or wider."""
+    dtype = torch.promote_types(boxes.dtype, torch.float32)
+    return torch.column_stack([boxes.reshape(-1, 4).to(dtype), *(column.to(dtype) for column in columns)])
 
 
 def _table(state: list[Tensor] | Tensor, columns: int) -> Tensor:
@@ -116,10 +126,10 @@ def _table(state: list[Tensor] | Tensor, columns: int) -> Tensor:
 def _image_result(detected: Tensor, true: Tensor) -> ImageResult:
     return ImageResult(
         boxes=detected[:, :4],
-        scores=detected[:, 4],
-        labels=detected[:, 5].long(),
+        scores=detected[:, 5],
+        labels=detected[:, _LABEL].long(),
         true_boxes=true[:, :4],
-        true_labels=true[:, 4].long(),
+        true_labels=true[:, _LABEL].long(),
         ignore=true[:, 5].bool(),
         area=true[:, 6],
     )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -117,12 +118,10 @@ def _taken(image: ImageResult, iou_threshold: float, first_box: int) -> Tensor:
 
 def _first_of_each(taken: Tensor) -> Tensor:
     """Mark the first occurrence of each of (N,) integers; -1 stands for nothing and is never marked."""
-    seen = {-1}
-    first = []
-    for box in taken.tolist():
-        first.append(box not in seen)
-        seen.add(box)
-    return torch.tensor(first, dtype=torch.bool)
+    _, places = np.unique(taken.numpy(), return_index=True)
+    first = torch.zeros(len(taken), dtype=torch.bool)
+    first[torch.from_numpy(places)] = True
+    return first & (taken >= 0)
 
 
 def _mean_ap(matches: Matches, classes: int, points: Points) -> float:

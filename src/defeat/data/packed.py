@@ -1,0 +1,63 @@
+"""A batch on its way from a worker process: few large pieces in place of many small ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from defeat.types import Batch, Target
+
+Arrays = tuple[
+    NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float32], NDArray[np.int64]
+]
+"""Boxes, labels, ignore, area of all images one after another, and the index of each image."""
+
+
+class PackedBatch:
+    """What becomes a :class:`~defeat.types.Batch` when it is unpickled.
+
+    Every tensor that a worker process sends is a shared memory file and an open descriptor of its own, and
+    costs both sides more than a small image takes to decode. So all images travel in one, and the targets,
+    which are small, by value. The tensors that come out do not overlap and may be changed in place.
+
+    Args:
+        batch: uint8 images on the CPU, with their targets.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.pixels = torch.cat([image.reshape(-1) for image in batch.images])
+        self.shapes = [tuple(image.shape) for image in batch.images]
+        self.counts = [len(target["labels"]) for target in batch.targets]
+        self.arrays: Arrays = (
+            _joined([target["boxes"] for target in batch.targets]),
+            _joined([target["labels"] for target in batch.targets]),
+            _joined([target["ignore"] for target in batch.targets]),
+            _joined([target["area"] for target in batch.targets]),
+            np.array([int(target["index"]) for target in batch.targets], dtype=np.int64),
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., Batch], tuple[object, ...]]:
+        return _unpack, (self.pixels, self.shapes, self.counts, self.arrays)
+
+
+def _unpack(
+    pixels: Tensor, shapes: Sequence[tuple[int, ...]], counts: Sequence[int], arrays: Arrays
+) -> Batch:
+    images = pixels.split([math.prod(shape) for shape in shapes])
+    boxes, labels, ignore, area = (torch.from_numpy(array).split(list(counts)) for array in arrays[:4])
+    targets = [
+        Target(boxes=box, labels=label, ignore=ignored, area=areas, index=index)
+        for box, label, ignored, areas, index in zip(
+            boxes, labels, ignore, area, torch.from_numpy(arrays[4]).unbind(), strict=True
+        )
+    ]
+    return Batch([image.view(shape) for image, shape in zip(images, shapes, strict=True)], targets)
+
+
+def _joined(parts: Sequence[Tensor]) -> NDArray:
+    return torch.cat(list(parts)).numpy()
