@@ -2,7 +2,9 @@
 
 The weights are random. The statistics of frozen normalisation layers are those of the batch, as a trained
 network's are those of its data: without them the activations of a ResNet would grow from block to block until
-every box is clipped to the image, and there would be no proposals to work on.
+every box is clipped to the image, and there would be no proposals to work on. What a residual block adds is
+scaled down, for random blocks pass rounding on much more than trained ones do: in bfloat16 a random ResNet-50
+then errs by as much as one trained on ImageNet (3.5 % and 2.9 %), and so has to stay in float32 as far.
 
 Every step draws its random numbers from the same seed and moves no weight (the learning rate is 0), so that
 all steps of all variants do the same work on the same numbers.
@@ -24,6 +26,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from defeat.config import build, compose_config
@@ -65,6 +68,9 @@ TINY = tuple(
     )
 )
 """Overrides for detectors whose step takes milliseconds."""
+
+RESIDUAL = 0.2
+"""Scale of what a residual block adds."""
 
 Step = Callable[[], object]
 
@@ -196,13 +202,19 @@ def random_batch(size: tuple[int, int], images: int, boxes: int) -> Batch:
 
 @torch.no_grad()
 def fit_statistics(detector: nn.Module, images: Tensor) -> None:
-    """Set mean and variance of frozen normalisation layers to those of their input on some images."""
+    """Set mean and variance of frozen normalisation layers to those of their input on some images.
+
+    And the scale of those at the end of residual blocks to :data:`RESIDUAL`.
+    """
 
     def measure(norm: nn.Module, args: tuple[Tensor]) -> None:
         variance, mean = torch.var_mean(args[0], (0, 2, 3), correction=0)
         cast(Any, norm).running_mean.copy_(mean)
         cast(Any, norm).running_var.copy_(variance)
 
+    for block in detector.modules():
+        if isinstance(block, Bottleneck | BasicBlock):
+            (block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight.fill_(RESIDUAL)
     norms = [module for module in detector.modules() if isinstance(module, FrozenBatchNorm2d)]
     handles = [norm.register_forward_pre_hook(measure) for norm in norms]
     cast(Any, detector).backbone(images)

@@ -42,6 +42,8 @@ def main() -> None:
     sizes = [(round(args.images * share), round(args.boxes * share)) for share in SHARES]
     found = [several(args.rounds, *size) for size in sizes]
     report(sizes, found, full=args.images == arguments([]).images)
+    if args.json:
+        args.json.write_text(json.dumps(points(sizes, found)))
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,6 +51,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=118_287, help="of the largest data set")
     parser.add_argument("--boxes", type=int, default=860_001, help="of the largest data set")
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes for each size")
+    parser.add_argument("--json", type=Path, help="file for the points that benchmarks/growth.py plots")
     parser.add_argument(
         "--measure", type=Path, help="measure one data set and print JSON (what the others start)"
     )
@@ -206,6 +209,20 @@ def own_memory(pid: int) -> int:
 
 
 # The report
+
+
+def points(
+    sizes: Sequence[tuple[int, int]], found: Sequence[dict[str, list[float]]]
+) -> list[dict[str, float]]:
+    """Seconds and peak of the whole start by the number of boxes."""
+    return [
+        {
+            "boxes": boxes,
+            "seconds": statistics.median(one["total"]),
+            "mib": statistics.median(one["peak"]) / MIB,
+        }
+        for (_, boxes), one in zip(sizes, found, strict=True)
+    ]
 
 
 def report(sizes: Sequence[tuple[int, int]], found: Sequence[dict[str, list[float]]], full: bool) -> None:

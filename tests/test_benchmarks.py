@@ -189,7 +189,7 @@ RUNS: dict[str, list[str]] = {
     "memory.py": ["--variants", "features", "--no-rss", "--explain", "student", *SMALL],
     "losses.py": ["--boxes", "3", "--rounds", "1", *SMALL],
     "evaluation.py": ["--images", "20", "--detections", "5", "--rounds", "1"],
-    "start_up.py": ["--images", "40", "--boxes", "300", "--rounds", "1"],
+    "start_up.py": ["--images", "40", "--boxes", "300", "--rounds", "1", "--json", "start_up.json"],
     "input.py": ["--images", "16", "--rounds", "1", "--passes", "1", "--workers", "1"],
     "growth.py": ["--rounds", "1", "--shrink", "5", "--figure", "growth.png"],
     "gpu.py": [

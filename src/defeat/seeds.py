@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
 
 class Stream(IntEnum):
@@ -37,11 +34,8 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
 
 
-@contextmanager
-def isolated(seed: int) -> Iterator[None]:
-    """Draw from ``seed`` inside the ``with`` block, and leave the generators of the CPU as they were."""
-    with isolate_rng(include_cuda=False):
-        torch.default_generator.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        yield
+def seed_cpu(seed: int) -> None:
+    """Seed torch's generator of the CPU alone, NumPy and Python."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

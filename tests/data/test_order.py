@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch.utils.data import DistributedSampler
 
 from defeat.data.order import Sample, TrainingOrder, orientations
 from defeat.errors import ConfigError
-from defeat.seeds import Stream, fold, isolated
+from defeat.seeds import Stream, fold
 from defeat.types import Record
 
 
@@ -167,27 +166,6 @@ def test_one_process_takes_what_there_is_and_several_refuse() -> None:
 
 def test_lightning_leaves_it_alone() -> None:
     assert isinstance(TrainingOrder(range(3), 1), DistributedSampler)
-
-
-def test_drawing_apart_leaves_all_generators_as_they_were() -> None:
-    def draw() -> tuple[float, float, float]:
-        return torch.rand(()).item(), np.random.rand(), random.random()
-
-    def seed() -> None:
-        torch.manual_seed(1)
-        np.random.seed(1)
-        random.seed(1)
-
-    seed()
-    expected = draw()
-    seed()
-    with isolated(5):
-        first = draw()
-    assert draw() == expected
-    with isolated(5):
-        assert draw() == first
-    with isolated(6):
-        assert draw() != first
 
 
 def test_seeds_depend_on_every_number() -> None:

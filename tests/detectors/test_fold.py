@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from defeat.detectors import fcos, retinanet
 from defeat.detectors.builders import faster_rcnn
-from defeat.detectors.fold import fold_normalisation
+from defeat.detectors.fold import Summand, fold_normalisation
 
 BACKBONES = {
     "resnet10": lambda: faster_rcnn(3, backbone="resnet10", fpn_channels=8),
@@ -50,6 +51,22 @@ def test_every_normalisation_of_our_backbones_goes_and_the_maps_stay(name: str) 
     for level, x in expected.items():
         torch.testing.assert_close(maps[level], x, rtol=1e-7, atol=1e-7)
         assert x.std() > 1e-6
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
+def test_what_residual_blocks_add_up_stays_in_float32(name: str) -> None:
+    backbone = unsettled(BACKBONES[name]().backbone).float()
+    fold_normalisation(backbone)
+    summands = [m for m in backbone.modules() if isinstance(m, Summand)]
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        blocks: list[Tensor] = []
+        for module in backbone.modules():
+            if isinstance(module, Bottleneck) or getattr(module, "use_res_connect", False):
+                module.register_forward_hook(lambda m, a, out: blocks.append(out))
+        backbone(image)
+    assert len(blocks) == len(summands) - 4 * (name == "resnet50")  # its first blocks add two convolutions
+    assert {x.dtype for x in blocks} == {torch.float32}
 
 
 class Awkward(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -24,6 +23,7 @@ from defeat.data.order import Sample
 from defeat.data.packed import PackedBatch
 from defeat.data.problems import Problems
 from defeat.errors import ConfigError, DataError
+from defeat.seeds import seed_cpu
 from defeat.types import Annotations, Batch, Record, Target
 
 Transforms = Callable[[tv_tensors.Image, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
@@ -87,7 +87,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         if self.transforms is None:
             return image, target
         if seed is not None:
-            _seed(seed)
+            seed_cpu(seed)
         return _transformed(image, target, self.transforms)
 
 
@@ -117,13 +117,6 @@ def drop_undecodable(annotations: Annotations) -> Annotations:
         problems.reject("images undecodable", error)
     kept = [record for record, error in zip(annotations.records, errors, strict=True) if error is None]
     return annotations._replace(records=kept, counts=annotations.counts | problems.report())
-
-
-def _seed(seed: int) -> None:
-    """Seed the generators of the CPU, and no GPU's, which are not put back."""
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
 
 
 def _decode(record: Record, source: str) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
@@ -33,10 +35,23 @@ def fold_normalisation(backbone: nn.Module) -> int:
         return 0
     pairs = list(_foldable(backbone, graph))
     for conv, norm in pairs:
-        _fold(cast(nn.Conv2d, backbone.get_submodule(conv)), backbone.get_submodule(norm))
-        parent, _, name = norm.rpartition(".")
-        setattr(backbone.get_submodule(parent), name, nn.Identity())
+        place = str(norm.target)
+        _fold(cast(nn.Conv2d, backbone.get_submodule(str(conv.target))), backbone.get_submodule(place))
+        parent, _, name = place.rpartition(".")
+        setattr(backbone.get_submodule(parent), name, Summand() if _is_added(norm) else nn.Identity())
     return len(pairs)
+
+
+class Summand(nn.Module):
+    """What goes into the sum of a residual block, in float32 at least.
+
+    In half precision the stream that all blocks add to would be rounded once by each of them, which in a deep
+    network is most of the error; so only what is added is rounded, and not the sum.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same numbers."""
+        return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Tracer(fx.Tracer):
@@ -44,8 +59,12 @@ class _Tracer(fx.Tracer):
         return isinstance(m, FrozenBatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _foldable(backbone: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, str]]:
-    """Names of convolutions and of the normalisations that can go into them."""
+def _is_added(node: fx.Node) -> bool:
+    return any(user.target in (operator.add, operator.iadd, torch.add) for user in node.users)
+
+
+def _foldable(backbone: nn.Module, graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Calls of convolutions and of the normalisations that can go into them."""
     calls = [node for node in graph.nodes if node.op == "call_module"]
     modules = [backbone.get_submodule(str(node.target)) for node in calls]
     times = Counter(map(id, modules))
@@ -57,7 +76,7 @@ def _foldable(backbone: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, str]]
         conv = of.get(before)
         once = conv is not None and times[id(conv)] == times[id(module)] == 1 and len(before.users) == 1
         if type(conv) is nn.Conv2d and once:  # a subclass may make its weight from something else
-            yield str(before.target), str(node.target)
+            yield before, node
 
 
 def _is_fixed_normalisation(module: nn.Module) -> bool:

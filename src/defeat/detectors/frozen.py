@@ -137,6 +137,21 @@ def _in_half(module: nn.Module) -> Iterator[nn.Module]:
             yield from _in_half(child)
 
 
+def _parts(body: nn.Module | None) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """The parts of a backbone's body in the order of their computation: where each is, by name.
+
+    torchvision's bodies compute their children one after the other; a child that does so too, such as a stage
+    of a ResNet, is taken apart into its blocks.
+    """
+    if not isinstance(body, nn.ModuleDict):
+        return
+    for name, child in body.items():
+        if type(child) is nn.Sequential:
+            yield from ((f"{name}.{own}", (child, own)) for own in child._modules)
+        else:
+            yield name, (body, name)
+
+
 class _Plan:
     """Tries which of the backbone's parts bear half precision."""
 
@@ -144,16 +159,15 @@ class _Plan:
         self.detector = detector
         self.images = images
         self.reference = reference
-        body = getattr(detector.get_submodule("backbone"), "body", None)
-        self.body = body if isinstance(body, nn.ModuleDict) else nn.ModuleDict()
-        self.parts = tuple(self.body)
+        self.places = dict(_parts(getattr(detector.get_submodule("backbone"), "body", None)))
+        self.parts = tuple(self.places)
 
     def set(self, half: torch.dtype | None, kept: int) -> dict[str, float]:
         """Compute in ``half`` after the first ``kept`` parts, and return the errors."""
-        for i, name in enumerate(self.parts):
-            own = self.body[name]
+        for i, (parent, name) in enumerate(self.places.values()):
+            own = getattr(parent, name)
             bare = own.module if isinstance(own, Float32) else own
-            self.body[name] = Float32(bare) if half is not None and i < kept else bare
+            setattr(parent, name, Float32(bare) if half is not None and i < kept else bare)
         cast(Any, self.detector).arithmetic = Arithmetic(half)
         return relative_errors(outputs(self.detector, self.images), self.reference)
 
