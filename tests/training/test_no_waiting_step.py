@@ -20,7 +20,7 @@ from defeat.training.progress import ProgressBar, _free_to_read
 from defeat.training.run import train
 
 OURS = ("defeat/training/", "lightning/pytorch/trainer/", "lightning/pytorch/callbacks/")
-HELPERS = ("/torch/", "lightning/fabric/utilities/", "lightning_utilities/", "test_no_waiting.py")
+HELPERS = ("/torch/", "lightning/fabric/utilities/", "lightning_utilities/", "test_no_waiting_step.py")
 AWAITED = "defeat/training/nonfinite.py"
 """It looks at losses where the forward that made them is over."""
 

@@ -68,7 +68,7 @@ def test_the_student_is_converted_and_the_teacher_keeps_its_statistics(
     scenes: Path, teacher: Path, tmp_path: Path
 ) -> None:
     ddp = ["trainer.accelerator=cpu", "trainer.strategy=ddp", "trainer.sync_batchnorm=true", "~logger"]
-    norms = ["student.model.norm=batch", "teacher.model.norm=batch"]
+    norms = ["student.model.norm=batch", "teacher.model.norm=batch", "teacher.precision=as_built"]
     overrides = tiny(tmp_path / "run", scenes, *tiny_teacher(teacher), *norms, *ddp)
     watch = Watch()
     outcome = train(compose_config("train", ["+experiment=scenes", *overrides]), callbacks=[watch])

@@ -99,7 +99,9 @@ def create_detector(
         _check_settings(weights, file.config, model)
     path = weight_path(weights)
     whole = not report.missing and not report.mismatched
-    infinite = tuple(name for name, x in detector.state_dict().items() if not x.isfinite().all())
+    infinite = tuple(
+        name for name, x in detector.state_dict().items() if not x.is_meta and not x.isfinite().all()
+    )
     digest = sha256(path) if path.is_file() else None
     return Detector(
         detector,
