@@ -4,7 +4,7 @@ The weights are random. The statistics of frozen normalisation layers are those 
 network's are those of its data: without them the activations of a ResNet would grow from block to block until
 every box is clipped to the image, and there would be no proposals to work on. What a residual block adds is
 scaled down, for random blocks pass rounding on much more than trained ones do: in bfloat16 a random ResNet-50
-then errs by as much as one trained on ImageNet (3.5 % and 2.9 %), and so has to stay in float32 as far.
+then errs by about as much as one trained on ImageNet, and so has to stay in float32 about as far.
 
 Every step draws its random numbers from the same seed and moves no weight (the learning rate is 0), so that
 all steps of all variants do the same work on the same numbers.

@@ -56,7 +56,8 @@ def _images(data: DetectionDataModule) -> list[torch.Tensor]:
     dataset = DetectionDataset(data.read("train"))
     images: list[torch.Tensor] = []
     for index in range(min(len(dataset), LOOKED_AT)):
-        if len(images) < IMAGES:
-            with suppress(DataError):
-                images.append(dataset[index][0])
+        if len(images) == IMAGES:
+            break
+        with suppress(DataError):
+            images.append(dataset[index][0])
     return images
