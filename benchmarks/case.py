@@ -15,8 +15,8 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -27,15 +27,16 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from defeat.config import build, compose_config
 from defeat.detectors import capture
 from defeat.detectors.frozen import Precision, Rewritten, rewrite
+from defeat.detectors.parallel_pool import ParallelPool
 from defeat.distill import Distiller, FeatureTerm, Pair
 from defeat.distill.processes import global_batch
 from defeat.seeds import Stream, fold, seed_all
-from defeat.training.hardware import lay_channels_last, set_hardware
+from defeat.training.hardware import keep_freed_memory, lay_channels_last, set_hardware
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.types import Batch, Target
 
@@ -104,6 +105,8 @@ class Case:
         self.overrides = tuple(overrides)
         self.config = self._compose(())
         set_hardware(self.config)
+        if self.config.keep_freed_memory and self.device.type == "cpu":
+            keep_freed_memory()
         seed_all(0)
         self.batch: Batch = move_data_to_device(random_batch(size, images, boxes), self.device)
         self.student = self._detector("student").train()
@@ -227,8 +230,19 @@ def seed_step() -> None:
     seed_all(fold(Stream.STEP, 0, 0, 0, 0))
 
 
+@contextmanager
+def torchvisions_pooling() -> Iterator[None]:
+    """Inside, or in a function that this decorates, RoIAlign is torchvision's own, on one core of a CPU."""
+    ours = ParallelPool.forward
+    ParallelPool.forward = MultiScaleRoIAlign.forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ParallelPool.forward = ours  # type: ignore[method-assign]
+
+
 class Floor:
-    """The arithmetic that a distillation step cannot do without, in bare parts.
+    """The arithmetic that a distillation step cannot do without, in bare parts, as torchvision computes them.
 
     Each method is one part. What a part is given (pixels, maps, proposals) is computed here, once.
     """
@@ -244,6 +258,7 @@ class Floor:
             self.taught = cast(Any, case.teacher).backbone(self.pixels.tensors)
             self.proposals = self._propose()
 
+    @torchvisions_pooling()
     def student_step(self) -> Tensor:
         """Forward, losses, backward and optimiser step of the student alone."""
         seed_step()
@@ -290,6 +305,7 @@ class Floor:
         """The optimiser's step over the adapters; not counted to the floor."""
         self._adapters_optimizer.step()
 
+    @torchvisions_pooling()
     @torch.no_grad()
     def teacher_head(self) -> None:
         """The teacher's box head on the student's proposals."""
@@ -302,6 +318,7 @@ class Floor:
         with self.case.autocast():
             self._propose()
 
+    @torchvisions_pooling()
     def second_pass(self) -> None:
         """The student's box head on the teacher's proposals, forward and backward."""
         with self.case.autocast():
@@ -370,11 +387,12 @@ def usual(case: Case, kind: Kind) -> Callable[[], Tensor]:
     """The design that most implementations have: the teacher is a whole detector that finds objects.
 
     It resizes the images itself, proposes, suppresses and scores, and hooks keep the maps on the way.
-    Adapters, masks and losses are those of :func:`distilled`.
+    Adapters, masks and losses are those of :func:`distilled`; RoIAlign is torchvision's.
     """
     distiller = case.distiller(kind)
     optimizer = case.optimizer(nn.ModuleList([case.student, distiller]))
 
+    @torchvisions_pooling()
     def step() -> Tensor:
         seed_step()
         images = to_unit_range(case.batch.images)

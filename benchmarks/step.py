@@ -18,7 +18,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from case import TINY, Case, Floor, Step, distilled, usual
+from case import TINY, Case, Floor, Step, distilled, student_alone, usual
 from lightning.pytorch import Trainer
 from measure import Timed, alternate, heading, ratio, table, verdict
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,6 +40,7 @@ FLOOR: dict[str, tuple[str, Callable[[Floor], object]]] = {
 }
 
 WHOLE: dict[str, tuple[str, Callable[[Case], Step]]] = {
+    "own": ("a student's step as it is trained here", student_alone),
     "features": ("neck + backbone, teacher as built", partial(distilled, kind="features")),
     "lean": ("+ head on the student's proposals", partial(distilled, kind="lean")),
     "full": ("+ head on the teacher's proposals", partial(distilled, kind="full")),
@@ -79,6 +80,8 @@ GOALS = (
     Goal("features, cheaper teacher / (a + b + c)", ["features-auto"], FEATURES, 0.90),
     Goal("lean, cheaper teacher / (a + b + c + d)", ["lean-auto"], LEAN, 0.90),
     Goal("full, cheaper teacher / (a + b + c + d + e + f)", ["full-auto"], FULL, 0.90),
+    Goal("a student's step as it is trained here / a", ["own"], ["student"]),
+    Goal("features / (that step + b + c)", ["features"], ["own", "backbone", "adapters"], 1.05),
     Goal("optimiser over the adapters / (a + b + c)", ["update"], FEATURES),
     Goal("usual design / features", ["usual"], ["features"], 1.06, at_least=True),
     Goal("usual design / features, cheaper teacher", ["usual"], ["features-auto"], 1.06, at_least=True),

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from case import Case, seed_step
+from case import Case, seed_step, torchvisions_pooling
 from torch import Tensor
 
 from defeat.training.module import to_unit_range
@@ -38,6 +38,7 @@ def torchdistill(case: Case) -> Callable[[], Tensor]:
     logging.disable(logging.NOTSET)
     box.pre_epoch_process(epoch=0)
 
+    @torchvisions_pooling()
     def step() -> Tensor:
         seed_step()
         images = to_unit_range(case.batch.images)

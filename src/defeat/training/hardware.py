@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 
 import torch
@@ -20,10 +21,10 @@ def set_hardware(config: DictConfig) -> None:
         config: composed from conf/train.yaml.
 
     Raises:
-        ConfigError: ``tf32`` or ``channels_last`` is neither true nor false; a student is to be compiled; or
-            a fused optimiser is to clip float16 gradients.
+        ConfigError: ``tf32``, ``channels_last`` or ``keep_freed_memory`` is neither true nor false; a student
+            is to be compiled; or a fused optimiser is to clip float16 gradients.
     """
-    for name in ("tf32", "channels_last"):
+    for name in ("tf32", "channels_last", "keep_freed_memory"):
         if not isinstance(config[name], bool):
             raise ConfigError(f"{name} must be true or false, got {config[name]!r}")
     if config.student.get("compile") is not None:
@@ -49,6 +50,25 @@ def _check_fused(config: DictConfig) -> None:
             "optim.optimizer.fused=true with trainer.precision=16-mixed, which it unscales by itself: set "
             "optim.optimizer.fused=false, or take bf16-mixed"
         )
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what tensors on the CPU free, for the next ones, until the process ends.
+
+    glibc fetches large pieces from the system one by one and hands them back when they are freed, so that each
+    step gets its memory anew and the system clears it page by page, which takes longer than many operations
+    on it. torch has an allocator that keeps memory for a GPU, but none for a CPU.
+
+    Returns:
+        Whether this C library can be told so; others than glibc stay as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc; on Windows there is no such library at all
+        return False
+    # From malloc.h. In this order: keep what is freed, take it from one heap, and enlarge that in large steps.
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0) and mallopt(top_pad, 64 * 2**20))
 
 
 def lay_channels_last(*modules: nn.Module | None) -> None:

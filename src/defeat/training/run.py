@@ -31,7 +31,12 @@ from defeat.training.balance import changed_weights, checkpoint_weights, fix_wei
 from defeat.training.checkpoint_io import SafeCheckpointIO
 from defeat.training.exact_resume import ExactResume
 from defeat.training.gradients import MeasureGradients
-from defeat.training.hardware import laid_like_parameters, lay_channels_last, set_hardware
+from defeat.training.hardware import (
+    keep_freed_memory,
+    laid_like_parameters,
+    lay_channels_last,
+    set_hardware,
+)
 from defeat.training.module import DetectionModule
 from defeat.training.record import check_no_run, write_config, write_record
 from defeat.training.resume import check_same, find_checkpoint, take_over
@@ -104,6 +109,8 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     provenance["order"] = data.order(trainer.world_size)
     if checkpoint:
         check_same(checkpoint, {**provenance, "classes": list(data.classes)}, force=config.force_resume)
+    if config.keep_freed_memory and trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     if teacher:
         make_cheap(teacher, student.model, data, trainer.strategy.root_device)
     module = DetectionModule(

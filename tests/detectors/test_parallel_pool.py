@@ -1,0 +1,200 @@
+"""RoIAlign shared among threads is torchvision's, bit for bit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn
+from torchvision.ops import MultiScaleRoIAlign
+
+from defeat.detectors import create_detector, faster_rcnn
+from defeat.detectors.parallel_pool import ParallelPool, _workers, pool_in_parallel
+
+THREADS = 3
+NAMES = ["0", "1", "pool"]
+SIZES = [(64, 96), (60, 96)]
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def computed_in(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of the threads that pooled."""
+    names: set[str] = set()
+    own = MultiScaleRoIAlign.forward
+
+    def forward(self: MultiScaleRoIAlign, *args: Any) -> Tensor:
+        names.add(threading.current_thread().name.partition("_")[0])
+        return own(self, *args)
+
+    monkeypatch.setattr(MultiScaleRoIAlign, "forward", forward)
+    return names
+
+
+def maps(channels: int = 70) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn(2, channels, 16 >> i, 24 >> i) for i, name in enumerate([*NAMES, "unused"])}
+
+
+def boxes(counts: tuple[int, int] = (20, 7)) -> list[Tensor]:
+    torch.manual_seed(1)
+    corners = [torch.rand(count, 2) * 60 for count in counts]
+    return [torch.cat([xy, xy + 1 + torch.rand_like(xy) * 40], dim=1) for xy in corners]
+
+
+def pooled(
+    kind: type[MultiScaleRoIAlign], levels: dict[str, Tensor], regions: list[Tensor]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The result, and the gradients of its weighted sum."""
+    leaves = {name: x.clone().detach().requires_grad_(x.requires_grad) for name, x in levels.items()}
+    out = kind(NAMES, 7, 2)(leaves, regions, SIZES)
+    if out.requires_grad:
+        torch.manual_seed(2)
+        (out * torch.randn_like(out)).sum().backward()
+    return out.detach(), [x.grad for x in leaves.values()]
+
+
+def same(levels: dict[str, Tensor], regions: list[Tensor]) -> bool:
+    ours, theirs = (pooled(kind, levels, regions) for kind in (ParallelPool, MultiScaleRoIAlign))
+    pairs = zip(ours[1], theirs[1], strict=True)
+    grads = all((a is None) == (b is None) and (a is None or a.equal(b)) for a, b in pairs)
+    return ours[0].dtype == theirs[0].dtype and ours[0].equal(theirs[0]) and grads
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 70, 256])
+@pytest.mark.parametrize("learning", [NAMES, ["1"], []], ids=["all", "one", "none"])
+def test_results_and_gradients_are_torchvisions(
+    channels: int, learning: list[str], computed_in: set[str]
+) -> None:
+    levels = maps(channels)
+    for name in learning:
+        levels[name].requires_grad_()
+    assert same(levels, boxes())
+    assert computed_in == ({"MainThread", "roi-align"} if channels > 1 else {"MainThread"})
+
+
+@pytest.mark.parametrize("counts", [(0, 5), (0, 0), (1, 0)])
+def test_images_without_boxes(counts: tuple[int, int]) -> None:
+    assert same({name: x.requires_grad_() for name, x in maps().items()}, boxes(counts))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_under_autocast(half: torch.dtype) -> None:
+    with torch.autocast("cpu", half):
+        assert same({name: x.to(half).requires_grad_() for name, x in maps().items()}, boxes())
+
+
+def test_channels_last_and_double() -> None:
+    levels = {name: x.to(memory_format=torch.channels_last) for name, x in maps().items()}
+    assert same({name: x.requires_grad_() for name, x in levels.items()}, boxes())
+    doubles = {name: x.double().requires_grad_() for name, x in maps().items()}
+    assert same(doubles, [x.double() for x in boxes()])
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(mode: Any) -> None:
+    with mode():
+        levels = maps()
+        assert same(levels, boxes())
+    assert same(levels, boxes())
+
+
+def test_a_second_backward_through_the_same_graph() -> None:
+    """As a measurement of each loss's gradients does."""
+    grads = []
+    for kind in (ParallelPool, MultiScaleRoIAlign):
+        level = {name: x.requires_grad_() for name, x in maps().items()}
+        out = kind(NAMES, 7, 2)(level, boxes(), SIZES)
+        first = torch.autograd.grad(out.sum(), level["0"], retain_graph=True)[0]
+        second = torch.autograd.grad(out.square().sum(), [level["0"], level["1"]])
+        grads.append([first, *second])
+    assert all(a.equal(b) for a, b in zip(*grads, strict=True))
+
+
+def test_an_error_is_raised_as_torchvision_raises_it() -> None:
+    with pytest.raises(Exception) as theirs:
+        MultiScaleRoIAlign(NAMES, 7, 2)(maps(), [x[:, :3] for x in boxes()], SIZES)
+    with pytest.raises(type(theirs.value), match=re.escape(str(theirs.value))):
+        ParallelPool(NAMES, 7, 2)(maps(), [x[:, :3] for x in boxes()], SIZES)
+
+
+def test_the_number_of_threads_is_left_alone() -> None:
+    ParallelPool(NAMES, 7, 2)(maps(), boxes(), SIZES)
+    assert torch.get_num_threads() == THREADS
+    found: list[int] = []
+    later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert found == [THREADS]
+
+
+@pytest.mark.parametrize("following", [False, True])
+def test_who_follows_operations_sees_them_all(following: bool, computed_in: set[str]) -> None:
+    with FlopCounterMode(display=False) if following else nullcontext():
+        ParallelPool(NAMES, 7, 2)(maps(), boxes(), SIZES)
+    assert computed_in == ({"MainThread"} if following else {"roi-align"})
+
+
+def _send_from_a_worker(end: Connection) -> None:
+    end.send(_workers(THREADS, os.getpid()).submit(os.getpid).result())
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    """The threads of its parent do not live on in it."""
+    assert _workers(THREADS, os.getpid()).submit(os.getpid).result() == os.getpid()
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_send_from_a_worker, args=(theirs,), daemon=True)
+    process.start()
+    assert ours.poll(60), "the fork waits for threads that it does not have"
+    assert ours.recv() == process.pid
+    process.join(60)
+
+
+def test_detectors_pool_so_and_train_as_before() -> None:
+    def build(num_classes: int) -> nn.Module:
+        return faster_rcnn(num_classes, backbone="resnet10", fpn_channels=32, min_size=64, max_size=96)
+
+    ours = create_detector(build, ["a", "b"]).model
+    plain = build(3)
+    plain.load_state_dict(ours.state_dict())
+    assert type(ours.roi_heads.box_roi_pool) is ParallelPool
+    assert type(plain.roi_heads.box_roi_pool) is MultiScaleRoIAlign
+    target = {"boxes": torch.tensor([[10.0, 3.0, 41.5, 47.25]]), "labels": torch.tensor([1])}
+    grads = []
+    for model in (ours, plain):
+        torch.manual_seed(0)
+        losses = model([torch.rand(3, 64, 96)], [target])
+        sum(losses.values()).backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    assert all(value.equal(grads[1][name]) for name, value in grads[0].items())
+
+
+def test_torchvisions_builders_and_only_torchvisions_pooling() -> None:
+    class Mine(MultiScaleRoIAlign):
+        pass
+
+    model = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None, box_roi_pool=Mine(["0"], 7, 2))
+    pool_in_parallel(model)
+    assert type(model.roi_heads.box_roi_pool) is Mine
+    model.roi_heads.box_roi_pool = MultiScaleRoIAlign(["0"], 7, 2)
+    pool_in_parallel(model)
+    assert type(model.roi_heads.box_roi_pool) is ParallelPool
