@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from defeat.data import DetectionDataset, collate, read_coco, read_image
 from defeat.data.order import TrainingOrder
+from defeat.training.hardware import keep_freed_memory
 from defeat.types import Annotations, Batch, Record, Target
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_open_320"
@@ -46,6 +47,7 @@ def main() -> None:
             f"error: {args.photos} has no images/: lay COCO photos with annotations/ there, or say --photos"
         )
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a training does by default, before it starts workers
     heading("Input", packages=["pillow", "numpy"])
     photos = read_coco(args.photos / "annotations" / "instances_train.json", args.photos / "images")
     photos = photos._replace(records=photos.records[: args.images // args.batch * args.batch])

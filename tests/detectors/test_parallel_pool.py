@@ -192,7 +192,9 @@ def test_torchvisions_builders_and_only_torchvisions_pooling() -> None:
     class Mine(MultiScaleRoIAlign):
         pass
 
-    model = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None, box_roi_pool=Mine(["0"], 7, 2))
+    model = fasterrcnn_mobilenet_v3_large_fpn(
+        weights=None, weights_backbone=None, box_roi_pool=Mine(["0"], 7, 2)
+    )
     pool_in_parallel(model)
     assert type(model.roi_heads.box_roi_pool) is Mine
     model.roi_heads.box_roi_pool = MultiScaleRoIAlign(["0"], 7, 2)

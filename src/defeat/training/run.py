@@ -109,7 +109,8 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     provenance["order"] = data.order(trainer.world_size)
     if checkpoint:
         check_same(checkpoint, {**provenance, "classes": list(data.classes)}, force=config.force_resume)
-    if config.keep_freed_memory and trainer.strategy.root_device.type == "cpu":
+    # Not before the annotations are read, whose file takes more memory than what is kept of it.
+    if config.keep_freed_memory:
         keep_freed_memory()
     if teacher:
         make_cheap(teacher, student.model, data, trainer.strategy.root_device)
