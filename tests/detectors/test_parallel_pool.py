@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -129,10 +128,9 @@ def test_a_second_backward_through_the_same_graph() -> None:
 
 
 def test_an_error_is_raised_as_torchvision_raises_it() -> None:
-    with pytest.raises(Exception) as theirs:
-        MultiScaleRoIAlign(NAMES, 7, 2)(maps(), [x[:, :3] for x in boxes()], SIZES)
-    with pytest.raises(type(theirs.value), match=re.escape(str(theirs.value))):
-        ParallelPool(NAMES, 7, 2)(maps(), [x[:, :3] for x in boxes()], SIZES)
+    for kind in (MultiScaleRoIAlign, ParallelPool):
+        with pytest.raises(IndexError, match="out of bounds"):
+            kind(NAMES, 7, 2)(maps(), [x[:, :3] for x in boxes()], SIZES)
 
 
 def test_the_number_of_threads_is_left_alone() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,11 +170,48 @@ def test_tf32_is_for_convolutions_and_products_on_cuda_alone(
     assert {*cpu, *after} <= {"none", "ieee"}
 
 
+PAGES = """
+import resource, sys
+import torch
+from defeat.training.hardware import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def fetched():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**23)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+fetched()
+print(min(fetched() for _ in range(3)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept() -> None:
+    """Counted in pages that the system hands out for a tensor of 32 MiB after another was freed."""
+    pages = {
+        word: int(subprocess.run([sys.executable, "-c", PAGES, word], check=True, capture_output=True).stdout)
+        for word in ("keep", "leave")
+    }
+    assert pages["keep"] < 10
+    assert pages["leave"] > 2**25 // 2**21  # of the largest pages that systems have
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_run_keeps_freed_memory_where_it_is_told_to(
+    value: str, scenes: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr("defeat.training.run.keep_freed_memory", lambda: calls.append(None))
+    run(tmp_path, scenes, teacher, f"keep_freed_memory={value}", steps=1)
+    assert len(calls) == (value == "true")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["tf32=maybe"], "tf32 must be true or false, got 'maybe'"),
         (["channels_last=1"], "channels_last must be true or false, got 1"),
+        (["keep_freed_memory=null"], "keep_freed_memory must be true or false, got None"),
         (
             ["optim.optimizer.fused=true", "trainer.gradient_clip_val=1", "trainer.precision=16-mixed"],
             "gradient_clip_val=1 cannot clip .*fused=true with .*precision=16-mixed.* set .*fused=false",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from threading import Barrier
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +18,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torchvision.ops import MultiScaleRoIAlign
 
 Sizes = list[tuple[int, int]]
+
+_CHANNELS = 32
+"""Of a piece of work, at most: maps of few channels stay in a core's cache."""
 
 
 class ParallelPool(MultiScaleRoIAlign):
@@ -136,14 +140,10 @@ class _Shared(torch.autograd.Function):
 
 
 def _slices(channels: int, threads: int) -> list[slice]:
-    """As many for each thread, and each of them few: maps of few channels stay in a core's cache."""
+    """As many pieces of work for each thread."""
     count = min(channels, threads * -(-channels // (threads * _CHANNELS)))
     ends = [channels * i // count for i in range(count + 1)]
-    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
-
-
-_CHANNELS = 32
-"""Of a piece of work, at most."""
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 @cache

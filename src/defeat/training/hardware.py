@@ -21,8 +21,8 @@ def set_hardware(config: DictConfig) -> None:
         config: composed from conf/train.yaml.
 
     Raises:
-        ConfigError: ``tf32``, ``channels_last`` or ``keep_freed_memory`` is neither true nor false; a student
-            is to be compiled; or a fused optimiser is to clip float16 gradients.
+        ConfigError: a switch is neither true nor false; a student is to be compiled; or a fused optimiser is
+            to clip float16 gradients.
     """
     for name in ("tf32", "channels_last", "keep_freed_memory"):
         if not isinstance(config[name], bool):
@@ -55,9 +55,10 @@ def _check_fused(config: DictConfig) -> None:
 def keep_freed_memory() -> bool:
     """Let the C library keep what tensors on the CPU free, for the next ones, until the process ends.
 
-    glibc fetches large pieces from the system one by one and hands them back when they are freed, so that each
-    step gets its memory anew and the system clears it page by page, which takes longer than many operations
-    on it. torch has an allocator that keeps memory for a GPU, but none for a CPU.
+    glibc fetches large pieces from the system one by one and hands them back when they are freed. So each
+    step, and each image that is decoded, gets memory anew that the system clears page by page, which takes
+    longer than many operations on it. torch has an allocator that keeps memory for a GPU, but none for a
+    CPU. Processes that are forked later do so too.
 
     Returns:
         Whether this C library can be told so; others than glibc stay as they are.
@@ -66,7 +67,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc; on Windows there is no such library at all
         return False
-    # From malloc.h. In this order: keep what is freed, take it from one heap, and enlarge that in large steps.
+    # Of malloc.h. In this order: keep what is freed, take it from one heap, and enlarge that in large steps.
     trim_threshold, top_pad, mmap_max = -1, -2, -4
     return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0) and mallopt(top_pad, 64 * 2**20))
 
