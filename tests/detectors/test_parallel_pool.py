@@ -198,3 +198,22 @@ def test_torchvisions_builders_and_only_torchvisions_pooling() -> None:
     model.roi_heads.box_roi_pool = MultiScaleRoIAlign(["0"], 7, 2)
     pool_in_parallel(model)
     assert type(model.roi_heads.box_roi_pool) is ParallelPool
+
+
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
+def test_a_trace_has_torchvisions_operations() -> None:
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = ParallelPool(NAMES, 7, 2)
+
+        def forward(self, *levels: Tensor) -> Tensor:
+            return self.pool(dict(zip(NAMES, levels, strict=True)), regions, SIZES)
+
+    regions = boxes()
+    levels = tuple(maps().values())[:3]
+    traced = torch.jit.trace(Pools(), levels, check_trace=False)
+    assert "torchvision::roi_align" in str(traced.inlined_graph)
+    assert traced(*levels).equal(Pools()(*levels))

@@ -69,7 +69,7 @@ def _can_share(level: Tensor) -> bool:
         # Whoever follows operations (a counter of FLOPs, a compiler) follows those of one thread.
         and not is_in_torch_dispatch_mode()
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
     )
 
 
