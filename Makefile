@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-teacher experiments-table test test-slow test-resume test-kills fuzz bench-step bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-gpu format lint types check clean
+.PHONY: help setup demo demo-teacher experiments-table test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-gpu format lint types check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -47,6 +47,9 @@ fuzz: $(READY)  ## Feed thousands of damaged annotations, images, weights and co
 bench-step: $(READY)  ## Time the distillation step beside its floor, the usual design and torchdistill
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/step.py $(ARGS)
+
+bench-teacher: $(READY)  ## Time the rewritten teacher in every precision, and measure its errors
+	$(BIN)/python benchmarks/teacher.py $(ARGS)
 
 bench-memory: $(READY)  ## Measure the peak memory of a distillation step beside the student's own
 	$(BIN)/python benchmarks/memory.py $(ARGS)

@@ -194,6 +194,7 @@ RUNS: dict[str, list[str]] = {
     "evaluation.py": ["--images", "20", "--detections", "5", "--rounds", "1"],
     "start_up.py": ["--images", "40", "--boxes", "300", "--rounds", "1", "--json", "start_up.json"],
     "input.py": ["--images", "16", "--rounds", "1", "--passes", "1", "--workers", "1"],
+    "teacher.py": ["--rounds", "1", "--size", "64", "96"],
     "growth.py": ["--rounds", "1", "--shrink", "5", "--figure", "growth.png"],
     "gpu.py": [
         *GPU,
@@ -213,7 +214,7 @@ RUNS: dict[str, list[str]] = {
 """The smallest run of every script, in a folder of its own."""
 
 FAST = {"step.py", "memory.py", "losses.py"}
-NEEDS_PHOTOS = {"input.py"}
+NEEDS_PHOTOS = {"input.py", "teacher.py"}
 NOT_RUN = {"case.py", "measure.py", "torchdistill_step.py", "gradient_shares.py"}
 """Parts of others; and a hundred steps of training."""
 

@@ -48,9 +48,14 @@ class Rewritten(NamedTuple):
     errors: dict[str, float]
     """Relative error by output, see :func:`relative_errors`."""
 
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The output with the largest error, and that error."""
+        return max(self.errors.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+
     def __str__(self) -> str:
         """One line for the log."""
-        name, error = max(self.errors.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+        name, error = self.worst
         kept = f" after {self.float32[-1]}, float32 up to there" if self.float32 else ""
         kind = f"{str(self.half).removeprefix('torch.')}{kept}" if self.half else "float32"
         return (
