@@ -340,10 +340,7 @@ class Floor:
 
 
 class Training:
-    """A module in training, whose steps are those of Lightning's automatic optimisation.
-
-    The gradients of the step before live until the backward, as there.
-    """
+    """A module in training, whose steps are those of Lightning's automatic optimisation."""
 
     def __init__(self, case: Case, module: DetectionModule) -> None:
         module.trainer = case.trainer
@@ -360,9 +357,9 @@ class Training:
             callback.on_train_batch_start(self.case.trainer, module, batch, 0)
         with self.case.autocast():
             loss = module.training_step(batch, 0)
-        self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        self.optimizer.zero_grad()  # as DetectionModule.optimizer_step
         return loss.detach()
 
 

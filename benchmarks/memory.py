@@ -144,7 +144,7 @@ class Measured(NamedTuple):
     peak: int
     """Of one step."""
     held: int
-    """Between two steps: weights, gradients, the optimiser's state, the batch."""
+    """Between two steps: weights, the optimiser's state, the batch."""
     needed: int
     """The teacher's weights and those of its tensors that losses compare; 0 without a teacher."""
     adapters: int
@@ -154,7 +154,6 @@ class Measured(NamedTuple):
 def measure_step(case: Case, training: Training) -> Measured:
     """The peak of a step that is not the first."""
     training()
-    # Never as a list: it would keep the old gradients alive through the step.
     held = _bytes(_held(training))
     if case.device.type == "cuda":
         gc.collect()
@@ -168,7 +167,8 @@ def measure_step(case: Case, training: Training) -> Measured:
         peak = live.peak
     adapters = 0
     if training.module.distiller is not None:
-        adapters = _bytes(_learned(training.module.distiller.parameters(), training.optimizer))
+        weights = list(training.module.distiller.parameters())
+        adapters = _bytes(_learned(weights, training.optimizer)) + _bytes(weights)  # their gradients
     return Measured(peak, held, _needed(case, training.module), adapters)
 
 
@@ -183,11 +183,9 @@ def _held(training: Training) -> Iterator[Tensor]:
 
 
 def _learned(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """Parameters with their gradients and the optimiser's state."""
+    """Parameters with the optimiser's state; their gradients are freed in every step."""
     for parameter in parameters:
         yield parameter
-        if parameter.grad is not None:
-            yield parameter.grad
         yield from (x for x in optimizer.state.get(parameter, {}).values() if isinstance(x, Tensor))
 
 
@@ -221,7 +219,7 @@ def explain(training: Training, largest: int) -> str:
         training()
     sums: Counter[str] = Counter()
     for one in live.found:
-        sums["weights, gradients, states" if one.made_by == "before" else _place(one)] += one.size
+        sums["weights, states" if one.made_by == "before" else _place(one)] += one.size
     made = [one for one in live.found if one.made_by != "before"]
     made.sort(key=lambda one: one.size, reverse=True)
     rows = [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -57,7 +58,7 @@ def module(distilled: bool = True) -> DetectionModule:
     )
 
 
-def fit(made: DetectionModule, folder: Path, steps: int = 2) -> pl.Trainer:
+def fit(made: DetectionModule, folder: Path, steps: int = 2, **more: Any) -> pl.Trainer:
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -68,6 +69,7 @@ def fit(made: DetectionModule, folder: Path, steps: int = 2) -> pl.Trainer:
         log_every_n_steps=1,
         enable_checkpointing=False,
         num_sanity_val_steps=1,
+        **more,
     )
     trainer.fit(made, loader(), loader())
     return trainer
@@ -93,6 +95,25 @@ def test_the_teacher_stays_frozen_and_in_eval_mode() -> None:
     assert made.teacher is not None
     assert not any(m.training for m in made.teacher.modules())
     assert not any(p.requires_grad for p in made.teacher.parameters())
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_gradients_live_from_the_backward_to_the_step(accumulated: int, tmp_path: Path) -> None:
+    class Watch(pl.Callback):
+        def __init__(self) -> None:
+            self.alive: list[bool] = []
+            self.used: list[bool] = []
+
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            self.used.append(any(p.grad is not None for p in pl_module.parameters()))
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            self.alive.append(any(p.grad is not None for p in pl_module.parameters()))
+
+    watch = Watch()
+    fit(module(), tmp_path, accumulate_grad_batches=accumulated, callbacks=[watch])
+    assert watch.used == [True] * 2
+    assert watch.alive == ([True] * (accumulated - 1) + [False]) * 2
 
 
 def test_no_hook_is_left_after_training(tmp_path: Path) -> None:
