@@ -105,7 +105,7 @@ class Case:
         self.overrides = tuple(overrides)
         self.config = self._compose(())
         set_hardware(self.config)
-        if self.config.keep_freed_memory and self.device.type == "cpu":
+        if self.config.keep_freed_memory:
             keep_freed_memory()
         seed_all(0)
         self.batch: Batch = move_data_to_device(random_batch(size, images, boxes), self.device)

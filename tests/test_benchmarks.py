@@ -17,6 +17,8 @@ from step import FEATURES, FLOOR, FULL, GOALS, LEAN, VARIANTS, count_flops, ligh
 from torchdistill_step import torchdistill
 from torchvision.ops import FrozenBatchNorm2d
 
+from defeat.detectors.parallel_pool import ParallelPool
+
 SCRIPTS = Path(cases.__file__).parent
 
 pytestmark = [
@@ -50,6 +52,22 @@ def test_no_step_moves_a_weight(case: Case) -> None:
 
 def test_the_floors_student_is_the_student_that_is_distilled(case: Case) -> None:
     assert Floor(case).student_step().equal(student_alone(case)())
+
+
+def test_the_floor_pools_as_torchvision_does_and_ours_as_we_do(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: list[None] = []
+    own = ParallelPool.forward
+    monkeypatch.setattr(ParallelPool, "forward", lambda *args: shared.append(None) or own(*args))
+    floor, ours = Floor(case), student_alone(case)
+    shared.clear()
+    for part in ("student", "head", "second"):
+        FLOOR[part][1](floor)
+    usual(case, "features")()
+    assert not shared
+    ours()
+    assert shared
 
 
 @pytest.mark.parametrize(("kind", "parts"), [("features", FEATURES), ("lean", LEAN), ("full", FULL)])
