@@ -172,7 +172,7 @@ def test_a_run_compiles_its_teacher_and_trains_alike(
     [
         (
             "teacher.compile=fast",
-            "compile must be default, reduce-overhead, max-autotune or null, got 'fast'",
+            "a teacher's compile must be default, reduce-overhead, max-autotune or null, got 'fast'",
         ),
         ("student.compile=default", "student.compile=default is for teachers alone"),
     ],

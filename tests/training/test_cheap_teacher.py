@@ -70,7 +70,7 @@ def test_auto_is_the_default_and_is_told(
     [
         (
             "teacher.precision=half",
-            "precision must be auto, bfloat16, float16, float32, as_built or null, got",
+            "a teacher's precision must be auto, bfloat16, float16, float32, as_built or null, got",
         ),
         ("student.precision=float32", "student.precision=float32 is for teachers alone"),
     ],

@@ -80,9 +80,9 @@ def create_detector(
             settings in :data:`SILENT`.
     """
     if precision not in (None, *PRECISIONS):
-        raise ConfigError(f"precision must be {', '.join(PRECISIONS)} or null, got {precision!r}")
+        raise ConfigError(f"a teacher's precision must be {', '.join(PRECISIONS)} or null, got {precision!r}")
     if compile not in (None, *COMPILE_MODES):
-        raise ConfigError(f"compile must be {', '.join(COMPILE_MODES)} or null, got {compile!r}")
+        raise ConfigError(f"a teacher's compile must be {', '.join(COMPILE_MODES)} or null, got {compile!r}")
     if not download:
         _refuse_download(model)
     detector = _build(model, len(classes) + 1)
