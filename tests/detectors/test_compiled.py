@@ -105,6 +105,15 @@ def test_maps_outlast_the_next_replay_of_a_graph(mode: Any) -> None:
     torch.testing.assert_close(found, exact)
 
 
+def test_every_detector_of_a_process_is_compiled() -> None:
+    """As in a sweep: torch counts all of them against one limit."""
+    for _ in range(torch._dynamo.config.recompile_limit + 1):
+        detector, backend = built(), Backend()
+        compile_backbone(detector, "default", backend=backend)
+        looked(detector, torch.randn(1, 3, 64, 64))
+        assert backend.graphs == 2
+
+
 def test_more_shapes_than_torch_compiles_are_computed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
     detector, backend = built(), Backend()
     batches = [torch.randn(1, 3, *shape) for shape in SHAPES]

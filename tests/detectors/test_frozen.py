@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -236,3 +237,14 @@ def test_relative_error_is_that_of_the_norms() -> None:
     errors = relative_errors({"a": torch.tensor([3.0, 4.5]), "b": torch.zeros(2)}, exact)
     assert errors == {"a": pytest.approx(0.1), "b": 0.0}
     assert TOLERANCE == 0.01
+
+
+@pytest.mark.parametrize(("major", "hip", "wanted"), [(7, None, 1), (8, None, 2), (7, "6.0", 2)])
+def test_emulated_bfloat16_is_not_taken_for_fast(
+    major: int, hip: str | None, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = SimpleNamespace(major=major)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    halves = rewriting._fast_halves(torch.device("cuda"))
+    assert halves == (torch.float16, torch.bfloat16)[:wanted]

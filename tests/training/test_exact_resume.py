@@ -15,6 +15,7 @@ from tiny import tiny, tiny_teacher
 
 from defeat.config import compose_config
 from defeat.training import callbacks
+from defeat.training.exact_resume import place_counts
 from defeat.training.run import train
 
 VARIANTS = {
@@ -205,3 +206,14 @@ def test_workers_change_nothing(images: Path, tmp_path: Path, monkeypatch: pytes
         train(compose_config("train", ["+experiment=scenes_plain", *words]))
     assert rows(tmp_path / "none") == rows(tmp_path / "two")
     assert check_all("scenes_plain", variant, 4, images, tmp_path, monkeypatch, "data.num_workers=2")
+
+
+@pytest.mark.parametrize("fused", [True, None])
+def test_counted_steps_lie_where_the_optimiser_reads_them(fused: bool | None) -> None:
+    """Loading a state leaves them where its settings wanted them, which a forced resume may change."""
+    parameter = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    optimizer = torch.optim.AdamW([parameter])
+    optimizer.param_groups[0]["fused"] = fused
+    optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2, device="meta")}
+    place_counts(optimizer)
+    assert optimizer.state[parameter]["step"].device.type == ("meta" if fused else "cpu")

@@ -216,6 +216,10 @@ def test_a_run_keeps_freed_memory_where_it_is_told_to(
             ["optim.optimizer.fused=true", "trainer.gradient_clip_val=1", "trainer.precision=16-mixed"],
             "gradient_clip_val=1 cannot clip .*fused=true with .*precision=16-mixed.* set .*fused=false",
         ),
+        (
+            ["optim.optimizer.fused=true", "trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed"],
+            "gradient_clip_val=1 cannot clip .*fused=true with .*precision=bf16-mixed.* set .*fused=false",
+        ),
     ],
 )
 def test_what_cannot_be_set_is_refused(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from defeat.detectors import capture, faster_rcnn, retinanet
@@ -172,6 +174,25 @@ def test_nothing_of_the_pair_moves_and_no_random_number_is_spent() -> None:
         assert all(p.grad is None for p in module.parameters())
         assert sum(len(m._forward_hooks) for m in module.modules()) == 0
     assert student.training
+
+
+def test_the_first_process_measures_without_the_others(tmp_path: Path) -> None:
+    """A layer that asked them for statistics would wait for ever; torch refuses that on a CPU."""
+    student, teacher, distiller = trio()
+    found = look(student, teacher, distiller)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        again = look(synchronised, teacher, distiller)
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(
+        [*again.start.values()], [*found.start.values()], rtol=0, atol=0, equal_nan=True
+    )
+    torch.testing.assert_close(
+        [*again.fitted.values()], [*found.fitted.values()], rtol=0, atol=0, equal_nan=True
+    )
+    assert nn.SyncBatchNorm in {type(layer) for layer in synchronised.modules()}
 
 
 def test_fitting_moves_adapted_terms_alone_and_brings_their_losses_down(

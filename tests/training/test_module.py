@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 from torch.utils.data import DataLoader
 
 from defeat.data import collate
@@ -45,8 +48,8 @@ def loader() -> DataLoader:  # type: ignore[type-arg]
     return DataLoader(samples(), batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
 
 
-def module(distilled: bool = True) -> DetectionModule:
-    student = faster_rcnn(3, **SMALL)
+def module(distilled: bool = True, norm: str = "batch") -> DetectionModule:
+    student = faster_rcnn(3, **{**SMALL, "norm": norm})
     adam = partial(torch.optim.AdamW, lr=1e-3)
     if not distilled:
         return DetectionModule(student, ["a", "b"], optimizer=adam)
@@ -114,6 +117,35 @@ def test_gradients_live_from_the_backward_to_the_step(accumulated: int, tmp_path
     fit(module(), tmp_path, accumulate_grad_batches=accumulated, callbacks=[watch])
     assert watch.used == [True] * 2
     assert watch.alive == ([True] * (accumulated - 1) + [False]) * 2
+
+
+@pytest.fixture
+def _process_group() -> Iterator[None]:
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Sent(pl.Callback):
+    """What DDP sends to all processes before a forward."""
+
+    names: set[str]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        parallel: Any = trainer.strategy.model
+        self.names = set(parallel.named_module_buffers)
+
+
+@pytest.mark.filterwarnings("ignore:.*sync_dist=True.*")  # AP is of all processes already
+@pytest.mark.usefixtures("_process_group")
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_processes_send_each_other_only_what_changes(norm: str, tmp_path: Path) -> None:
+    made, sent = module(norm=norm), Sent()
+    fit(made, tmp_path, strategy="ddp", devices=1, callbacks=[sent])
+    norms = {name: layer for name, layer in made.student.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    kept = ("running_mean", "running_var", "num_batches_tracked")
+    assert sent.names == {f"student.{name}.{own}" for name in norms for own in kept}
+    assert bool(sent.names) == (norm == "batch")
 
 
 def test_no_hook_is_left_after_training(tmp_path: Path) -> None:

@@ -392,7 +392,7 @@ def test_settings_that_make_no_sense_are_refused(
 SMALL = {"backbone": "resnet10", "min_size": 64, "max_size": 64, "box_head_channels": 16, "fpn_channels": 8}
 
 
-def small(nonfinite: NonFinite) -> DetectionModule:
+def small(nonfinite: NonFinite, **settings: Any) -> DetectionModule:
     """A student that a teacher of 16 channels teaches by the neck."""
     torch.manual_seed(0)
     student = faster_rcnn(3, **SMALL, norm="batch", trainable_layers=5)
@@ -401,7 +401,7 @@ def small(nonfinite: NonFinite) -> DetectionModule:
     return DetectionModule(
         student,
         ["a", "b"],
-        optimizer=partial(torch.optim.AdamW, lr=1e-3),
+        optimizer=partial(torch.optim.AdamW, lr=1e-3, **settings),
         teacher=teacher,
         distiller=Distiller(student, teacher, terms={"neck": term}),
         nonfinite=nonfinite,
@@ -451,9 +451,10 @@ def test_what_the_gradient_scaler_handles_is_left_to_it(action: str, tmp_path: P
 
 
 @pytest.mark.filterwarnings(NO_VALIDATION)
-def test_under_a_gradient_scaler_steps_are_left_out_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_under_a_gradient_scaler_steps_are_left_out_too(fused: bool, tmp_path: Path) -> None:
     module, spoil = (
-        small(NonFinite(str(tmp_path), action="skip", limit=1)),
+        small(NonFinite(str(tmp_path), action="skip", limit=1), fused=fused),
         Spoil(1, loss="neck_object", value=INF),
     )
     scaler = torch.amp.GradScaler("cpu", init_scale=1.0)

@@ -26,7 +26,8 @@ def compile_backbone(
     Hooks on the two and on the backbone stay outside of what is compiled, so that they may come and go at
     every step. Of more shapes than ``torch._dynamo.config.recompile_limit``, which is 8, torch warns, and
     computes the further ones as if nothing had been compiled: see ``size_divisible`` of
-    :func:`~defeat.detectors.builders.faster_rcnn` for batches of few shapes.
+    :func:`~defeat.detectors.builders.faster_rcnn` for batches of few shapes. What this process has compiled
+    before, which would count too, is forgotten: it is compiled again if it is called again.
 
     Args:
         detector: frozen and in eval mode, with its final modules and weights, called without gradients.
@@ -43,6 +44,7 @@ def compile_backbone(
             f"compile={mode} is for a backbone with a pyramid, and that of {type(detector).__name__} has "
             "none: set compile=null"
         )
+    torch.compiler.reset()  # torch counts by the function, which all detectors of the process share
     for part in parts:
         cast(Any, part).forward = _compiled(cast(nn.Module, part), mode, backend)
 

@@ -13,6 +13,7 @@ from torch import nn
 from defeat.detectors.compiled import COMPILE_MODES, CompileMode
 from defeat.detectors.exact_boxes import keep_boxes_exact
 from defeat.detectors.frozen import PRECISIONS, Precision
+from defeat.detectors.half_norm import normalise_in_half
 from defeat.detectors.loading import LoadReport, load_backbone_weights, load_detector_weights
 from defeat.detectors.parallel_pool import pool_in_parallel
 from defeat.detectors.weights import WeightFile, sha256, weight_path
@@ -88,6 +89,7 @@ def create_detector(
     detector = _build(model, len(classes) + 1)
     keep_boxes_exact(detector)
     pool_in_parallel(detector)
+    normalise_in_half(detector)
     if not weights:
         filled = backbone_weights and load_backbone_weights(detector, backbone_weights, download=download)
         if filled:

@@ -208,7 +208,9 @@ _HALVES: dict[str, tuple[torch.dtype, ...]] = {
 def _fast_halves(device: torch.device) -> tuple[torch.dtype, ...]:
     """Half precisions that the device computes faster than float32; the more exact one first."""
     if device.type == "cuda":
-        return (torch.float16, torch.bfloat16) if torch.cuda.is_bf16_supported() else (torch.float16,)
+        # Older ones of NVIDIA's have bfloat16 too, in emulation.
+        native = torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
+        return (torch.float16, torch.bfloat16) if native else (torch.float16,)
     if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return (torch.bfloat16,)
     return ()

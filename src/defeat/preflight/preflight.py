@@ -125,10 +125,10 @@ class Preflight:
         drawn = draw(subject, self.batches)
         try:
             steps = take_steps(subject, drawn.batches, self.steps, until(STEPS * self.seconds))
+            found = list(self._stepped(subject, drawn, steps))
         except torch.OutOfMemoryError:
-            yield _too_large(drawn)
-        else:
-            yield from self._stepped(subject, drawn, steps)
+            found = [_too_large(drawn)]
+        yield from found
         if pair:
             share = TEACHER * self.seconds
             yield from check_teacher(subject, pair, self.expected, images=self.images, seconds=share)

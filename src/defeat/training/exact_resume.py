@@ -14,6 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.optim import Optimizer
 
 from defeat.errors import ConfigError
 from defeat.training.curves import Curves
@@ -186,8 +188,24 @@ def _set_settings(trainer: Trainer, settings: list[dict[str, Any]]) -> None:
         group |= new
         if factor is not None:
             group["lr"] = factor * new["initial_lr"]
+    for optimizer in trainer.optimizers:
+        place_counts(optimizer)
     for one in trainer.lr_scheduler_configs:
         one.scheduler.base_lrs = [group["initial_lr"] for group in one.scheduler.optimizer.param_groups]
+
+
+def place_counts(optimizer: Optimizer) -> None:
+    """Put the steps that an optimiser has counted where its settings want them.
+
+    Fused kernels read them on the parameter's device, all others on the CPU; loading a state leaves them
+    where the settings of that state wanted them.
+    """
+    for group in optimizer.param_groups:
+        beside = group.get("fused") or group.get("capturable")
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].to(parameter.device if beside else "cpu")
 
 
 def _set_loops(state: dict[str, Any], place: Place, batches_per_epoch: int) -> None:

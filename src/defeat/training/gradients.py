@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -76,12 +77,14 @@ class MeasureGradients(Callback):
         """What it took, waiting for the process that measures included."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Measure; this early BatchNorm is not yet synchronised, and one process can run a forward alone."""
+        """Measure, in the first process alone."""
         assert isinstance(pl_module, DetectionModule)
         if stage != "fit" or pl_module.distiller is None:
             return
         started = time.perf_counter()
         mine = self._measure(trainer, pl_module, started) if trainer.is_global_zero else None
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.empty_cache()  # the training begins with all of the memory
         # Two devices never measure quite the same: all processes take the first one's weights, or its error.
         found: dict[str, float] | str | None = trainer.strategy.broadcast(mine)
         if isinstance(found, str):

@@ -21,8 +21,8 @@ def set_hardware(config: DictConfig) -> None:
         config: composed from conf/train.yaml.
 
     Raises:
-        ConfigError: a switch is neither true nor false; a student is to be compiled; or a fused optimiser is
-            to clip float16 gradients.
+        ConfigError: a switch is neither true nor false; a student is to be compiled; or gradients of a fused
+            optimiser are to be clipped in mixed precision.
     """
     for name in ("tf32", "channels_last", "keep_freed_memory"):
         if not isinstance(config[name], bool):
@@ -43,12 +43,12 @@ def _check_fused(config: DictConfig) -> None:
     if (
         config.optim.optimizer.get("fused")
         and trainer.gradient_clip_val
-        and str(trainer.precision) == "16-mixed"
+        and str(trainer.precision) in ("16-mixed", "bf16-mixed")
     ):
         raise ConfigError(
             f"trainer.gradient_clip_val={trainer.gradient_clip_val} cannot clip the gradients of "
-            "optim.optimizer.fused=true with trainer.precision=16-mixed, which it unscales by itself: set "
-            "optim.optimizer.fused=false, or take bf16-mixed"
+            f"optim.optimizer.fused=true with trainer.precision={trainer.precision}, which Lightning leaves "
+            "to the optimizer: set optim.optimizer.fused=false"
         )
 
 

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -137,11 +137,12 @@ def measure(
         # Every batch is seen twice with the same random numbers: masks may draw some.
         seeds = [int(seed) for seed in torch.randint(2**62, (len(batches),))]
         moved = [move_data_to_device(batch, device) for batch in batches]
+        # Beside the graph of one batch, a GPU has no room for the maps of all others: these wait elsewhere.
         looks = [probe.look(batch, seed) for batch, seed in zip(moved, seeds, strict=True)]
         start, pairs = _stack([found for found, _ in looks]), [pair for _, pair in looks]
         fitted = dict(start)
         if probe.adapted:
-            probe.fit(pairs, adapter_steps, adapter_rate)
+            probe.fit([_moved(pair, device) for pair in pairs], adapter_steps, adapter_rate)
             fitted |= _stack([probe.look_again(*one) for one in zip(moved, seeds, pairs, strict=True)])
     images = sum(len(batch.images) for batch in batches)
     return Measurement(probe.maps, start, fitted, len(batches), images)
@@ -159,6 +160,9 @@ class _Probe:
         precision: Precision,
     ) -> None:
         self.student = copy.deepcopy(student).to(device)
+        for module in self.student.modules():
+            if type(module) is nn.SyncBatchNorm:
+                cast(nn.Module, module).__class__ = nn.BatchNorm2d  # the other processes do not come along
         self.distiller = copy.deepcopy(distiller).to(device)
         self.teacher = teacher.to(device)
         self.precision = precision
@@ -172,19 +176,20 @@ class _Probe:
         """Terms that learn."""
 
     def look(self, batch: Batch, seed: int) -> tuple[dict[str, Reading], Pair]:
-        """Measure all losses on a batch; what both detectors saw of it comes back without its graph."""
+        """Measure all losses on a batch; what both saw of it comes back on the CPU, without its graph."""
         with self.precision():
             own, seen = self._forward(batch, seed)
             pair = self.distiller.observe(self.student, self.teacher, seen)
             losses = {**own, DETECTION: torch.stack(list(own.values())).sum(), **self.distiller.compare(pair)}
         found = {name: self._read(loss, seen) for name, loss in losses.items()}
-        return found, pair._replace(seen=_detached(seen))
+        return found, _moved(pair._replace(seen=_detached(seen)), torch.device("cpu"))
 
     def look_again(self, batch: Batch, seed: int, before: Pair) -> dict[str, Reading]:
         """Measure the losses of the terms that learn; all others are what they were."""
         with self.precision():
             _, seen = self._forward(batch, seed)
-            losses = self.distiller.compare(before._replace(seen=seen), self.adapted)
+            pair = _moved(before, seen.images.device)._replace(seen=seen)
+            losses = self.distiller.compare(pair, self.adapted)
         return {name: self._read(loss, seen) for name, loss in losses.items()}
 
     def _forward(self, batch: Batch, seed: int) -> tuple[dict[str, Tensor], Captured]:
@@ -232,6 +237,12 @@ def _detached(seen: Captured) -> Captured:
         class_logits=None if seen.class_logits is None else seen.class_logits.detach(),
         anchor_logits=None if seen.anchor_logits is None else seen.anchor_logits.detach(),
     )
+
+
+def _moved(pair: Pair, device: torch.device) -> Pair:
+    """A pair whose tensors are on a device; those that are there already are not copied."""
+    seen, taught = (move_data_to_device(one, device) for one in (pair.seen, pair.taught))
+    return pair._replace(seen=seen, taught=taught)
 
 
 def _stack(batches: Sequence[Mapping[str, Reading]]) -> dict[str, Reading]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Self, cast
 
 import torch
@@ -11,8 +12,10 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchvision.ops import FrozenBatchNorm2d
 
 from defeat.detectors import capture
 from defeat.distill import Distiller
@@ -83,6 +86,23 @@ class DetectionModule(LightningModule):
         if self.teacher is not None:
             self.teacher.eval()
         return self
+
+    def setup(self, stage: str) -> None:
+        """Keep what never changes out of DDP, which sends all buffers to all processes before every forward.
+
+        It would also have the teacher's tensors laid out alike in all processes, of which each decides by
+        itself what its device bears in half precision.
+        """
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, list(self._constants()))
+
+    def _constants(self) -> Iterator[str]:
+        """Names of tensors that every process has from the same files and settings, and nobody changes."""
+        for prefix, layer in self.named_modules():
+            if prefix.startswith("teacher.") or isinstance(layer, FrozenBatchNorm2d):
+                own = chain(layer.named_parameters(recurse=False), layer.named_buffers(recurse=False))
+                yield from (f"{prefix}.{name}" for name, _ in own)
+        state = self.state_dict()
+        yield from (name for name, _ in self.named_buffers() if name not in state)
 
     def forward(self, images: Sequence[Tensor]) -> list[Prediction]:
         """Detect objects in (3, H, W) uint8 images with the student, which must be in eval mode."""

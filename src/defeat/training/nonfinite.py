@@ -214,7 +214,12 @@ class NonFinite(Callback):
     def _leave_out(
         self, module: DetectionModule, one: _Watched, cause: str | None, optimizer: Optimizer
     ) -> None:
-        optimizer.zero_grad(set_to_none=True)
+        if _has_scaler(module.trainer) and getattr(optimizer, "_step_supports_amp_scaling", False):
+            # A fused one: the scaler looks for what is not finite in the step alone, and must find something.
+            for gradient in _gradients(optimizer):
+                gradient.fill_(math.nan)
+        else:
+            optimizer.zero_grad(set_to_none=True)
         for buffer, before in zip(_buffers(module), self._buffers, strict=True):
             buffer.copy_(before)
         self.skipped += 1
