@@ -264,6 +264,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", nargs=2, type=int, default=[800, 1333], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--images", nargs="+", type=int, default=[2], help="of the batch; a table for each")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--half", choices=["bfloat16", "float16"], help="autocast to it; float32 otherwise")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument(
         "--explain", nargs="+", choices=VARIANTS, default=[], help="what is alive at its peak"
@@ -280,13 +281,17 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _case(options: argparse.Namespace, images: int) -> Case:
-    return Case(tuple(options.size), images, device=options.device, overrides=options.overrides)
+    half = options.half and getattr(torch, options.half)
+    return Case(tuple(options.size), images, device=options.device, half=half, overrides=options.overrides)
 
 
 def _report(options: argparse.Namespace, images: int) -> None:
     case = _case(options, images)
     height, width = options.size
-    heading(f"Peak memory of a step: {height}x{width} pixels, {images} images, MiB", device=case.device)
+    heading(
+        f"Peak memory of a step: {height}x{width} pixels, {images} images, {options.half or 'float32'}, MiB",
+        device=case.device,
+    )
     student = measure_step(case, student_alone(case))
     peak, held = _mib(student.peak), _mib(student.held)
     rows = [["student", peak, held, *[""] * 5, _resident(options, images, "student")]]
@@ -319,6 +324,8 @@ def _resident(options: argparse.Namespace, images: int, name: str) -> str:
     if not options.rss or options.device != "cpu":
         return ""
     words = ["--size", *map(str, options.size), "--images", str(images), "--resident", name]
+    if options.half:
+        words += ["--half", options.half]
     if options.overrides:
         words += ["--overrides", *options.overrides]
     done = subprocess.run(

@@ -233,8 +233,8 @@ RUNS: dict[str, list[str]] = {
 
 FAST = {"step.py", "memory.py", "losses.py"}
 NEEDS_PHOTOS = {"input.py", "teacher.py"}
-NOT_RUN = {"case.py", "measure.py", "torchdistill_step.py", "gradient_shares.py"}
-"""Parts of others; and a hundred steps of training."""
+NOT_RUN = {"case.py", "measure.py", "torchdistill_step.py", "gradient_shares.py", "teacher_gradients.py"}
+"""Parts of others; and hundreds of steps of training."""
 
 
 @pytest.mark.parametrize(

@@ -119,13 +119,14 @@ def test_tolerated_checks_only_warn(tmp_path: Path, pictures: Path) -> None:
     assert "**resize**: the student's images" in (tmp_path / "preflight.md").read_text()
 
 
+@pytest.mark.parametrize("where", ["take_steps", "check_losses"])
 def test_a_step_that_does_not_fit_is_found(
-    healthy: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, healthy: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(checks, "take_steps", full)
+    monkeypatch.setattr(checks, where, full)
     monkeypatch.setattr(checks, "check_teacher", lambda *_, **__: [])
     with pytest.raises(PreflightError, match=r"cost: a training step on 4 images .* lower data.batch_size"):
         build(tmp_path)(healthy)
