@@ -20,8 +20,11 @@ from defeat.detectors.frozen import frozen, rewrite
 from defeat.errors import ConfigError
 from defeat.training.run import train
 
-# Inductor of torch 2.11 about itself, when it is imported; nothing to mend here
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+# Inductor of torch 2.11 about itself, when it is imported and where it tunes; nothing to mend here
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*TypedStorage is deprecated.*:UserWarning"),
+]
 
 SHAPES = ((64, 64), (64, 96))
 
