@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from measure import heading, table
 from torch import Tensor, nn
 
@@ -73,7 +74,7 @@ def gradients(
 ) -> dict[str, Tensor]:
     """(P,) gradient of every loss, and of all together, at the student's P trained weights."""
     weights = [p for p in student.parameters() if p.requires_grad]
-    with torch.random.fork_rng():
+    with isolate_rng():
         seed_all(seed)
         with capture(student) as seen:
             own = student(to_unit_range(batch.images), list(batch.targets))
@@ -99,6 +100,8 @@ def main() -> None:
         fixed += ["+trainer.enable_progress_bar=false"]
         words = [*sys.argv[1:], f"run_dir={folder}", *fixed, "teacher.precision=as_built"]
         config = compose_config("train", words)
+        if 0 <= config.trainer.max_steps < STEPS[0]:
+            sys.exit(f"error: trainer.max_steps={config.trainer.max_steps} is less than {STEPS[0]}")
         heading("What the cheaper teacher changes of a gradient")
         data: DetectionDataModule = build(config.data)
         data.setup("fit")

@@ -188,7 +188,7 @@ class _Probe:
         """Measure the losses of the terms that learn; all others are what they were."""
         with self.precision():
             _, seen = self._forward(batch, seed)
-            pair = _moved(before, seen.images.device)._replace(seen=seen)
+            pair = before._replace(seen=seen, taught=move_data_to_device(before.taught, seen.images.device))
             losses = self.distiller.compare(pair, self.adapted)
         return {name: self._read(loss, seen) for name, loss in losses.items()}
 
