@@ -1,5 +1,3 @@
 """Distil a large object detector into a small one: DeFeat on PyTorch Lightning."""
 
-from importlib.metadata import version
-
-__version__ = version("defeat")
+__version__ = "0.1.0"
