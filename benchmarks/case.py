@@ -33,8 +33,8 @@ from defeat.config import build, compose_config
 from defeat.detectors import capture
 from defeat.detectors.frozen import Precision, Rewritten, rewrite
 from defeat.detectors.parallel_pool import ParallelPool
-from defeat.distill import Distiller, FeatureTerm, Pair
-from defeat.distill.processes import global_batch
+from defeat.distill import DistillBatch, Distiller, FeatureTerm
+from defeat.distill.normalizers import global_normalizer
 from defeat.seeds import Stream, fold, seed_all
 from defeat.training.hardware import keep_freed_memory, lay_channels_last, set_hardware
 from defeat.training.module import DetectionModule, to_unit_range
@@ -398,7 +398,9 @@ def usual(case: Case, kind: Kind) -> Callable[[], Tensor]:
                 detection = case.student(images, list(case.batch.targets))
             with torch.no_grad(), capture(case.teacher) as taught:
                 case.teacher(images)
-            parts = distiller.compare(Pair(case.student, case.teacher, seen, taught, global_batch))
+            parts = distiller.term_losses(
+                DistillBatch(case.student, case.teacher, seen, taught, global_normalizer)
+            )
             loss = torch.stack(list(detection.values())).sum() + sum(part.sum() for part in parts.values())
         optimizer.zero_grad()
         loss.backward()

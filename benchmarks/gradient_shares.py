@@ -51,7 +51,7 @@ class Shares(Callback):
             adapter_rate=1e-3,
             device=torch.device("cpu"),
         )
-        for loss, (maps, strides) in distiller.reach.items():
+        for loss, (maps, strides) in distiller.gradient_sites.items():
             own, detection = (found.norm(found.start[name], maps, strides) for name in (loss, DETECTION))
             self.found.setdefault(loss, []).append(own / detection)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from defeat.detectors.frozen import Precision, frozen
 from defeat.detectors.parts import match, score
-from defeat.distill import AdaptedMaps, FeatureTerm, Grids, HeadTerm, Pair, decoupled_kl
+from defeat.distill import AdaptedMaps, DistillBatch, FeatureTerm, Grids, HeadTerm, decoupled_kl
 from defeat.quiet import quiet
 
 GOAL = 0.03
@@ -81,14 +81,14 @@ def _report(timed: Mapping[str, Timed]) -> str:
 class Given(nn.Module):
     """Maps that are there already, in the place of the adapters that make them."""
 
-    def __init__(self, adapters: AdaptedMaps, pair: Pair) -> None:
+    def __init__(self, adapters: AdaptedMaps, pair: DistillBatch) -> None:
         super().__init__()
-        self.levels, self.ours = adapters.levels, adapters.ours
+        self.levels, self.student_maps = adapters.levels, adapters.student_maps
         with torch.no_grad():
             made = list(adapters(pair))
         self.maps = [(ours.detach().requires_grad_(), theirs) for ours, theirs in made]
 
-    def forward(self, pair: Pair) -> Iterator[tuple[Tensor, Tensor]]:
+    def forward(self, pair: DistillBatch) -> Iterator[tuple[Tensor, Tensor]]:
         """Adapted student map and teacher map of each level, finest first."""
         return iter(self.maps)
 
@@ -101,7 +101,7 @@ class Arithmetic:
         self.seen = Floor(case).seen
         distiller, teacher = case.distiller("full"), case.taught_in(precision)
         with case.autocast():
-            self.pair = distiller.observe(case.student, teacher, self.seen)
+            self.pair = distiller.make_batch(case.student, teacher, self.seen)
             terms = dict(distiller.terms.items())
             self.neck, self.stages = (self._given(terms[name]) for name in ("neck", "backbone"))
             self.head = cast(HeadTerm, terms["head"])
@@ -110,14 +110,14 @@ class Arithmetic:
             self.logits = self.seen.class_logits.detach().requires_grad_()
             with frozen(teacher):
                 sizes = self.seen.image_sizes
-                self.taught = score(teacher, self.pair.taught.neck, self.seen.proposals, sizes)
+                self.taught = score(teacher, self.pair.teacher_captures.neck, self.seen.proposals, sizes)
 
     def with_boxes(self, boxes: int) -> Arithmetic:
         """The same maps and class scores, and images of so many boxes for the masks."""
         own = copy.copy(self)
         batch = random_batch(self.case.size, len(self.seen.targets), boxes)
         targets = move_data_to_device(batch.targets, self.case.device)
-        own.pair = self.pair._replace(seen=replace(self.seen, targets=targets))
+        own.pair = self.pair._replace(student_captures=replace(self.seen, targets=targets))
         return own
 
     def parts(self) -> dict[str, Step]:
@@ -162,7 +162,7 @@ class Arithmetic:
             self.is_object,
             object_temperature=self.head.object_temperature,
             background_temperature=self.head.background_temperature,
-            divisor=self.pair.divisor,
+            normalizer=self.pair.normalizer,
         )
         _backward(list(loss), [self.logits])
 

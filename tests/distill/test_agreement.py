@@ -18,9 +18,9 @@ from defeat.detectors import Anatomy, Captured, Level
 from defeat.detectors.capture import CELLS
 from defeat.distill import (
     AnchorTerm,
+    DistillBatch,
     FeatureTerm,
     Grids,
-    Pair,
     conv3x3,
     conv3x3_relu,
     decoupled_binary_kl,
@@ -419,7 +419,7 @@ def test_the_feature_term_equals_the_loops(
     ).double()
     lively(term)
     seen = Captured(targets=[{"boxes": b} for b in case.tensors], **{maps: s})  # type: ignore[typeddict-item]
-    parts = term(Pair(nn.Identity(), nn.Identity(), seen, Captured(**{maps: t})))
+    parts = term(DistillBatch(nn.Identity(), nn.Identity(), seen, Captured(**{maps: t})))
 
     part = case._replace(
         shapes=[case.shapes[i] for i in shared],
@@ -473,7 +473,7 @@ def test_the_anchor_term_equals_the_loops(
         anchors=[torch.tensor(laid, dtype=torch.float64)] * len(case.boxes),
         anchor_logits=s,
     )
-    parts = term(Pair(student, teacher, seen, Captured()))
+    parts = term(DistillBatch(student, teacher, seen, Captured()))
     matched = [naive.match_anchors(laid, own) for own in case.boxes]
     expected = naive.decoupled(
         naive.sigmoid_kl,

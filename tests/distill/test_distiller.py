@@ -279,7 +279,9 @@ def test_the_teacher_computes_and_keeps_only_what_terms_read() -> None:
         student(IMAGES, TARGETS)
 
     def taught(**terms: Any) -> tuple[set[str], set[str]]:
-        observed = Distiller(student, teacher, terms=terms).observe(student, teacher, seen).taught
+        observed = (
+            Distiller(student, teacher, terms=terms).make_batch(student, teacher, seen).teacher_captures
+        )
         return set(observed.stages), set(observed.neck)
 
     levels = {"0", "1", "2", "3", "pool"}
@@ -299,7 +301,7 @@ def test_a_term_of_somebody_elses_sees_all_stages_if_it_does_not_name_them() -> 
             super().__init__()
 
         def forward(self, both: Any) -> dict[str, Tensor]:
-            return {"": both.seen.stages["0"].mean() - both.taught.stages["0"].mean()}
+            return {"": both.student_captures.stages["0"].mean() - both.teacher_captures.stages["0"].mean()}
 
     student, teacher = pair()
     assert "own" in distil(Distiller(student, teacher, terms={"own": Own}), student, teacher)

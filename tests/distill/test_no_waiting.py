@@ -20,10 +20,10 @@ from defeat.detectors.capture import Anatomy, Captured, Level
 from defeat.detectors.parts import Assigned, Proposals
 from defeat.distill import (
     AnchorTerm,
+    DistillBatch,
     FeatureTerm,
     Grids,
     HeadTerm,
-    Pair,
     WholeMapTerm,
     channel_loss,
     decoupled_binary_kl,
@@ -161,7 +161,7 @@ def teach(build: Callable[..., nn.Module], head: Any, **settings: Any) -> Callab
             neck={name: x.detach() for name, x in features(size, device).items()},
             stages={name: x.detach() for name, x in features(size, device).items()},
         )
-        pair = Pair(nn.Identity(), nn.Identity(), seen, taught)
+        pair = DistillBatch(nn.Identity(), nn.Identity(), seen, taught)
         return lambda: list(term(pair).values())
 
     return prepare

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from defeat.config import build, compose_config, conf_dir
 from defeat.detectors import Captured, capture
 from defeat.detectors.parts import Proposals
-from defeat.distill import AdaptedMaps, Distiller, Pair, terms
+from defeat.distill import AdaptedMaps, DistillBatch, Distiller, terms
 
 DISTILLERS = sorted(path.stem for path in (conf_dir() / "distiller").glob("*.yaml"))
 
@@ -29,14 +29,14 @@ def pair(kind: Kind) -> tuple[nn.Module, nn.Module]:
 
 
 @cache
-def forwards(kind: Kind, dtype: torch.dtype) -> Pair:
+def forwards(kind: Kind, dtype: torch.dtype) -> DistillBatch:
     """A batch as both see it under autocast."""
     student, teacher = pair(kind)
     targets = [{"boxes": torch.tensor(own), "labels": torch.arange(len(own)) % 2 + 1} for own in BOXES]
     with torch.no_grad(), torch.autocast("cpu", dtype), capture(student) as seen, capture(teacher) as taught:
         student([image.float() for image in IMAGES], targets)
         teacher.get_submodule("backbone")(seen.images)
-    return Pair(student, teacher, seen, taught)
+    return DistillBatch(student, teacher, seen, taught)
 
 
 def widened(found: Any) -> Any:
@@ -89,11 +89,13 @@ def test_losses_under_autocast_are_those_of_float32(name: str, dtype: torch.dtyp
     with torch.no_grad(), tape.between():
         torch.manual_seed(2)  # a mask may draw random numbers
         with torch.autocast("cpu", dtype):
-            found = distiller.compare(both)
+            found = distiller.term_losses(both)
         features = [x for kept in tape.kept if not isinstance(kept, Proposals) for x in tensors(kept)]
         tape.replays = True
         torch.manual_seed(2)
-        expected = distiller.compare(both._replace(seen=widened(both.seen), taught=Captured()))
+        expected = distiller.term_losses(
+            both._replace(student_captures=widened(both.student_captures), teacher_captures=Captured())
+        )
     assert features
     assert {x.dtype for x in features} == {dtype}
     assert not tape.kept

@@ -210,7 +210,7 @@ def test_the_term_is_the_weighted_mean_of_its_levels(
     distiller = Distiller(student, teacher, terms={"mine": term})
     with capture(student) as seen:
         student(IMAGES, TARGETS)
-    parts = distiller.parts(student, teacher, seen)
+    parts = distiller.level_losses(student, teacher, seen)
     with torch.no_grad(), capture(teacher) as taught:
         teacher.backbone(seen.images)
     ours, theirs = getattr(seen, place), getattr(taught, place)
@@ -224,7 +224,7 @@ def test_the_term_is_the_weighted_mean_of_its_levels(
     total = distiller(student, teacher, seen, 0.0)["mine"]
     torch.testing.assert_close(total, 3 * torch.stack(each).mean())
     assert distiller.weights == {"mine": 3.0}
-    assert distiller.reach["mine"].strides == tuple(chosen)
+    assert distiller.gradient_sites["mine"].strides == tuple(chosen)
     distiller.set_weights({"mine": 6.0})
     torch.testing.assert_close(distiller(student, teacher, seen, 0.0)["mine"], 2 * total)
 

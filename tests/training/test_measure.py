@@ -202,7 +202,7 @@ def test_fitting_moves_adapted_terms_alone_and_brings_their_losses_down(
     for name in found.start:
         start, fitted = found.start[name], found.fitted[name]
         if name.startswith(("neck", "backbone")):
-            maps, strides = distiller.reach[name]
+            maps, strides = distiller.gradient_sites[name]
             assert fitted.value < start.value
             # The trap: with adapters that begin at 1e-4 there is next to nothing to see.
             assert found.norm(fitted, maps, strides) > 2 * found.norm(start, maps, strides)
@@ -230,7 +230,7 @@ def test_balanced_weights_give_the_shares_asked_for() -> None:
     shares = {f.loss: f.fitted for f in figures(found, distiller) if f.kind == "share"}
     assert list(distiller.shares) == list(distiller.weights) == list(ALL_LOSSES)
     for name in distiller.weights:
-        maps, strides = distiller.reach[name]
+        maps, strides = distiller.gradient_sites[name]
         detection = found.norm(found.fitted[DETECTION], maps, strides)
         share = found.norm(found.fitted[name], maps, strides) / detection
         assert share == pytest.approx(distiller.shares[name], rel=1e-3)
@@ -276,13 +276,13 @@ def test_one_stage_detectors_and_losses_without_parts() -> None:
             self.weight = 3.0
 
         def forward(self, pair: Any) -> dict[str, Tensor]:
-            return {"": self.weight * sum(x.square().mean() for x in pair.seen.neck.values())}
+            return {"": self.weight * sum(x.square().mean() for x in pair.student_captures.neck.values())}
 
     student = retinanet(3, **SMALL, fpn_channels=8).train()
     teacher = retinanet(3, **SMALL, fpn_channels=8).requires_grad_(False).eval()
     distiller = Distiller(student, teacher, terms={"size": Whole})
     assert distiller.weights == {"size": 3.0}
-    assert distiller.reach["size"].strides == (8, 16, 32, 64, 128)
+    assert distiller.gradient_sites["size"].strides == (8, 16, 32, 64, 128)
     assert distiller.key("size") == "distiller.terms.size.weight"
     distiller.set_weights(balanced_weights(distiller, look(student, teacher, distiller)))
     found = look(student, teacher, distiller)

@@ -14,18 +14,18 @@ from defeat.distill.masks import (
     random_mask,
     shared_mask,
 )
-from defeat.distill.terms import AdaptedMaps, AnchorTerm, FeatureTerm, HeadTerm, Pair
+from defeat.distill.terms import AdaptedMaps, AnchorTerm, DistillBatch, FeatureTerm, HeadTerm
 from defeat.distill.whole_map import WholeMapTerm, channel_loss, pearson_loss
 
 __all__ = [
     "AdaptedMaps",
     "AnchorTerm",
     "Decoupled",
+    "DistillBatch",
     "Distiller",
     "FeatureTerm",
     "Grids",
     "HeadTerm",
-    "Pair",
     "WholeMapTerm",
     "box_cells",
     "box_level",

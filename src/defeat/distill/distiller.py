@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from defeat.detectors.capture import Anatomy, Captured, Level, capture, examine
 from defeat.detectors.frozen import frozen
-from defeat.distill.processes import global_batch
+from defeat.distill.normalizers import global_normalizer
 from defeat.distill.schedules import Schedule, constant
-from defeat.distill.terms import AdaptedMaps, Maps, Pair, Parts
+from defeat.distill.terms import AdaptedMaps, DistillBatch, LossDict, Maps
 from defeat.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 TermFactory = Callable[[Anatomy, Anatomy], nn.Module]
 
 
-class Reach(NamedTuple):
+class GradientSite(NamedTuple):
     """Through which of the student's maps a loss acts."""
 
     maps: Maps
@@ -83,7 +83,9 @@ class Distiller(nn.Module):
             for name, term in self.terms.items()
             for weight in _weights(term)
         }
-        self.reach = {name: _reach(self.terms[source.term], ours) for name, source in self._sources.items()}
+        self.gradient_sites = {
+            name: _gradient_site(self.terms[source.term], ours) for name, source in self._sources.items()
+        }
         self.balance = balance
         self.shares = dict.fromkeys(self._sources, share) | dict(shares or {})
         _check_balance(balance, self.shares, list(self._sources))
@@ -108,28 +110,28 @@ class Distiller(nn.Module):
         return f"distiller.terms.{source.term}.{source.weight}"
 
     def forward(
-        self, student: nn.Module, teacher: nn.Module, seen: Captured, progress: float
+        self, student: nn.Module, teacher: nn.Module, captured: Captured, progress: float
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of one batch, which all processes of a training do together.
 
         Each process gives its own images. The mean of its losses over the processes is the loss of all their
-        images, see :mod:`defeat.distill.processes`; a single loss is not that of the images it was given.
+        images, see :mod:`defeat.distill.normalizers`; a single loss is not that of the images it was given.
 
         Args:
-            student: the detector that ``seen`` was captured from, in training mode.
+            student: the detector that ``captured`` was captured from, in training mode.
             teacher: frozen, in eval mode.
-            seen: the student's training forward; the teacher looks at the same tensors.
+            captured: the student's training forward; the teacher looks at the same tensors.
             progress: share of the training that is done, in [0, 1].
 
         Returns:
             Scalars by name, ready to be added to the detection losses.
         """
-        pair = self.observe(student, teacher, seen)
-        parts = self.compare(pair._replace(divisor=global_batch))
+        batch = self.make_batch(student, teacher, captured)
+        parts = self.term_losses(batch._replace(normalizer=global_normalizer))
         factor = self.schedule(progress)
         return {name: factor * value.sum() for name, value in parts.items()}
 
-    def parts(self, student: nn.Module, teacher: nn.Module, seen: Captured) -> dict[str, Tensor]:
+    def level_losses(self, student: nn.Module, teacher: nn.Module, captured: Captured) -> dict[str, Tensor]:
         """Compute the weighted losses of one batch without the schedule's factor, level by level.
 
         Of these images alone, and any process may do so alone. Arguments as for :meth:`forward`.
@@ -137,20 +139,22 @@ class Distiller(nn.Module):
         Returns:
             Scalars or (L,) vectors by name; the loss is their sum.
         """
-        return self.compare(self.observe(student, teacher, seen))
+        return self.term_losses(self.make_batch(student, teacher, captured))
 
-    def observe(self, student: nn.Module, teacher: nn.Module, seen: Captured) -> Pair:
+    def make_batch(self, student: nn.Module, teacher: nn.Module, captured: Captured) -> DistillBatch:
         """Let the teacher look at what the student saw. Arguments as for :meth:`forward`.
 
         Only as far as the terms read it: without its pyramid where all of them compare backbone stages, and
         of the stages those are kept that a term compares.
         """
         backbone = cast(Any, teacher).backbone
-        with frozen(teacher), capture(teacher) as taught:
-            (backbone if self._reads_neck() else backbone.body)(seen.images)
+        with frozen(teacher), capture(teacher) as teacher_captures:
+            (backbone if self._reads_neck() else backbone.body)(captured.images)
         kept = self._stages()
-        taught.stages = {name: x for name, x in taught.stages.items() if kept is None or name in kept}
-        return Pair(student, teacher, seen, taught)
+        teacher_captures.stages = {
+            name: x for name, x in teacher_captures.stages.items() if kept is None or name in kept
+        }
+        return DistillBatch(student, teacher, captured, teacher_captures)
 
     def _reads_neck(self) -> bool:
         return any(getattr(term, "maps", "neck") != "stages" for term in self.terms.values())
@@ -165,15 +169,15 @@ class Distiller(nn.Module):
             names.update(theirs.name for maps in compared for _, theirs in maps.levels)
         return names
 
-    def compare(self, pair: Pair, terms: Container[str] | None = None) -> dict[str, Tensor]:
-        """The losses of :meth:`parts` for a batch that both have looked at; of some terms alone, if given.
+    def term_losses(self, batch: DistillBatch, terms: Container[str] | None = None) -> dict[str, Tensor]:
+        """Compute the losses of :meth:`level_losses` from a batch of :meth:`make_batch`.
 
         Terms of the head come first: what they need for a while is gone before the differences of the maps
         are there, which the backward keeps.
         """
         wanted = [name for name in self.terms if terms is None or name in terms]
         found = {
-            name: cast(Parts, self.terms[name](pair)) for name in sorted(wanted, key=self._compares_maps)
+            name: cast(LossDict, self.terms[name](batch)) for name in sorted(wanted, key=self._compares_maps)
         }
         return {_loss_name(name, part): value for name in wanted for part, value in found[name].items()}
 
@@ -191,10 +195,10 @@ def _weights(term: nn.Module) -> list[str]:
     return [name for name in named if getattr(term, name) > 0]
 
 
-def _reach(term: nn.Module, student: Anatomy) -> Reach:
+def _gradient_site(term: nn.Module, student: Anatomy) -> GradientSite:
     maps: Maps = getattr(term, "maps", "neck")
     levels = [s for m in term.modules() if isinstance(m, AdaptedMaps) and m.maps == maps for s, _ in m.levels]
-    return Reach(maps, tuple(level.stride for level in levels or getattr(student, maps)))
+    return GradientSite(maps, tuple(level.stride for level in levels or getattr(student, maps)))
 
 
 def _check_balance(balance: str | None, shares: Mapping[str, float], names: list[str]) -> None:

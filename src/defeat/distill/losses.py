@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defeat.distill.processes import Divisor, own_batch
+from defeat.distill.normalizers import Normalizer, local_normalizer
 
 
 class Decoupled(NamedTuple):
@@ -49,7 +49,7 @@ def decoupled_feature_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> De
         (6.25, 25.0)
     """
     sums, counts = decoupled_feature_sums(student, teacher, mask)
-    return _divide(sums, own_batch(counts))
+    return _divide(sums, local_normalizer(counts))
 
 
 def decoupled_feature_sums(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Decoupled, Tensor]:
@@ -82,7 +82,7 @@ def decoupled_kl(
     object_temperature: float = 1.0,
     background_temperature: float = 1.0,
     pooled: bool = False,
-    divisor: Divisor = own_batch,
+    normalizer: Normalizer = local_normalizer,
 ) -> Decoupled:
     """KL divergence of class scores, averaged over object and over background proposals (Eq. 6-9).
 
@@ -95,7 +95,7 @@ def decoupled_kl(
         is_object: (N,) bool, True where the proposal is matched to an object.
         pooled: divide both halves by N instead of by their own number: with one temperature they add up to
             the mean over all proposals, distillation without decoupling.
-        divisor: makes of the two counts what the sums are divided by, see :mod:`defeat.distill.processes`.
+        normalizer: turns the two counts into divisors of the sums, see :mod:`defeat.distill.normalizers`.
 
     Raises:
         ValueError: shapes do not agree.
@@ -116,7 +116,7 @@ def decoupled_kl(
         _kl, student, teacher, (object_temperature, background_temperature), (is_object, is_background)
     )
     counts = torch.stack([is_object.sum(), is_background.sum()])
-    return _divide(sums, divisor(counts.sum().expand(2) if pooled else counts))
+    return _divide(sums, normalizer(counts.sum().expand(2) if pooled else counts))
 
 
 def decoupled_binary_kl(
@@ -127,7 +127,7 @@ def decoupled_binary_kl(
     *,
     object_temperature: float = 1.0,
     background_temperature: float = 1.0,
-    divisor: Divisor = own_batch,
+    normalizer: Normalizer = local_normalizer,
 ) -> Decoupled:
     """KL divergence of independent class scores, averaged over positive and over negative anchors.
 
@@ -140,7 +140,7 @@ def decoupled_binary_kl(
         teacher: (N, K) logits of the same anchors and the same classes.
         positive: (N,) bool.
         negative: (N,) bool; anchors in neither set do not count.
-        divisor: as for :func:`decoupled_kl`.
+        normalizer: as for :func:`decoupled_kl`.
 
     Raises:
         ValueError: shapes do not agree.
@@ -158,7 +158,7 @@ def decoupled_binary_kl(
     sums = _halves(
         _binary_kl, student, teacher, (object_temperature, background_temperature), (positive, negative)
     )
-    return _divide(sums, divisor(torch.stack([positive.sum(), negative.sum()])))
+    return _divide(sums, normalizer(torch.stack([positive.sum(), negative.sum()])))
 
 
 class _SumOfSquares(torch.autograd.Function):
@@ -213,6 +213,6 @@ def _sum_where(values: Tensor, keep: Tensor) -> Tensor:
     return torch.where(keep, values, 0).sum()
 
 
-def _divide(sums: Decoupled, divisors: Tensor) -> Decoupled:
+def _divide(sums: Decoupled, normalizers: Tensor) -> Decoupled:
     # Halves stay apart: one that nobody uses must not come back as a gradient of zeros, or of zero times nan.
-    return Decoupled(sums.object / divisors[0], sums.background / divisors[1])
+    return Decoupled(sums.object / normalizers[0], sums.background / normalizers[1])

@@ -1,10 +1,10 @@
 """The terms a distiller is made of: what is compared, on which mask, with which weights.
 
-A term is built from the anatomies of student and teacher and turns a :class:`Pair` into weighted losses by
-part. A vector holds a value per level, and its sum counts; so a report can tell the levels apart. The weight
-of part ``x`` is the term's attribute ``x_weight``, that of a loss without parts (``""``) is ``weight``, and
-every part grows in proportion to its weight. ``maps`` says through which maps of the student the term reaches
-it.
+A term is built from the anatomies of student and teacher and turns a :class:`DistillBatch` into weighted
+losses by part. A vector holds a value per level, and its sum counts; so a report can tell the levels apart.
+The weight of part ``x`` is the term's attribute ``x_weight``, that of a loss without parts (``""``) is
+``weight``, and every part grows in proportion to its weight. ``maps`` says through which maps of the student
+the term reaches it.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from defeat.detectors.parts import assign_anchors, match, propose, score, score_
 from defeat.distill.adapters import conv3x3
 from defeat.distill.losses import Decoupled, decoupled_binary_kl, decoupled_feature_sums, decoupled_kl
 from defeat.distill.masks import Grids, Mask, object_mask
-from defeat.distill.processes import Divisor, own_batch
+from defeat.distill.normalizers import Normalizer, local_normalizer
 from defeat.errors import ConfigError
 from defeat.timing import part
 
 Maps = Literal["neck", "stages"]
 """The pyramid, or the backbone's stages."""
 
-Parts = dict[str, Tensor]
+LossDict = dict[str, Tensor]
 """Weighted losses by the name of the part, ``""`` for a term of one part; parts of weight 0 are left out."""
 
 
-class Pair(NamedTuple):
+class DistillBatch(NamedTuple):
     """One batch as student and teacher saw it, and the two detectors."""
 
     student: nn.Module
     teacher: nn.Module
-    seen: Captured
+    student_captures: Captured
     """The student's training forward."""
-    taught: Captured
-    """The teacher's features on ``seen.images``."""
-    divisor: Divisor = own_batch
+    teacher_captures: Captured
+    """The teacher's features on ``student_captures.images``."""
+    normalizer: Normalizer = local_normalizer
     """What counts of this batch make of sums over it; while training, over all processes together."""
 
 
@@ -74,15 +74,15 @@ class AdaptedMaps(nn.Module):
         self.levels = _common_levels(getattr(student, maps), getattr(teacher, maps), strides, maps)
         self.layers = nn.ModuleDict({str(s.stride): adapter(s.channels, t.channels) for s, t in self.levels})
 
-    def ours(self, pair: Pair) -> list[Tensor]:
+    def student_maps(self, batch: DistillBatch) -> list[Tensor]:
         """The student's maps as they are, finest first, (B, C, H, W) each."""
-        found: Mapping[str, Tensor] = getattr(pair.seen, self.maps)
+        found: Mapping[str, Tensor] = getattr(batch.student_captures, self.maps)
         return [found[s.name] for s, _ in self.levels]
 
-    def forward(self, pair: Pair) -> Iterator[tuple[Tensor, Tensor]]:
+    def forward(self, batch: DistillBatch) -> Iterator[tuple[Tensor, Tensor]]:
         """Adapted student map and teacher map of each level, finest first."""
-        theirs: Mapping[str, Tensor] = getattr(pair.taught, self.maps)
-        for (s, t), own in zip(self.levels, self.ours(pair), strict=True):
+        theirs: Mapping[str, Tensor] = getattr(batch.teacher_captures, self.maps)
+        for (s, t), own in zip(self.levels, self.student_maps(batch), strict=True):
             yield self.layers[str(s.stride)](own), theirs[t.name]
 
 
@@ -128,25 +128,27 @@ class FeatureTerm(nn.Module):
             anchors = torch.tensor(s.anchors, dtype=torch.float32).reshape(-1, 4)
             self.register_buffer(f"anchors_{s.stride}", anchors, persistent=False)
 
-    def forward(self, pair: Pair) -> Parts:
+    def forward(self, batch: DistillBatch) -> LossDict:
         """Weighted object and background losses of one batch, (L,) each."""
-        masks = self.mask(self.grids(pair))
+        masks = self.mask(self.grids(batch))
         levels = [
             decoupled_feature_sums(ours, theirs, mask)
-            for (ours, theirs), mask in zip(self.adapters(pair), masks, strict=True)
+            for (ours, theirs), mask in zip(self.adapters(batch), masks, strict=True)
         ]
         sums, counts = zip(*levels, strict=True)
-        divisors = pair.divisor(torch.stack(counts, dim=1))
-        means = (torch.stack(half) / own for half, own in zip(zip(*sums, strict=True), divisors, strict=True))
+        normalizers = batch.normalizer(torch.stack(counts, dim=1))
+        means = (
+            torch.stack(half) / own for half, own in zip(zip(*sums, strict=True), normalizers, strict=True)
+        )
         return _weighted(self, Decoupled(*(mean / len(levels) for mean in means)))
 
-    def grids(self, pair: Pair) -> Grids:
+    def grids(self, batch: DistillBatch) -> Grids:
         """What the mask is drawn on for one batch."""
         strides = [s.stride for s, _ in self.adapters.levels]
         anchors = [self.get_buffer(f"anchors_{stride}") for stride in strides]
         return Grids(
-            boxes=[target["boxes"] for target in pair.seen.targets],
-            shapes=[(x.shape[-2], x.shape[-1]) for x in self.adapters.ours(pair)],
+            boxes=[target["boxes"] for target in batch.student_captures.targets],
+            shapes=[(x.shape[-2], x.shape[-1]) for x in self.adapters.student_maps(batch)],
             strides=strides,
             cells=self.cells,
             anchors=anchors if all(map(len, anchors)) else (),
@@ -205,28 +207,28 @@ class HeadTerm(nn.Module):
         self.proposals = proposals
         self.pooled = pooled
 
-    def forward(self, pair: Pair) -> Parts:
+    def forward(self, batch: DistillBatch) -> LossDict:
         """Weighted object and background losses of one batch, two scalars."""
-        sizes = pair.seen.image_sizes
+        sizes = batch.student_captures.image_sizes
         if self.proposals == "teacher":
-            with frozen(pair.teacher):
-                shared = propose(pair.teacher, pair.taught.neck, pair.seen)
+            with frozen(batch.teacher):
+                shared = propose(batch.teacher, batch.teacher_captures.neck, batch.student_captures)
             with part("student"):
-                logits = score(pair.student, pair.seen.neck, shared.boxes, sizes)
+                student_logits = score(batch.student, batch.student_captures.neck, shared.boxes, sizes)
         else:
-            assert pair.seen.class_logits is not None
-            shared = match(pair.student, pair.seen.proposals, pair.seen.targets)
-            logits = pair.seen.class_logits
-        with frozen(pair.teacher):
-            taught = score(pair.teacher, pair.taught.neck, shared.boxes, sizes)
+            assert batch.student_captures.class_logits is not None
+            shared = match(batch.student, batch.student_captures.proposals, batch.student_captures.targets)
+            student_logits = batch.student_captures.class_logits
+        with frozen(batch.teacher):
+            teacher_logits = score(batch.teacher, batch.teacher_captures.neck, shared.boxes, sizes)
         loss = decoupled_kl(
-            logits,
-            taught,
+            student_logits,
+            teacher_logits,
             shared.labels > 0,
             object_temperature=self.object_temperature,
             background_temperature=self.background_temperature,
             pooled=self.pooled,
-            divisor=pair.divisor,
+            normalizer=batch.normalizer,
         )
         return _weighted(self, loss)
 
@@ -283,26 +285,28 @@ class AnchorTerm(nn.Module):
         self.object_temperature = object_temperature
         self.background_temperature = background_temperature
 
-    def forward(self, pair: Pair) -> Parts:
+    def forward(self, batch: DistillBatch) -> LossDict:
         """Weighted losses of positive and negative anchors of one batch, two scalars."""
-        assert pair.seen.anchor_logits is not None
-        with frozen(pair.teacher):
-            taught = score_anchors(pair.teacher, pair.taught.neck)
-        assigned = assign_anchors(pair.student, pair.seen.anchors, pair.seen.targets)
+        assert batch.student_captures.anchor_logits is not None
+        with frozen(batch.teacher):
+            teacher_logits = score_anchors(batch.teacher, batch.teacher_captures.neck)
+        assigned = assign_anchors(
+            batch.student, batch.student_captures.anchors, batch.student_captures.targets
+        )
         # Column 0 is torchvision's output for background, which no anchor is ever trained to.
         loss = decoupled_binary_kl(
-            pair.seen.anchor_logits[..., 1:].flatten(0, 1),
-            taught[..., 1:].flatten(0, 1),
+            batch.student_captures.anchor_logits[..., 1:].flatten(0, 1),
+            teacher_logits[..., 1:].flatten(0, 1),
             assigned.positive.flatten(),
             assigned.negative.flatten(),
             object_temperature=self.object_temperature,
             background_temperature=self.background_temperature,
-            divisor=pair.divisor,
+            normalizer=batch.normalizer,
         )
         return _weighted(self, loss)
 
 
-def _weighted(term: FeatureTerm | HeadTerm | AnchorTerm, loss: Decoupled) -> Parts:
+def _weighted(term: FeatureTerm | HeadTerm | AnchorTerm, loss: Decoupled) -> LossDict:
     weighted = {
         "object": (term.object_weight, loss.object),
         "background": (term.background_weight, loss.background),

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from defeat.detectors.capture import Anatomy
 from defeat.distill.adapters import matching
 from defeat.distill.losses import widen
-from defeat.distill.terms import AdaptedMaps, Maps, Pair, Parts
+from defeat.distill.terms import AdaptedMaps, DistillBatch, LossDict, Maps
 from defeat.errors import ConfigError
 
 MapLoss = Callable[[Tensor, Tensor], Tensor]
@@ -113,9 +113,9 @@ class WholeMapTerm(nn.Module):
         self.loss = loss
         self.adapters = AdaptedMaps(student, teacher, maps, adapter, strides)
 
-    def forward(self, pair: Pair) -> Parts:
+    def forward(self, batch: DistillBatch) -> LossDict:
         """Weighted loss of one batch, (L,)."""
-        losses = [self.loss(ours, theirs) for ours, theirs in self.adapters(pair)]
+        losses = [self.loss(ours, theirs) for ours, theirs in self.adapters(batch)]
         return {"": self.weight * torch.stack(losses) / len(losses)}
 
 

@@ -70,7 +70,7 @@ def _schedule(distiller: Distiller) -> Iterator[Problem]:
 def _dead(distiller: Distiller, measured: Measurement, objects: int) -> Iterator[Problem]:
     for name in distiller.weights:
         reading = measured.start[name]
-        maps, strides = distiller.reach[name]
+        maps, strides = distiller.gradient_sites[name]
         gradient = measured.norm(reading, maps, strides)
         if reading.value != 0 and 0 < gradient < math.inf:
             continue
@@ -95,7 +95,7 @@ def _dead(distiller: Distiller, measured: Measurement, objects: int) -> Iterator
 
 def _uneven(distiller: Distiller, measured: Measurement, factor: float) -> Iterator[Problem]:
     for name in distiller.weights:
-        maps, strides = distiller.reach[name]
+        maps, strides = distiller.gradient_sites[name]
         levels = measured.start[name].values.mean(0).tolist()
         if len(levels) != len(strides):
             continue

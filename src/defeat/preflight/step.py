@@ -122,7 +122,7 @@ def _step(
         with capture(probe.student) as seen:
             losses: dict[str, Tensor] = probe.student(to_unit_range(batch.images), list(batch.targets))
         if probe.distiller is not None and probe.teacher is not None:
-            parts = probe.distiller.parts(probe.student, probe.teacher, seen)
+            parts = probe.distiller.level_losses(probe.student, probe.teacher, seen)
             losses = {**losses, **{name: part.sum() for name, part in parts.items()}}
     # Larger, for half precision would lose small gradients; a power of two is exact elsewhere.
     (SCALE * torch.stack(list(losses.values())).sum()).backward()

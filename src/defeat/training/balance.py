@@ -27,7 +27,7 @@ def balanced_weights(distiller: Distiller, measured: Measurement) -> dict[str, f
     """
     weights = {}
     for name, weight in distiller.weights.items():
-        maps, strides = distiller.reach[name]
+        maps, strides = distiller.gradient_sites[name]
         own = measured.norm(measured.fitted[name], maps, strides)
         detection = measured.norm(measured.fitted[DETECTION], maps, strides)
         for loss, norm in ((name, own), ("the detection loss", detection)):

@@ -49,8 +49,8 @@ def figures(measured: Measurement, distiller: Distiller) -> Iterator[Figure]:
 def _values(measured: Measurement, distiller: Distiller, loss: str) -> Iterator[Figure]:
     readings = measured.start[loss], measured.fitted[loss]
     yield Figure("value", loss, "", None, readings[0].value, readings[1].value)
-    if loss in distiller.reach:
-        maps, strides = distiller.reach[loss]
+    if loss in distiller.gradient_sites:
+        maps, strides = distiller.gradient_sites[loss]
         by_level = [reading.values.mean(0).tolist() for reading in readings]
         if len(by_level[0]) == len(strides):
             for stride, start, fitted in zip(strides, *by_level, strict=True):
@@ -58,7 +58,7 @@ def _values(measured: Measurement, distiller: Distiller, loss: str) -> Iterator[
 
 
 def _gradients(measured: Measurement, distiller: Distiller, loss: str, maps: Maps) -> Iterator[Figure]:
-    compared = distiller.reach[loss].strides if _acts_through(distiller, loss, maps) else None
+    compared = distiller.gradient_sites[loss].strides if _acts_through(distiller, loss, maps) else None
     every = [m.stride for m in measured.maps if m.maps == maps]
     chosen = [stride for stride in every if compared is None or stride in compared]
 
@@ -76,7 +76,7 @@ def _gradients(measured: Measurement, distiller: Distiller, loss: str, maps: Map
 
 
 def _acts_through(distiller: Distiller, loss: str, maps: str) -> bool:
-    return loss in distiller.reach and distiller.reach[loss].maps == maps
+    return loss in distiller.gradient_sites and distiller.gradient_sites[loss].maps == maps
 
 
 def sheets(measured: Measurement, distiller: Distiller) -> list[Sheet]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from defeat.detectors import capture, examine
 from defeat.detectors.capture import Captured
-from defeat.distill import Distiller, Pair
+from defeat.distill import DistillBatch, Distiller
 from defeat.distill.terms import Maps
 from defeat.training.module import to_unit_range
 from defeat.types import Batch
@@ -175,21 +175,28 @@ class _Probe:
         self.adapted = {name for name, term in terms if any(p.requires_grad for p in term.parameters())}
         """Terms that learn."""
 
-    def look(self, batch: Batch, seed: int) -> tuple[dict[str, Reading], Pair]:
+    def look(self, batch: Batch, seed: int) -> tuple[dict[str, Reading], DistillBatch]:
         """Measure all losses on a batch; what both saw of it comes back on the CPU, without its graph."""
         with self.precision():
             own, seen = self._forward(batch, seed)
-            pair = self.distiller.observe(self.student, self.teacher, seen)
-            losses = {**own, DETECTION: torch.stack(list(own.values())).sum(), **self.distiller.compare(pair)}
+            pair = self.distiller.make_batch(self.student, self.teacher, seen)
+            losses = {
+                **own,
+                DETECTION: torch.stack(list(own.values())).sum(),
+                **self.distiller.term_losses(pair),
+            }
         found = {name: self._read(loss, seen) for name, loss in losses.items()}
-        return found, _moved(pair._replace(seen=_detached(seen)), torch.device("cpu"))
+        return found, _moved(pair._replace(student_captures=_detached(seen)), torch.device("cpu"))
 
-    def look_again(self, batch: Batch, seed: int, before: Pair) -> dict[str, Reading]:
+    def look_again(self, batch: Batch, seed: int, before: DistillBatch) -> dict[str, Reading]:
         """Measure the losses of the terms that learn; all others are what they were."""
         with self.precision():
             _, seen = self._forward(batch, seed)
-            pair = before._replace(seen=seen, taught=move_data_to_device(before.taught, seen.images.device))
-            losses = self.distiller.compare(pair, self.adapted)
+            pair = before._replace(
+                student_captures=seen,
+                teacher_captures=move_data_to_device(before.teacher_captures, seen.images.device),
+            )
+            losses = self.distiller.term_losses(pair, self.adapted)
         return {name: self._read(loss, seen) for name, loss in losses.items()}
 
     def _forward(self, batch: Batch, seed: int) -> tuple[dict[str, Tensor], Captured]:
@@ -215,14 +222,14 @@ class _Probe:
             squares[0, list(norms)] = (found / SCALE).square()
         return Reading(loss.detach().float().cpu().double().reshape(1, -1), squares)
 
-    def fit(self, pairs: Sequence[Pair], steps: int, rate: float) -> None:
+    def fit(self, pairs: Sequence[DistillBatch], steps: int, rate: float) -> None:
         """Fit the adapters alone, all losses of theirs counting alike whatever their weights are."""
         weights = self.distiller.weights
         optimizer = torch.optim.Adam((p for p in self.distiller.parameters() if p.requires_grad), lr=rate)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
             with self.precision():
-                losses = self.distiller.compare(pairs[step % len(pairs)], self.adapted)
+                losses = self.distiller.term_losses(pairs[step % len(pairs)], self.adapted)
             optimizer.zero_grad()
             alike = torch.stack([loss.sum() / weights[name] for name, loss in losses.items()])
             (SCALE * alike.sum()).backward()
@@ -239,10 +246,12 @@ def _detached(seen: Captured) -> Captured:
     )
 
 
-def _moved(pair: Pair, device: torch.device) -> Pair:
+def _moved(pair: DistillBatch, device: torch.device) -> DistillBatch:
     """A pair whose tensors are on a device; those that are there already are not copied."""
-    seen, taught = (move_data_to_device(one, device) for one in (pair.seen, pair.taught))
-    return pair._replace(seen=seen, taught=taught)
+    seen, taught = (
+        move_data_to_device(one, device) for one in (pair.student_captures, pair.teacher_captures)
+    )
+    return pair._replace(student_captures=seen, teacher_captures=taught)
 
 
 def _stack(batches: Sequence[Mapping[str, Reading]]) -> dict[str, Reading]:

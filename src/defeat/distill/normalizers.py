@@ -20,27 +20,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Divisor = Callable[[Tensor], Tensor]
+Normalizer = Callable[[Tensor], Tensor]
 """From the counts of this process's part of a batch to what its sums are divided by, elementwise."""
 
 
-def own_batch(counts: Tensor) -> Tensor:
+def local_normalizer(counts: Tensor) -> Tensor:
     """``max(1, N)``, of this process alone. No gradient."""
     return counts.detach().clamp(min=1)
 
 
-def global_batch(counts: Tensor) -> Tensor:
+def global_normalizer(counts: Tensor) -> Tensor:
     """``max(1, N) / P`` with N summed over the P processes. No gradient; nothing waits for the device.
 
     One all-reduce, so that every process must call it, with counts of the same shape. In one process, or
-    without a process group, it is :func:`own_batch`, bit for bit.
+    without a process group, it is :func:`local_normalizer`, bit for bit.
 
     Args:
         counts: of this process, of any shape; left as they are.
     """
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if processes == 1:
-        return own_batch(counts)
+        return local_normalizer(counts)
     total = counts.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
-    return own_batch(total) / processes
+    return local_normalizer(total) / processes

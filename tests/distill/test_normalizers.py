@@ -27,7 +27,7 @@ from defeat.config import build, compose_config
 from defeat.data import collate
 from defeat.detectors import capture
 from defeat.distill import Grids, random_mask
-from defeat.distill.processes import global_batch, own_batch
+from defeat.distill.normalizers import global_normalizer, local_normalizer
 from defeat.training.module import DetectionModule
 from defeat.types import Target
 
@@ -178,7 +178,7 @@ def train(name: str, config: DictConfig, share: slice, processes: int = 1) -> Ru
         patch("torch.randperm", in_order),
         patch("torchvision.models.detection.rpn.F.binary_cross_entropy_with_logits", entropy),
         patch("defeat.training.module.to_unit_range", lambda images: [x.double() / 255 for x in images]),
-        patch("defeat.distill.distiller.global_batch", side_effect=global_batch) as reductions,
+        patch("defeat.distill.distiller.global_normalizer", side_effect=global_normalizer) as reductions,
     ):
         trainer.fit(made, loader(share), loader(share))
     return Run(record.losses, record.gradients, reductions.call_count)
@@ -193,7 +193,7 @@ def look_alone() -> dict[str, float]:
         images, targets = zip(*SAMPLES[0][HALVES[0]], strict=True)
         made.student([x.double() / 255 for x in images], list(targets))
         return numbers(
-            {n: x.sum() for n, x in made.distiller.parts(made.student, made.teacher, seen).items()}
+            {n: x.sum() for n, x in made.distiller.level_losses(made.student, made.teacher, seen).items()}
         )
 
 
@@ -207,17 +207,17 @@ def _rank(rank: int, folder: str, configs: dict[str, DictConfig]) -> None:
     # The other process goes on to the barrier: with a reduction in it, this would not end.
     alone = look_alone() if rank == 0 else None
     dist.barrier()
-    divisors = global_batch(torch.tensor([[0, 2 * rank, 3 + rank]]))
+    normalizers = global_normalizer(torch.tensor([[0, 2 * rank, 3 + rank]]))
     dist.destroy_process_group()
     torch.save(
-        ({name: tuple(run) for name, run in runs.items()}, alone, divisors), Path(folder, f"{rank}.pt")
+        ({name: tuple(run) for name, run in runs.items()}, alone, normalizers), Path(folder, f"{rank}.pt")
     )
 
 
 class Rank(NamedTuple):
     runs: dict[str, Run]
     alone: dict[str, float] | None
-    divisors: Tensor
+    normalizers: Tensor
 
 
 @pytest.fixture(scope="module")
@@ -316,14 +316,14 @@ def test_processes_exchange_counts_once_a_term(ranks: list[Rank]) -> None:
 
 def test_divisors_are_shares_of_the_clamped_global_count(ranks: list[Rank]) -> None:
     for rank in ranks:
-        assert torch.equal(rank.divisors, torch.tensor([[0.5, 1.0, 3.5]]))
+        assert torch.equal(rank.normalizers, torch.tensor([[0.5, 1.0, 3.5]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 def test_without_other_processes_the_count_is_ones_own(dtype: torch.dtype) -> None:
     counts = torch.tensor([[0, 1], [7, 300]], dtype=dtype)
-    for divisor in (own_batch, global_batch):
-        found = divisor(counts)
+    for normalizer in (local_normalizer, global_normalizer):
+        found = normalizer(counts)
         assert found.dtype == dtype
         assert found.tolist() == [[1, 1], [7, 300]]
     assert counts[0, 0] == 0
