@@ -24,7 +24,7 @@ demo: $(READY)  ## Distil a detector on generated scenes and compare: table, pic
 	$(BIN)/defeat-demo $(ARGS)
 
 demo-teacher: $(READY)  ## Train the demo's teacher anew and put its weights into the package (under an hour)
-	$(BIN)/python -m defeat.demo.teacher $(ARGS)
+	$(BIN)/python -m defeat.demo.demo_teacher $(ARGS)
 
 experiments-table: $(READY)  ## Write docs/experiments.md from conf/experiment
 	$(BIN)/python tools/experiments_table.py

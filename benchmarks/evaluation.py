@@ -24,8 +24,8 @@ import torch
 from measure import Timed, alternate, heading, ratio, table, verdict
 
 from defeat.evaluation import COCO_KEYS, DetectionMetrics
-from defeat.evaluation.coco import coco_figures
-from defeat.evaluation.voc import voc_figures
+from defeat.evaluation.coco_metrics import coco_metrics
+from defeat.evaluation.voc_metrics import voc_metrics
 from defeat.types import Prediction, Target
 
 CLASSES = [f"class {i}" for i in range(1, 81)]
@@ -134,8 +134,8 @@ def speed(args: argparse.Namespace) -> None:
     variants = {
         "update": update,
         "compute": compute,
-        "of it the COCO figures": lambda: coco_figures(images(), CLASSES),
-        "of it the VOC figures": lambda: voc_figures(images(), CLASSES),
+        "of it the COCO figures": lambda: coco_metrics(images(), CLASSES),
+        "of it the VOC figures": lambda: voc_metrics(images(), CLASSES),
         "pycocotools": judge,
     }
     timed = alternate(variants, args.rounds)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from defeat.config import compose_config
 from defeat.demo import SHIPPED_TEACHER, export_teacher, run_demo
-from defeat.demo.teacher import choose_teacher, main
+from defeat.demo.demo_teacher import choose_teacher, main
 from defeat.detectors import read_weights
 from defeat.errors import ConfigError
 

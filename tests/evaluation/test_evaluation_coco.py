@@ -4,7 +4,7 @@ import pytest
 import torch
 from evaluation_cases import CLASSES, Case, evaluate, judge, make_prediction, make_target, random_case
 
-import defeat.evaluation.coco as coco_module
+import defeat.evaluation.coco_metrics as coco_module
 
 
 @pytest.mark.parametrize("whole_pixels", [True, False])

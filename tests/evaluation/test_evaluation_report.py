@@ -9,7 +9,7 @@ from rich.console import Console
 
 import defeat.evaluation
 from defeat.errors import DataError
-from defeat.evaluation import COCO_KEYS, VOC_KEYS, Evaluation, table
+from defeat.evaluation import COCO_KEYS, VOC_KEYS, Evaluation, evaluation_table
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_wrong_part_is_refused(evaluation, wrong):
 
 def _render(evaluation: Evaluation, **options) -> str:
     console = Console(file=io.StringIO(), width=80)
-    console.print(table(evaluation, **options))
+    console.print(evaluation_table(evaluation, **options))
     return console.file.getvalue()
 
 
@@ -99,7 +99,7 @@ def test_public_names():
         "evaluate_results",
         "read_detections",
         "read_results",
-        "table",
+        "evaluation_table",
         "write_detections",
         "write_results",
     ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from evaluation_cases import CLASSES, Case, evaluate, make_prediction, make_target, random_case
 
-from defeat.evaluation.voc import voc_ap
+from defeat.evaluation.voc_metrics import voc_ap
 
 
 def naive_voc(case: Case, label: int, eleven: bool) -> float:

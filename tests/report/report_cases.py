@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from defeat.config import compose_config, to_plain
-from defeat.evaluation.detections import FILE_NAME, Detections, write_detections
+from defeat.evaluation.detections import DETECTIONS_FILE, Detections, write_detections
 from defeat.evaluation.image_result import ImageResult
 
 CLASSES = ("ant", "bee", "cow", "dog")
@@ -120,7 +120,7 @@ def write_run(
     OmegaConf.save(config, folder / "config.yaml")
     (folder / "data.json").write_text(json.dumps({"splits": {"train": {"sha256": "0"}}}))
     if images:
-        write_detections(folder / FILE_NAME, Detections(dict(enumerate(images)), tuple(classes), step))
+        write_detections(folder / DETECTIONS_FILE, Detections(dict(enumerate(images)), tuple(classes), step))
     return folder
 
 

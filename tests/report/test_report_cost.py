@@ -8,7 +8,7 @@ from torch import nn
 
 from defeat.config import compose_config, to_plain
 from defeat.errors import ConfigError
-from defeat.report.cost import count, student_cost
+from defeat.report.student_cost import count, student_cost
 
 
 def student(*overrides: str) -> dict[str, Any]:

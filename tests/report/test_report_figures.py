@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from report_cases import detect, image_result, random_truth
 
-from defeat.evaluation.coco import coco_figures
+from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.report import bootstrap
 from defeat.report.bootstrap import FIGURES, draw_weights, resampled_figures
 from defeat.report.matching import match_classes
@@ -69,7 +69,7 @@ def test_weights_of_one_give_the_figures_of_pycocotools(seed, ties, whole):
     images = detect(rng, truth, whole=whole, ties=ties, extra=150 if seed == 3 else 6)
     figures = ours(images)[0]
     assert figures == pytest.approx(pycocotools(images), abs=1e-12, nan_ok=True)
-    coco, _ = coco_figures(images, NAMES)  # torchmetrics rounds to float32
+    coco, _ = coco_metrics(images, NAMES)  # torchmetrics rounds to float32
     assert figures == pytest.approx([coco[name] for name in FIGURES], abs=1e-7, nan_ok=True)
     assert np.isfinite(figures).all()
 
@@ -99,14 +99,14 @@ def test_weights_give_the_figures_of_repeated_images(seed, whole, copies):
 
 
 def test_resamples_give_the_trainings_figures_of_those_images(monkeypatch):
-    monkeypatch.setattr(bootstrap, "_CELLS", 100)  # so small that they are computed in several slices
+    monkeypatch.setattr(bootstrap, "_MAX_CELLS", 100)  # so small that they are computed in several slices
     rng = np.random.default_rng(3)
     images = detect(rng, random_truth(rng, 12))
     weights = draw_weights(12, 5, seed=1)
     figures = ours(images, weights)
     for row, copies in zip(figures, weights.T, strict=True):
         repeated = [image for image, n in zip(images, copies, strict=True) for _ in range(n)]
-        coco, _ = coco_figures(repeated, NAMES)
+        coco, _ = coco_metrics(repeated, NAMES)
         assert row == pytest.approx([coco[name] for name in FIGURES], abs=1e-7, nan_ok=True)
 
 

@@ -14,13 +14,13 @@ from report_cases import detect, random_truth, write_run
 from rich.console import Console
 
 from defeat.errors import ConfigError
-from defeat.evaluation.coco import coco_figures
+from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.evaluation.image_result import ImageResult
 from defeat.report import make_report
 from defeat.report.compare import Comparison, compare
 from defeat.report.groups import group_runs
 from defeat.report.runs import find_runs
-from defeat.report.sheets import wrap
+from defeat.report.tables import wrap
 from defeat.report.tide import KINDS
 
 CLASSES = ("ant", "bee", "cow", "a very long name of a class")
@@ -108,7 +108,7 @@ def test_the_figures_are_those_of_the_training_and_the_interval_is_students(made
     plain = made.comparison.groups[0]
     values = []
     for run in plain.group.runs:
-        coco, _ = coco_figures(list(run.detections.images.values()), CLASSES)
+        coco, _ = coco_metrics(list(run.detections.images.values()), CLASSES)
         values.append(coco["AP"])
     assert [run.coco["AP"] for run in plain.runs] == values
     mean, half = np.mean(values), 4.302653 * np.std(values, ddof=1) / np.sqrt(3)

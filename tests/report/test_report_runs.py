@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from report_cases import detect, image_result, random_truth, write_run
 
 from defeat.errors import ConfigError, DataError
-from defeat.evaluation.detections import FILE_NAME
-from defeat.report.groups import choose_baseline, differences, group_runs
+from defeat.evaluation.detections import DETECTIONS_FILE
+from defeat.report.groups import choose_baseline, group_runs, setting_differences
 from defeat.report.runs import check_same_truth, find_runs
 
 IMAGES = [image_result([(0, 0, 10, 10, 0.5, 1)], [(0, 0, 10, 10, 1)])]
@@ -50,7 +50,7 @@ def test_runs_without_detections_are_named_and_left_out_of_a_folder(tmp_path):
     assert str(unfinished) in warning
     assert "unfinished" in warning
     for path in (unfinished, tmp_path):
-        (done / FILE_NAME).unlink(missing_ok=True)
+        (done / DETECTIONS_FILE).unlink(missing_ok=True)
         with pytest.raises(DataError, match=rf"{path}: .*detections.safetensors.*train it again"):
             find_runs([path])
 
@@ -71,8 +71,8 @@ def test_what_cannot_be_read_is_named(tmp_path):
         with pytest.raises(DataError, match=rf"config.yaml: .*{problem}"):
             find_runs([run])
     other = write_run(tmp_path / "other", IMAGES)
-    (other / FILE_NAME).write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=str(other / FILE_NAME)):
+    (other / DETECTIONS_FILE).write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=str(other / DETECTIONS_FILE)):
         find_runs([other])
 
 
@@ -163,7 +163,7 @@ def test_a_part_that_others_have_not_is_one_key(tmp_path):
     write_run(tmp_path / "1", IMAGES, experiment="scenes", changes={"name": "x"})
     assert list(labels(tmp_path)) == ["x [teacher=null]", "x [teacher=create_detector]"]
     configs = [run.config for run in find_runs([tmp_path])[0]]
-    keys = {difference.key: difference.values for difference in differences(configs)}
+    keys = {difference.key: difference.values for difference in setting_differences(configs)}
     assert keys == {"teacher": ["null", "create_detector"], "distiller": ["null", "Distiller"]}
 
 
@@ -174,7 +174,7 @@ def test_of_repeats_of_a_seed_the_one_trained_furthest_counts_then_the_newest(tm
     )
     write_run(tmp_path / "z", IMAGES, seed=4)
     for folder, time in ((old, 100), (new, 200), (short, 300)):
-        os.utime(folder / FILE_NAME, (time, time))
+        os.utime(folder / DETECTIONS_FILE, (time, time))
     (group,), (warning,) = group_runs(find_runs([tmp_path])[0])
     assert [run.folder for run in group.runs] == [tmp_path / "z", new]
     assert warning.startswith("scenes_plain: left out")

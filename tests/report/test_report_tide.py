@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_cases import counted_out_case, detect, image_result, random_truth
 
-from defeat.evaluation.coco import coco_figures
+from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.report.tide import KINDS, SPECIAL, tide
 
 BOX = (0, 0, 100, 100)
@@ -143,7 +143,7 @@ def test_without_crowds_the_ap50_is_that_of_coco():
     rng = np.random.default_rng(5)
     truth = [image._replace(ignore=image.ignore & False) for image in random_truth(rng, 12, whole=False)]
     images = detect(rng, truth, whole=False)
-    coco, _ = coco_figures(images, ("ant", "bee", "cow"))
+    coco, _ = coco_metrics(images, ("ant", "bee", "cow"))
     assert tide(images, 3).ap50 == pytest.approx(coco["AP50"], abs=1e-7)
 
 

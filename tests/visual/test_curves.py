@@ -6,7 +6,7 @@ from PIL import Image
 
 from defeat.errors import DataError
 from defeat.visual import plot_curves, read_curve
-from defeat.visual.curves import smooth
+from defeat.visual.training_curves import smooth
 
 METRICS = """epoch,step,train/loss_detection,val/AP
 0,9,2.0,

@@ -67,15 +67,15 @@ def test_match_takes_each_ground_truth_once_and_best_first():
         [1, 1, 1, 2],
         [0.9, 0.8, 0.7, 0.6],
     )
-    verdict = match(found, truth)
-    assert verdict.hit.tolist() == [
+    matching = match(found, truth)
+    assert matching.hit.tolist() == [
         True,
         False,
         False,
         False,
     ]  # then: taken, wrong class, too small an overlap
-    assert verdict.false.tolist() == [False, True, True, True]
-    assert verdict.missed.tolist() == [False, True]
+    assert matching.false.tolist() == [False, True, True, True]
+    assert matching.missed.tolist() == [False, True]
 
 
 def test_match_prefers_the_larger_overlap():
@@ -86,19 +86,19 @@ def test_match_prefers_the_larger_overlap():
 def test_match_excuses_detections_inside_a_crowd_of_their_class():
     truth = target([[0, 0, 40, 40]], [1], [True])
     found = prediction([[5, 5, 10, 10], [5, 5, 10, 10], [38, 38, 50, 50]], [1, 2, 1], [0.9, 0.8, 0.7])
-    verdict = match(found, truth)
-    assert verdict.excused.tolist() == [True, False, False]
-    assert verdict.false.tolist() == [False, True, True]
-    assert verdict.missed.tolist() == [False]
+    matching = match(found, truth)
+    assert matching.excused.tolist() == [True, False, False]
+    assert matching.false.tolist() == [False, True, True]
+    assert matching.missed.tolist() == [False]
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 2), (2, 0)])
 def test_match_of_nothing(n: int, m: int):
-    verdict = match(
+    matching = match(
         prediction([[0, 0, 9, 9]] * n, [1] * n, [0.9] * n), target([[20, 20, 30, 30]] * m, [1] * m)
     )
-    assert verdict.false.tolist() == [True] * n
-    assert verdict.missed.tolist() == [True] * m
+    assert matching.false.tolist() == [True] * n
+    assert matching.missed.tolist() == [True] * m
 
 
 def test_above_keeps_and_sorts():

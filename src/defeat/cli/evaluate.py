@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from defeat.cli.launch import launch
-from defeat.evaluation import table, write_results
+from defeat.evaluation import evaluation_table, write_results
 from defeat.files import write_text
 from defeat.folders import refuse_overwriting
 from defeat.quiet import quiet
@@ -42,6 +42,6 @@ def run(config: DictConfig) -> float:
     if config.save_results:
         write_results(results, evaluated.annotations, evaluated.predictions)
     console = Console()
-    console.print(table(evaluated.evaluation, title=Path(evaluated.source).name))
+    console.print(evaluation_table(evaluated.evaluation, title=Path(evaluated.source).name))
     console.print(f"written to {path}", soft_wrap=True, highlight=False)
     return evaluated.evaluation.coco["AP"]

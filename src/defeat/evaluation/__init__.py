@@ -4,7 +4,7 @@ from defeat.evaluation.detections import Detections, read_detections, write_dete
 from defeat.evaluation.evaluation import COCO_KEYS, VOC_KEYS, Evaluation
 from defeat.evaluation.metrics import DetectionMetrics
 from defeat.evaluation.results import evaluate_results, read_results, write_results
-from defeat.evaluation.tables import table
+from defeat.evaluation.tables import evaluation_table
 
 __all__ = [
     "COCO_KEYS",
@@ -13,9 +13,9 @@ __all__ = [
     "Detections",
     "Evaluation",
     "evaluate_results",
+    "evaluation_table",
     "read_detections",
     "read_results",
-    "table",
     "write_detections",
     "write_results",
 ]

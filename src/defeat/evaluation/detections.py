@@ -19,7 +19,7 @@ from defeat.errors import DataError, StorageError
 from defeat.evaluation.image_result import ImageResult
 from defeat.files import replacing
 
-FILE_NAME = "detections.safetensors"
+DETECTIONS_FILE = "detections.safetensors"
 """What a run calls it."""
 
 

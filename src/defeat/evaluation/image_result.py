@@ -33,7 +33,7 @@ class ImageResult(NamedTuple):
     """(M,) float64, square pixels."""
 
 
-def pair(prediction: Prediction, target: Target) -> ImageResult:
+def to_image_result(prediction: Prediction, target: Target) -> ImageResult:
     """Put the detections of one image beside its ground truth."""
     return ImageResult(
         boxes=prediction["boxes"].to("cpu", torch.float64).reshape(-1, 4),

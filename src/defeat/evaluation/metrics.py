@@ -11,10 +11,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from defeat.evaluation.coco import coco_figures
+from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.evaluation.evaluation import Evaluation
 from defeat.evaluation.image_result import ImageResult
-from defeat.evaluation.voc import voc_figures
+from defeat.evaluation.voc_metrics import voc_metrics
 from defeat.types import Prediction, Target
 
 _IMAGE_COLUMNS = 3  # index, number of detections, number of ground truth boxes
@@ -25,8 +25,8 @@ _LABEL = 4
 
 def evaluate_images(images: Sequence[ImageResult], classes: Sequence[str]) -> Evaluation:
     """Compute all figures over ``images``, none of them twice; label i stands for ``classes[i - 1]``."""
-    coco, per_class = coco_figures(images, classes)
-    return Evaluation(coco=coco, per_class=per_class, voc=voc_figures(images, classes), images=len(images))
+    coco, per_class = coco_metrics(images, classes)
+    return Evaluation(coco=coco, per_class=per_class, voc=voc_metrics(images, classes), images=len(images))
 
 
 class DetectionMetrics(Metric):

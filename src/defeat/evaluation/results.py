@@ -19,7 +19,7 @@ from torch import Tensor
 from defeat.data.fields import is_finite
 from defeat.errors import DataError
 from defeat.evaluation.evaluation import Evaluation
-from defeat.evaluation.image_result import pair
+from defeat.evaluation.image_result import to_image_result
 from defeat.evaluation.metrics import evaluate_images
 from defeat.inputs import load_json, one_line, show
 from defeat.types import Annotations, Prediction, Record, Target
@@ -76,7 +76,7 @@ def evaluate_results(annotations: Annotations, path: Path) -> Evaluation:
     """
     predictions = read_results(path, annotations)
     images = [
-        (record.image_id, pair(predictions[index], _target(record, index)))
+        (record.image_id, to_image_result(predictions[index], _target(record, index)))
         for index, record in enumerate(annotations.records)
     ]
     # pycocotools goes by image id, which decides between detections of equal score in different images.

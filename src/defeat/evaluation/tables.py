@@ -22,7 +22,7 @@ _VOC_LABELS = {"AP50_11point": "11 points (2007)", "AP50_allpoint": "all points 
 _FEW_CLASSES = 12  # beyond this one column of classes is taller than a terminal
 
 
-def table(evaluation: Evaluation, title: str = "Evaluation") -> RenderableType:
+def evaluation_table(evaluation: Evaluation, title: str = "Evaluation") -> RenderableType:
     """Render all figures for :func:`rich.print`; "-" stands for a figure there was nothing to measure by.
 
     Args:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from defeat.detectors.frozen import frozen
-from defeat.evaluation.coco import coco_figures
-from defeat.evaluation.image_result import ImageResult, pair
+from defeat.evaluation.coco_metrics import coco_metrics
+from defeat.evaluation.image_result import ImageResult, to_image_result
 from defeat.preflight.finding import Finding, Problem, few
 from defeat.preflight.subject import Pair, Subject, chunks, spread, timed_samples, transform_of, until
 from defeat.training.module import to_unit_range
@@ -109,7 +109,9 @@ def _look(
     for batch in chunks(samples, min(loader.batch_size or 1, CHUNK)):
         with subject.precision(), frozen(model):
             found = shown(to_unit_range([image.to(subject.device) for image in batch.images]))
-        results += [pair(_detected(one), target) for one, target in zip(found, batch.targets, strict=True)]
+        results += [
+            to_image_result(_detected(one), target) for one, target in zip(found, batch.targets, strict=True)
+        ]
         if over():
             break
     return results
@@ -129,14 +131,14 @@ def _detected(one: dict[str, Tensor]) -> Prediction:
 
 
 def _figures(results: Sequence[ImageResult], classes: Sequence[str]) -> Figures:
-    coco, _ = coco_figures(results, classes)
+    coco, _ = coco_metrics(results, classes)
     alike = [
         result._replace(
             labels=torch.ones_like(result.labels), true_labels=torch.ones_like(result.true_labels)
         )
         for result in results
     ]
-    boxes, _ = coco_figures(alike, ["object"])
+    boxes, _ = coco_metrics(alike, ["object"])
     objects = sum(int((~result.ignore).sum()) for result in results)
     return Figures(coco["AP"], coco["AP50"], boxes["AP50"], len(results), objects)
 

@@ -16,7 +16,7 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 Counts = NDArray[np.int32]
 
-_CELLS = 4_000_000  # detections times resamples that are held at once, 16 MB an array
+_MAX_CELLS = 4_000_000  # detections times resamples that are held at once, 16 MB an array
 
 
 def draw_weights(images: int, resamples: int, seed: int) -> Counts:
@@ -33,9 +33,9 @@ def draw_weights(images: int, resamples: int, seed: int) -> Counts:
 def resampled_figures(matches: Sequence[ClassMatches], weights: Counts) -> Floats:
     """Compute :data:`FIGURES` with each image counted as often as its weight says.
 
-    Weights of one give the figures of :func:`defeat.evaluation.coco.coco_figures`; others give those of a
-    list in which images stand so often, copies one after the other. Two detections of one image, class and
-    score are the one exception: here all copies of the first come before those of the second.
+    Weights of one give the figures of :func:`defeat.evaluation.coco_metrics.coco_metrics`; others give those
+    of a list in which images stand so often, copies one after the other. Two detections of one image, class
+    and score are the one exception: here all copies of the first come before those of the second.
 
     Args:
         matches: one for each class.
@@ -53,7 +53,7 @@ def resampled_figures(matches: Sequence[ClassMatches], weights: Counts) -> Float
 
 def _class_figures(matches: ClassMatches, weights: Counts) -> Floats:
     """(R, 6) of one class, in slices of resamples that fit the memory."""
-    width = max(1, _CELLS // max(1, len(matches.image)))
+    width = max(1, _MAX_CELLS // max(1, len(matches.image)))
     slices = [weights[:, i : i + width] for i in range(0, weights.shape[1], width)]
     return np.concatenate([_slice_figures(matches, part) for part in slices])
 

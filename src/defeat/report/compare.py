@@ -9,21 +9,21 @@ from typing import NamedTuple
 import numpy as np
 
 from defeat.errors import DefeatError
-from defeat.evaluation.coco import coco_figures
+from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.report.bootstrap import FIGURES, Counts, draw_weights, resampled_figures
-from defeat.report.cost import Cost, student_cost
 from defeat.report.groups import Group
 from defeat.report.matching import match_classes
 from defeat.report.overlap import Floats
-from defeat.report.runs import Run
+from defeat.report.runs import FinishedRun
 from defeat.report.statistics import Estimate, of_resamples, over_seeds
+from defeat.report.student_cost import Cost, student_cost
 from defeat.report.tide import Errors, tide
 
 
 class RunFigures(NamedTuple):
     """What one run reached."""
 
-    run: Run
+    run: FinishedRun
     coco: dict[str, float]
     """The 12 figures."""
     per_class: dict[str, float]
@@ -33,7 +33,7 @@ class RunFigures(NamedTuple):
     """(R, 6) :data:`defeat.report.bootstrap.FIGURES` of each resample of the images."""
 
 
-class Difference(NamedTuple):
+class PairedDifference(NamedTuple):
     """How far a group is ahead of the baseline in one figure, the same images for both."""
 
     estimate: Estimate
@@ -53,7 +53,7 @@ class GroupFigures(NamedTuple):
     """By kind of error: AP50 that correcting it would gain."""
     counts: dict[str, Estimate]
     """By kind of error."""
-    difference: dict[str, Difference] | None
+    difference: dict[str, PairedDifference] | None
     """Of each of :data:`defeat.report.bootstrap.FIGURES`; None for the baseline."""
     cost: Cost | None
     """None where the student cannot be built or counted."""
@@ -122,9 +122,9 @@ def compare(
     )
 
 
-def _run_figures(run: Run, weights: Counts) -> RunFigures:
+def _run_figures(run: FinishedRun, weights: Counts) -> RunFigures:
     images, classes = list(run.detections.images.values()), run.detections.classes
-    coco, per_class = coco_figures(images, classes)
+    coco, per_class = coco_metrics(images, classes)
     resampled = resampled_figures(match_classes(images, len(classes)), weights)
     return RunFigures(run, coco, per_class, tide(images, len(classes)), resampled)
 
@@ -148,14 +148,14 @@ def _over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
     return {name: over_seeds([run[name] for run in runs]) for name in runs[0]}
 
 
-def _difference(runs: list[RunFigures], baseline: list[RunFigures]) -> dict[str, Difference]:
+def _difference(runs: list[RunFigures], baseline: list[RunFigures]) -> dict[str, PairedDifference]:
     resampled = _mean_resampled(runs) - _mean_resampled(baseline)  # the same images in each row
     differences = {}
     for name, column in zip(FIGURES, resampled.T, strict=True):
         ours, theirs = (over_seeds([run.coco[name] for run in of]).value for of in (runs, baseline))
         numbers = column[~np.isnan(column)]
         ahead = float((numbers > 0).mean()) if len(numbers) else np.nan
-        differences[name] = Difference(of_resamples(ours - theirs, column), ahead)
+        differences[name] = PairedDifference(of_resamples(ours - theirs, column), ahead)
     return differences
 
 

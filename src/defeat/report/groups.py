@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from defeat.errors import ConfigError
-from defeat.report.runs import Run
+from defeat.report.runs import FinishedRun
 
-_ASIDE = {
+_IGNORED_KEYS = {
     "seed",
     "data.seed",  # a copy of it
     "run_dir",
@@ -37,7 +37,7 @@ class Group(NamedTuple):
     """Runs of one experiment that differ in the seed alone, in the order of their seeds."""
 
     label: str
-    runs: list[Run]
+    runs: list[FinishedRun]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Group(NamedTuple):
         return sorted({run.detections.step for run in self.runs})
 
 
-class Difference(NamedTuple):
+class SettingDifference(NamedTuple):
     """A key whose value is not the same in all configurations."""
 
     key: str
@@ -63,7 +63,7 @@ class Difference(NamedTuple):
     """One for each configuration, as text."""
 
 
-def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
+def group_runs(runs: Sequence[FinishedRun]) -> tuple[list[Group], list[str]]:
     """Put runs of equal configuration together, in the order in which they come.
 
     Of runs of one group that have the same seed only one counts, the one trained furthest, of equals the
@@ -72,9 +72,9 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     Returns:
         The groups, and a warning for each group that had such repeats.
     """
-    members: dict[str, list[Run]] = {}
+    members: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        members.setdefault(json.dumps(_essence(run.config), sort_keys=True), []).append(run)
+        members.setdefault(json.dumps(_experiment_settings(run.config), sort_keys=True), []).append(run)
     groups, warnings = [], []
     for label, group in zip(_labels([group[0] for group in members.values()]), members.values(), strict=True):
         kept, repeats = _without_repeats(group)
@@ -107,18 +107,18 @@ def choose_baseline(groups: Sequence[Group], label: str | None = None) -> Group:
     raise ConfigError(f"--baseline {label}: {problem}; there are {labels}")
 
 
-def differences(configs: Sequence[Mapping[str, Any]]) -> list[Difference]:
+def setting_differences(configs: Sequence[Mapping[str, Any]]) -> list[SettingDifference]:
     """List the keys in which configurations differ, leaving aside places, seeds and names.
 
     Where one has a group of keys and another has none, the group is one key.
     """
-    essences = [_essence(config) for config in configs]
-    for essence in essences:
-        del essence["name"]
-    return list(_differences(essences))
+    compared = [_experiment_settings(config) for config in configs]
+    for settings in compared:
+        del settings["name"]
+    return list(_walk_differences(compared))
 
 
-def _essence(config: Mapping[str, Any]) -> dict[str, Any]:
+def _experiment_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without what does not make the experiment."""
     stripped: dict[str, Any] = _strip(config, str(config["run_dir"]))
     distiller = stripped.get("distiller") or {}
@@ -139,7 +139,7 @@ def _without_weights(term: Any) -> Any:
 
 def _strip(node: Any, run_dir: str, prefix: str = "") -> Any:
     if isinstance(node, Mapping):
-        kept = {key: f"{prefix}{key}" for key in node if f"{prefix}{key}" not in _ASIDE}
+        kept = {key: f"{prefix}{key}" for key in node if f"{prefix}{key}" not in _IGNORED_KEYS}
         return {str(key): _strip(node[key], run_dir, f"{path}.") for key, path in kept.items()}
     if isinstance(node, list):
         return [_strip(item, run_dir, f"{prefix}{i}.") for i, item in enumerate(node)]
@@ -148,47 +148,47 @@ def _strip(node: Any, run_dir: str, prefix: str = "") -> Any:
     return node
 
 
-def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+def _without_repeats(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[FinishedRun]]:
     """The runs that count, by seed, and the others."""
-    best: dict[tuple[int, str], Run] = {}
+    best: dict[tuple[int, str], FinishedRun] = {}
     for run in sorted(runs, key=lambda run: (run.detections.step, run.written)):
         best[run.seed, str(run.config["data"].get("seed"))] = run
     kept = sorted(best.values(), key=lambda run: run.seed)
     return kept, [run for run in runs if not any(run is one for one in kept)]
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
+def _labels(runs: Sequence[FinishedRun]) -> list[str]:
     """The name of each, with the keys that tell it from others of that name."""
     labels = [run.name for run in runs]
     for name in dict.fromkeys(labels):
         places = [i for i, run in enumerate(runs) if run.name == name]
         if len(places) > 1:
-            found = _telling(differences([runs[i].config for i in places]), len(places))
+            found = _distinguishing(setting_differences([runs[i].config for i in places]), len(places))
             for n, i in enumerate(places):
                 settings = ", ".join(f"{difference.key}={difference.values[n]}" for difference in found)
                 labels[i] = f"{name} [{settings}]"
     return labels
 
 
-def _telling(found: Sequence[Difference], groups: int) -> list[Difference]:
+def _distinguishing(found: Sequence[SettingDifference], groups: int) -> list[SettingDifference]:
     """The fewest keys, greedily, whose values differ between any two of the groups."""
-    chosen: list[Difference] = []
+    chosen: list[SettingDifference] = []
 
-    def told_apart(keys: Sequence[Difference]) -> int:
+    def number_distinguished(keys: Sequence[SettingDifference]) -> int:
         return len({tuple(key.values[n] for key in keys) for n in range(groups)})
 
-    while told_apart(chosen) < groups:
-        chosen.append(max(found, key=lambda key: told_apart([*chosen, key])))
+    while number_distinguished(chosen) < groups:
+        chosen.append(max(found, key=lambda key: number_distinguished([*chosen, key])))
     return sorted(chosen, key=list(found).index)
 
 
-def _differences(nodes: Sequence[Any], prefix: str = "") -> Iterator[Difference]:
+def _walk_differences(nodes: Sequence[Any], prefix: str = "") -> Iterator[SettingDifference]:
     if all(isinstance(node, Mapping) for node in nodes):
         for key in dict.fromkeys(key for node in nodes for key in node):
             path = f"{prefix}.{key}" if prefix else key
-            yield from _differences([node.get(key, _ABSENT) for node in nodes], path)
+            yield from _walk_differences([node.get(key, _ABSENT) for node in nodes], path)
     elif any(node != nodes[0] for node in nodes):
-        yield Difference(prefix, [_text(node) for node in nodes])
+        yield SettingDifference(prefix, [_text(node) for node in nodes])
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from defeat import __version__
 from defeat.report.compare import Comparison
-from defeat.report.sheets import Sheet, class_sheet, figure, settings, sheets
+from defeat.report.tables import Sheet, class_sheet, figure, settings, sheets
 
 
 def markdown(comparison: Comparison, pictures: Sequence[tuple[str, str]]) -> str:

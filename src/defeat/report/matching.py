@@ -1,8 +1,8 @@
 """Which detection finds which ground truth, by the rules of COCO, for all thresholds and sizes at once.
 
 The rules are those of pycocotools' ``cocoeval.py`` (https://cocodataset.org/#detection-eval), which
-:func:`defeat.evaluation.coco.coco_figures` applies too. Matches depend on one image alone, so the figures of
-any resample of the images follow from them without matching again.
+:func:`defeat.evaluation.coco_metrics.coco_metrics` applies too. Matches depend on one image alone, so the
+figures of any resample of the images follow from them without matching again.
 """
 
 from __future__ import annotations

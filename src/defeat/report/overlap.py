@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defeat.evaluation.coco import xywh
+from defeat.evaluation.coco_metrics import xywh
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from defeat.report.compare import Comparison, GroupFigures
-from defeat.report.sheets import wrap
 from defeat.report.statistics import Estimate
+from defeat.report.tables import wrap
 from defeat.report.tide import KINDS
 
 # Okabe and Ito's blue and vermilion; the baseline is grey.

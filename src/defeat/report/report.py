@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from defeat.errors import ConfigError
 from defeat.report.compare import Comparison, compare
-from defeat.report.files import write_csv
+from defeat.report.csv_files import write_csv
 from defeat.report.groups import choose_baseline, group_runs
 from defeat.report.markdown import markdown
 from defeat.report.plots import plot_differences, plot_errors, plot_figures

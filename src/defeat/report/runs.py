@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from defeat.errors import DataError
-from defeat.evaluation.detections import FILE_NAME, Detections, read_detections
+from defeat.evaluation.detections import DETECTIONS_FILE, Detections, read_detections
 from defeat.evaluation.image_result import ImageResult
 
 CONFIG = "config.yaml"
@@ -22,7 +22,7 @@ _KEYS = ("name", "seed", "run_dir", "student", "distiller", "data")
 _MEND = "runs of this version write it at every validation, so train it again or let it go on (ckpt_path)"
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
     """A training run."""
 
     folder: Path
@@ -46,7 +46,7 @@ class Run(NamedTuple):
         return int(self.config["seed"])
 
 
-def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+def find_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
     """Read the runs that are, or lie below, ``paths``; each once, in the order of the paths.
 
     Returns:
@@ -56,11 +56,11 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         DataError: a path is no folder or there is no run with detections below it; or a run's files cannot be
             read.
     """
-    runs: dict[Path, Run] = {}
+    runs: dict[Path, FinishedRun] = {}
     without: dict[Path, None] = {}
     for path in paths:
         folders = list(_run_folders(path))
-        found = [folder for folder in folders if (folder / FILE_NAME).is_file()]
+        found = [folder for folder in folders if (folder / DETECTIONS_FILE).is_file()]
         if not found:
             raise DataError(_nothing(path, folders))
         without.update(dict.fromkeys(folder for folder in folders if folder not in found))
@@ -68,11 +68,11 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
             if folder.resolve() not in runs:
                 runs[folder.resolve()] = _read(folder)
     names = ", ".join(map(str, without))
-    warnings = [f"left out, as they hold no {FILE_NAME} (unfinished?): {names}"] if without else []
+    warnings = [f"left out, as they hold no {DETECTIONS_FILE} (unfinished?): {names}"] if without else []
     return list(runs.values()), warnings
 
 
-def check_same_truth(runs: Sequence[Run]) -> None:
+def check_same_truth(runs: Sequence[FinishedRun]) -> None:
     """Refuse runs that were not measured by the same ground truth.
 
     Raises:
@@ -109,16 +109,17 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _nothing(path: Path, folders: Sequence[Path]) -> str:
     if not folders:
         return (
-            f"{path}: neither a run folder nor one with runs below it (a run holds {CONFIG} and {FILE_NAME})"
+            f"{path}: neither a run folder nor one with runs below it "
+            f"(a run holds {CONFIG} and {DETECTIONS_FILE})"
         )
     if folders == [path]:
-        return f"{path}: this run holds no {FILE_NAME}; {_MEND}"
-    return f"{path}: none of the {len(folders)} runs below it holds {FILE_NAME}; {_MEND}"
+        return f"{path}: this run holds no {DETECTIONS_FILE}; {_MEND}"
+    return f"{path}: none of the {len(folders)} runs below it holds {DETECTIONS_FILE}; {_MEND}"
 
 
-def _read(folder: Path) -> Run:
-    path = folder / FILE_NAME
-    return Run(
+def _read(folder: Path) -> FinishedRun:
+    path = folder / DETECTIONS_FILE
+    return FinishedRun(
         folder, _config(folder / CONFIG), read_detections(path), path.stat().st_mtime, _training_data(folder)
     )
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from defeat.report.compare import Comparison
-from defeat.report.sheets import Sheet, class_sheets, sheets, wrap
+from defeat.report.tables import Sheet, class_sheets, sheets, wrap
 
 _FEW_CLASSES = 12  # more of them are left to Markdown and CSV
 _LABEL = 16  # characters that are left for groups beside classes

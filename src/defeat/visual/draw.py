@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from defeat.types import Prediction, Target
-from defeat.visual.matching import Verdict
+from defeat.visual.matching import Matching
 from defeat.visual.palette import FALSE, IGNORED, class_colour
 from defeat.visual.strokes import Box, Style, rectangle, tag
 
@@ -60,7 +60,7 @@ def draw_judged(
     image: Tensor,
     prediction: Prediction,
     target: Target,
-    verdict: Verdict,
+    matching: Matching,
     classes: Sequence[str],
     factor: float,
 ) -> Image.Image:
@@ -72,7 +72,7 @@ def draw_judged(
         image: (3, H, W) uint8 RGB.
         prediction: detections in pixels of ``image``.
         target: ground truth in the same pixels.
-        verdict: of :func:`defeat.visual.matching.match` for these two.
+        matching: of :func:`defeat.visual.matching.match` for these two.
         classes: the K names.
         factor: enlargement.
     """
@@ -80,14 +80,14 @@ def draw_judged(
     draw, taken = ImageDraw.Draw(canvas), list[Box]()
     shown = [place(box, factor, canvas.size) for box in prediction["boxes"].tolist()]
     labels = prediction["labels"].tolist()
-    for i in verdict.missed.nonzero().flatten().tolist():
+    for i in matching.missed.nonzero().flatten().tolist():
         spot = place(target["boxes"][i].tolist(), factor, canvas.size)
         rectangle(draw, spot, class_colour(int(target["labels"][i])), Style.DOTTED)
-    for i in verdict.excused.nonzero().flatten().tolist():
+    for i in matching.excused.nonzero().flatten().tolist():
         rectangle(draw, shown[i], IGNORED, Style.DASHED)
-    for i in verdict.hit.nonzero().flatten().tolist():
+    for i in matching.hit.nonzero().flatten().tolist():
         rectangle(draw, shown[i], class_colour(labels[i]))
-    wrong = verdict.false.nonzero().flatten().tolist()
+    wrong = matching.false.nonzero().flatten().tolist()
     for i in wrong:
         rectangle(draw, shown[i], FALSE, Style.DASHED)
     for i in wrong:

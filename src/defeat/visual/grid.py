@@ -113,9 +113,9 @@ def _cell(image: Tensor, panel: Panel, truth: Target, judge: _Judge) -> _Cell:
     factor = judge.side / max(image.shape[1:])
     if _is_prediction(panel):
         shown = above(panel, judge.threshold)
-        verdict = match(shown, truth, judge.iou)
-        picture = draw_judged(image, shown, truth, verdict, judge.classes, factor)
-        counts = (int(flags.sum()) for flags in (verdict.hit, verdict.missed, verdict.false))
+        matching = match(shown, truth, judge.iou)
+        picture = draw_judged(image, shown, truth, matching, judge.classes, factor)
+        counts = (int(flags.sum()) for flags in (matching.hit, matching.missed, matching.false))
         return _Cell(picture, 0, Tally(*counts))
     assert _is_target(panel)
     picture = draw_boxes(

@@ -11,7 +11,7 @@ from torchvision.ops import box_area, box_iou
 from defeat.types import Prediction, Target
 
 
-class Verdict(NamedTuple):
+class Matching(NamedTuple):
     """Detections and ground truth of one image, sorted into right and wrong."""
 
     hit: Tensor
@@ -38,7 +38,7 @@ def above(prediction: Prediction, threshold: float) -> Prediction:
     }
 
 
-def match(prediction: Prediction, target: Target, iou: float = 0.5) -> Verdict:
+def match(prediction: Prediction, target: Target, iou: float = 0.5) -> Matching:
     """Give each detection, best first, the free ground truth of its class that it overlaps most.
 
     Args:
@@ -55,7 +55,7 @@ def match(prediction: Prediction, target: Target, iou: float = 0.5) -> Verdict:
         if len(candidates) and candidates.max() >= iou:
             hit[row] = True
             free[candidates.argmax()] = False
-    return Verdict(hit, ~hit & _inside_ignored(prediction, target, same, iou), free)
+    return Matching(hit, ~hit & _inside_ignored(prediction, target, same, iou), free)
 
 
 def _inside_ignored(prediction: Prediction, target: Target, same: Tensor, share: float) -> Tensor:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from defeat.report.bootstrap import FIGURES
 from defeat.report.compare import Comparison, GroupFigures
-from defeat.report.cost import DEFINITION
-from defeat.report.groups import differences
+from defeat.report.groups import setting_differences
 from defeat.report.statistics import Estimate
+from defeat.report.student_cost import DEFINITION
 from defeat.report.tide import KINDS, SPECIAL
 
 SIZES = ("APs", "APm", "APl")
@@ -143,7 +143,7 @@ def settings(comparison: Comparison) -> dict[str, list[str]]:
     return {
         of.group.label: [
             f"{difference.key}={difference.values[1]} (not {difference.values[0]})"
-            for difference in differences([base, of.group.config])
+            for difference in setting_differences([base, of.group.config])
         ]
         for of in comparison.groups
         if of.group is not comparison.baseline

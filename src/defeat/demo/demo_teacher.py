@@ -62,7 +62,7 @@ def choose_teacher(choice: str | None, output: Path, train: Callable[[], Path]) 
 
 def main() -> None:
     """Train the shipped teacher anew: run +experiment=scenes_teacher and export it."""
-    parser = argparse.ArgumentParser(prog="python -m defeat.demo.teacher", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m defeat.demo.demo_teacher", description=main.__doc__)
     parser.add_argument(
         "--run-dir",
         type=Path,

@@ -35,7 +35,7 @@ class _Curves(NamedTuple):
     """(K, 10, 4, 3) by class, IoU threshold, area and most detections."""
 
 
-def coco_figures(
+def coco_metrics(
     images: Sequence[ImageResult], classes: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Compute the COCO figures (https://cocodataset.org/#detection-eval), equal to pycocotools' ones.

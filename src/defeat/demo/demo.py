@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from defeat.config import compose_config
-from defeat.demo.report import Row, draw_detections, print_table, write_table
-from defeat.demo.teacher import choose_teacher
+from defeat.demo.demo_teacher import choose_teacher
+from defeat.demo.results import Row, draw_detections, print_table, write_table
 from defeat.folders import refuse_overwriting
 from defeat.training.callbacks import KeepPredictions
 from defeat.training.evaluate import evaluate

@@ -96,7 +96,7 @@ def average_precision(matches: Matches, label: int, points: Points) -> float:
     return voc_ap(found / positives, found / torch.arange(1, len(hit) + 1, dtype=torch.float64), points)
 
 
-def voc_figures(images: Sequence[ImageResult], classes: Sequence[str]) -> dict[str, float]:
+def voc_metrics(images: Sequence[ImageResult], classes: Sequence[str]) -> dict[str, float]:
     """Compute the mean AP over the classes that have ground truth, by both rules; nan if none has any.
 
     Args:
