@@ -1,6 +1,6 @@
-"""Write docs/experiments.md from conf/experiment: commands and figures from headers, the rest composed.
+"""Write docs/experiments.md from conf/experiment and conf/distiller.
 
-Run it by ``make experiments-table``; a test fails where the file in docs/ is stale.
+Run it by ``make experiments-table``; a test fails where the page in docs/ is stale.
 """
 
 from __future__ import annotations
@@ -16,33 +16,13 @@ from defeat.config import compose_config, conf_dir
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "experiments.md"
 
-PAIRS = {
-    "frcnn_r152_r50": "COCO, Faster R-CNN R152 → R50",
-    "retinanet_r152_r50": "COCO, RetinaNet R152 → R50",
-    "voc_frcnn_r101_r50": "VOC 07+12, Faster R-CNN R101 → R50",
-    "voc_frcnn_r152_r50": "VOC 07+12, Faster R-CNN R152 → R50",
-    "retinanet_r152_frcnn_r50": "COCO, RetinaNet R152 → Faster R-CNN R50",
-    "frcnn_r152_retinanet_r50": "COCO, Faster R-CNN R152 → RetinaNet R50",
-    "fcos_r152_r50": "COCO, FCOS R152 → R50",
-    "scenes": "Generated scenes (the demo), Faster R-CNN R18 → R10",
-    "bccd": "Blood cells (BCCD), Faster R-CNN R50 → MobileNetV2",
+DATA = {
+    "COCO": "COCO",
+    "VOC": "Pascal VOC 07+12",
+    "scenes": "Generated scenes, as in the demo",
+    "BCCD": "Blood cells",
 }
-"""Experiments with the full method, by name, in the order of the sections; others of a pair begin like it."""
-
-ROWS = ("fgfi", "tadf", "all_neck", "neck", "neck_all_cls", "neck_cls", "")
-"""What follows a pair's name, in the paper's order."""
-
-ABLATIONS = (
-    "neck_object",
-    "neck_background",
-    "neck_cls_positive",
-    "neck_cls_negative",
-    "neck_cls_student",
-    "neck_random",
-    "neck_gaussian",
-    "neck_fine_grained",
-)
-
+"""Titles of the sections, by what the file says the data are, in their order."""
 FAMILIES = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS"}
 BACKBONES = {"resnet": "R", "mobilenet_v": "MobileNetV"}
 DETAILS = {
@@ -54,136 +34,102 @@ DETAILS = {
 }
 """What is said of a mask or term beside its weights; the usual ones go without."""
 
-NONE = "-"
-EXTENSION = "not in it"
-
 INTRO = """\
 # Experiments
 
-<!-- made by `make experiments-table` from conf/experiment: do not edit -->
+<!-- made by `make experiments-table` from conf/experiment and conf/distiller: do not edit -->
 
-One file each in `conf/experiment`, which starts with its command:
+Every row that the paper or its reference code publishes is a file of `conf/experiment`, which starts with
+its command. Train a pair's teacher first, then its distilled rows:
 
 ```sh
-defeat-train +experiment=frcnn_r152_r50_neck data.root=/data/coco download=true \\
+defeat-train +experiment=frcnn_r152 data.root=/data/coco download=true
+defeat-train +experiment=frcnn_r152_r50 data.root=/data/coco download=true \\
   teacher.weights=runs/frcnn_r152/<run>/checkpoints/best.ckpt
 ```
 
-Train a pair's teacher first; then all its distilled rows, one after the other, are one command:
+Every other method is `distiller=NAME` beside a row, with the names [below](#distillers). The weights that
+the data's recipe sets come along. Give the run a `name` of its own, since runs are filed by it:
 
 ```sh
-defeat-train -m '+experiment=glob(frcnn_r152_r50*)' data.root=/data/coco download=true \\
-  ++teacher.weights=runs/frcnn_r152/<run>/checkpoints/best.ckpt
+defeat-train +experiment=voc_frcnn_r101_r50 distiller=pkd name=voc_frcnn_r101_r50_pkd \\
+  data.root=/data/VOCdevkit teacher.weights=runs/voc_frcnn_r101/<run>/checkpoints/best.ckpt
 ```
 
-(`++`, since Hydra looks at the words once without the swept experiment, where there is no teacher.)
-`glob(frcnn_r152_r50*,exclude=*_neck_*)` leaves some out, and `+experiment=NAME,NAME` lists them. Add
-`seed=0,1,2` for seeds: decoupling alone is worth 0.3 to 0.4 AP in the paper. On several GPUs start each row
-by itself with `trainer=ddp data.batch_size=<16 / N>`: a sweep runs one process.
+All rows of a pair, or several distillers, are one command (`++`, since Hydra looks at the words once
+without the swept experiment, where there is no teacher):
 
-The rows of a pair differ in the distiller alone, and from the student alone in teacher and distiller. Choose
-a row by its experiment: `distiller=NAME` on the command line would keep the weights that a VOC row sets.
+```sh
+defeat-train -m '+experiment=glob(frcnn_r152_r50*)' seed=0,1,2 data.root=/data/coco download=true \\
+  ++teacher.weights=runs/frcnn_r152/<run>/checkpoints/best.ckpt
+defeat-train -m +experiment=frcnn_r152_r50 distiller=neck_object,neck_background data.root=/data/coco \\
+  teacher.weights=runs/frcnn_r152/<run>/checkpoints/best.ckpt
+```
+
+Decoupling alone is worth 0.3 to 0.4 AP in the paper, so that seeds are needed to see it. On several GPUs
+start each run by itself with `trainer=ddp data.batch_size=<16 / N>`: a sweep runs one process.
 
 **Terms** come with the weights of object / background, or one weight where they are not told apart: `neck`,
-the pyramid's maps, object being the boxes unless other cells are named; `head`, class scores of the teacher's
-proposals unless said otherwise; `backbone`, its stages. **Paper**: COCO val AP in percent, and AP50 of VOC 07
-test, there also that of the authors' code. Where there is a hyphen we know no figure. *Extension*: not in the
-paper.
-
-Not in the paper either: the pairs on generated scenes and blood cells, and TADF for RetinaNet. RetinaNet has
-no proposals, so it has no rows of the head, and TADF is left with its Gaussian mask.
+the pyramid's maps, object being the boxes unless other cells are named; `head`, class scores of the
+teacher's proposals unless said otherwise; `backbone`, its stages. **Paper**: COCO val AP in percent, and
+AP50 of VOC 07 test, there also that of the authors' code. A hyphen means that no figure is known;
+*extension* that the paper has no such row.
 """
 
 
-class Header(NamedTuple):
-    """The comment that an experiment's file starts with."""
+class Row(NamedTuple):
+    """One experiment, as its file says."""
 
-    command: str
-    """As written: without the comment signs, with line breaks and their backslashes."""
-    text: str
-    """What it is, in one line."""
-    paper: str | None
-    """After ``Paper:``, without the full stop; None where the file does not say."""
-    teacher: str | None
-    """The experiment that makes the teacher's weights, from the command."""
+    name: str
+    paper: str
+    """The figure, in Markdown."""
+    data: str
+    config: DictConfig
 
 
-def names() -> list[str]:
-    """All experiments, by name."""
-    return sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+def compose(name: str) -> DictConfig:
+    """Compose an experiment."""
+    return compose_config("train", [f"+experiment={name}", "run_dir=run"])
 
 
-def read_header(name: str) -> Header:
-    """Read the comment that starts a file.
-
-    Raises:
-        ValueError: it does not begin with the package line and a command.
-    """
-    lines = (conf_dir() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    first = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    package, *comment = lines[:first]
-    if package != "# @package _global_" or not comment or not comment[0].startswith("# defeat-train "):
-        raise ValueError(f"{name}.yaml does not start with '# @package _global_' and its command")
-    end = 1 + next(i for i, line in enumerate(comment) if not line.endswith("\\"))
-    command = "\n".join(line.removeprefix("# ") for line in comment[:end])
-    text = " ".join(line.removeprefix("#").strip() for line in comment[end:])
-    paper = re.search(r"(?:^|\s)Paper: (.+?)\.(?=\s|$)", text)
-    teacher = re.search(r"<best\.ckpt of \+experiment=(\w+)>", command)
-    return Header(command, text, paper and paper[1], teacher and teacher[1])
+def read_row(path: Path, config: DictConfig) -> Row:
+    """Read the header of an experiment's file."""
+    text = path.read_text(encoding="utf-8")
+    root = re.search(r"data\.root=<(\w+)>", text)
+    paper = re.search(r"^# Paper: (.+)\.$", text, re.MULTILINE)
+    figure = re.sub(r"^no figure(; |$)", "", paper[1]) if paper else ""
+    figure = "*extension*" if figure == "not in it" else figure or "-"
+    data = {None: "scenes", "VOCdevkit": "VOC"}.get(root and root[1], root[1] if root else "")
+    return Row(path.stem, figure, data, config)
 
 
-def student_of(pair: str) -> str:
-    """The experiment without a teacher that a pair is built on, through its lists of defaults."""
-    text = (conf_dir() / "experiment" / f"{pair}.yaml").read_text(encoding="utf-8")
-    parent = re.search(r"^  - (\w+)$", text, re.MULTILINE)
-    if parent is None:
-        raise ValueError(f"{pair}.yaml is built on no other experiment")
-    return student_of(parent[1]) if parent[1] in PAIRS else parent[1]
+def families(config: DictConfig) -> list[str]:
+    """The families of teacher and student; one where they agree or there is no teacher."""
+    nodes = [node for node in (config.teacher, config.student) if node is not None]
+    return list(dict.fromkeys(FAMILIES[node.model._target_.rpartition(".")[2]] for node in nodes))
 
 
-def members(pair: str) -> tuple[list[str], list[str], list[str]]:
-    """Rows, ablations and extensions of a pair, without its teacher and its plain student."""
-    ends = {name: name.removeprefix(pair).removeprefix("_") for name in names() if _belongs(name, pair)}
-    extra = [n for n, end in ends.items() if end not in (*ROWS, *ABLATIONS, "teacher", "plain")]
-    rows, ablations = (
-        sorted((n for n, end in ends.items() if end in order), key=lambda n: order.index(ends[n]))
-        for order in (ROWS, ABLATIONS)
-    )
-    return rows, ablations, extra
-
-
-def _belongs(name: str, pair: str) -> bool:
-    return name == pair or name.startswith(f"{pair}_")
-
-
-def describe_detectors(config: DictConfig) -> str:
+def detectors(config: DictConfig) -> str:
     """``Faster R-CNN R152 → R50``."""
-    family, backbone = _detector(config.student)
-    if config.teacher is None:
-        return f"{family} {backbone}"
-    teacher, big = _detector(config.teacher)
-    return f"{teacher} {big} → {backbone if teacher == family else f'{family} {backbone}'}"
-
-
-def _detector(node: DictConfig) -> tuple[str, str]:
-    backbone = node.model.backbone
+    nodes = [node for node in (config.teacher, config.student) if node is not None]
+    backbones = [node.model.backbone for node in nodes]
     for long, short in BACKBONES.items():
-        backbone = backbone.replace(long, short)
-    return FAMILIES[node.model._target_.rpartition(".")[2]], backbone
+        backbones = [backbone.replace(long, short) for backbone in backbones]
+    if len(families(config)) == 1:
+        return f"{families(config)[0]} {' → '.join(backbones)}"
+    return " → ".join(map(" ".join, zip(families(config), backbones, strict=True)))
 
 
-def describe_terms(config: DictConfig) -> str:
+def terms(distiller: DictConfig | None) -> str:
     """``neck 4 / 16, head 2 / 2``; what is not as usual in brackets."""
-    if config.distiller is None:
-        return NONE
-    terms = {name: term for name, term in config.distiller.terms.items() if term is not None}
-    return ", ".join(f"{name} {_term(term)}" for name, term in terms.items())
+    if distiller is None:
+        return "-"
+    return ", ".join(f"{name} {_term(term)}" for name, term in distiller.terms.items() if term is not None)
 
 
 def _term(term: DictConfig) -> str:
     weights = " / ".join(f"{value:g}" for key, value in term.items() if str(key).endswith("weight"))
-    parts = [term, *(term[key] for key in ("mask", "loss") if term.get(key) is not None)]
-    targets = [part["_target_"].rpartition(".")[2] for part in parts]
+    targets = [part["_target_"].rpartition(".")[2] for part in (term, term.get("mask")) if part is not None]
     details = [DETAILS[target] for target in targets if target in DETAILS]
     if term.get("proposals") == "student":
         details.append("student's proposals")
@@ -194,60 +140,58 @@ def _term(term: DictConfig) -> str:
     return f"{weights} ({'; '.join(details)})" if details else weights
 
 
-def _figure(header: Header) -> str:
-    if header.paper is None:
-        return NONE
-    if header.paper == EXTENSION:
-        return "*extension*"
-    return re.sub(r"^no figure.*?(; |$)", "", header.paper) or NONE
+def _order(row: Row) -> tuple[object, ...]:
+    """By family; in each teachers and plain students first, then by the paper's figure."""
+    names = families(row.config)
+    figure = float((re.search(r"\d+\.\d+", row.paper) or ["0"])[0])
+    alone = row.config.teacher is None
+    return (
+        len(names),
+        [list(FAMILIES.values()).index(name) for name in names],
+        not alone,
+        -figure if alone else figure,
+        row.name,
+    )
 
 
-def _table(rows: list[str], compose: Callable[[str], DictConfig]) -> list[str]:
-    lines = ["| experiment | detectors | terms | paper |", "| --- | --- | --- | --- |"]
-    for name in rows:
-        config = compose(name)
-        link = f"[`{name}`](../conf/experiment/{name}.yaml)"
-        cells = (link, describe_detectors(config), describe_terms(config), _figure(read_header(name)))
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+def _table(head: str, rows: list[tuple[str, ...]]) -> list[str]:
+    columns = head.count("|") + 1
+    return [f"| {head} |", f"|{' --- |' * columns}", *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
-def _section(pair: str, title: str, compose: Callable[[str], DictConfig]) -> tuple[list[str], list[str]]:
-    """Lines of a pair's section, and the experiments in it."""
-    rows, ablations, extensions = members(pair)
-    header = read_header(pair)
-    teacher = header.teacher or compose(pair).teacher.weights  # shipped ones are called like theirs
-    rows = [teacher, student_of(pair), *rows]
-    mark = " (extension)" if header.paper == EXTENSION else ""
-    lines = [f"## {title}{mark}", "", *_table(rows, compose)]
-    for heading, more in (("Ablations:", ablations), ("Extensions, not in the paper:", extensions)):
-        if more:
-            lines += [heading, "", *_table(more, compose)]
-    commands = [read_header(name).command for name in (teacher, rows[1], pair)]
-    return [*lines, "```sh", *commands, "```", ""], [*rows, *ablations, *extensions]
+def _distillers() -> list[tuple[str, ...]]:
+    rows = []
+    for path in sorted((conf_dir() / "distiller").glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        config = compose_config("train", [f"distiller={path.stem}", "run_dir=run"])
+        link = f"[`{path.stem}`](../conf/distiller/{path.name})"
+        rows.append((link, first, terms(config.distiller)))
+    return rows
 
 
-def _compose(name: str) -> DictConfig:
-    return compose_config("train", [f"+experiment={name}", "run_dir=run"])
-
-
-def render(compose: Callable[[str], DictConfig] = _compose) -> str:
-    """Render the document.
+def render(compose: Callable[[str], DictConfig] = compose) -> str:
+    """Render the page.
 
     Args:
         compose: gives the configuration of an experiment.
-
-    Raises:
-        ValueError: an experiment belongs to no pair.
     """
-    lines, shown = [INTRO], set()
-    for pair, title in PAIRS.items():
-        section, listed = _section(pair, title, compose)
-        lines += section
-        shown |= set(listed)
-    missing = sorted(set(names()) - shown)
-    if missing:
-        raise ValueError(f"these experiments belong to no pair of PAIRS: {', '.join(missing)}")
+    files = (conf_dir() / "experiment").glob("*.yaml")
+    rows = sorted((read_row(path, compose(path.stem)) for path in files), key=_order)
+    lines = [INTRO]
+    for data, title in DATA.items():
+        cells = [
+            (
+                f"[`{row.name}`](../conf/experiment/{row.name}.yaml)",
+                detectors(row.config),
+                terms(row.config.distiller),
+                row.paper,
+            )
+            for row in rows
+            if row.data == data
+        ]
+        lines += [f"## {title}", "", *_table("experiment | detectors | terms | paper", cells)]
+    lines += ["## Distillers", "", "The weights here are those of COCO's recipe.", ""]
+    lines += _table("distiller | what it is | terms", _distillers())
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

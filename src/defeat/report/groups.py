@@ -16,6 +16,7 @@ _IGNORED_KEYS = {
     "output_root",
     "ckpt_path",
     "force_resume",
+    "neck_weights",  # what the distiller's weights are read from
     "preflight",
     "data.root",
     "data.num_workers",
