@@ -32,8 +32,8 @@ from torch.profiler import ProfilerActivity, profile
 import defeat
 from defeat.config import build
 from defeat.detectors.compiled import COMPILE_MODES, CompileMode, compile_backbone
-from defeat.quiet import quiet
 from defeat.training.module import DetectionModule
+from defeat.warning_filters import filter_warnings
 
 HALF = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,7 +59,7 @@ HOURS = 6.0
 
 def main(words: Sequence[str] | None = None) -> None:
     options = _options(words)
-    quiet()
+    filter_warnings()
     height, width = options.size
     pair = "tiny detectors" if options.tiny else f"{options.teacher} -> {options.student}"
     heading(

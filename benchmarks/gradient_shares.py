@@ -18,11 +18,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from defeat.config import build, compose_config
-from defeat.quiet import quiet
 from defeat.training.measure import DETECTION, measure
 from defeat.training.module import DetectionModule
 from defeat.training.run import train
 from defeat.types import Batch
+from defeat.warning_filters import filter_warnings
 
 STEPS = (20, 50, 100)
 
@@ -57,7 +57,7 @@ class Shares(Callback):
 
 
 def main() -> None:
-    quiet()
+    filter_warnings()
     with tempfile.TemporaryDirectory() as folder:
         fixed = ["~logger", "~callbacks", f"trainer.max_steps={STEPS[-1]}", "trainer.val_check_interval=1000"]
         words = [*sys.argv[1:], f"run_dir={folder}", *fixed]

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from measure import Timed, alternate, heading, table
 
 from defeat.distill import fine_grained_mask, gaussian_mask, object_mask
-from defeat.quiet import quiet
+from defeat.warning_filters import filter_warnings
 
 FIGURE = Path(__file__).parents[1] / "docs" / "performance_growth.png"
 PAIR = ["student.model.backbone=resnet18", "teacher.model.backbone=resnet34"]
@@ -80,7 +80,7 @@ class Line(NamedTuple):
 
 def main(words: Sequence[str] | None = None) -> None:
     options = _options(words)
-    quiet()
+    filter_warnings()
     heading("Growth", packages=["lightning", "matplotlib"])
     panels = [*steps(options), *alone(options)]
     if options.start_up:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from defeat.detectors.frozen import Precision, frozen
 from defeat.detectors.parts import match, score
 from defeat.distill import AdaptedMaps, DistillBatch, FeatureTerm, Grids, HeadTerm, decoupled_kl
-from defeat.quiet import quiet
+from defeat.warning_filters import filter_warnings
 
 GOAL = 0.03
 """Share of the step that masks and losses may take."""
@@ -35,7 +35,7 @@ STEP = "step"
 
 def main(words: Sequence[str] | None = None) -> None:
     options = _options(words)
-    quiet()
+    filter_warnings()
     case = Case(
         tuple(options.size), options.batch, options.boxes, device=options.device, overrides=options.overrides
     )

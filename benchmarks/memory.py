@@ -34,8 +34,8 @@ from defeat.detectors import capture
 from defeat.detectors.frozen import frozen
 from defeat.distill import FeatureTerm
 from defeat.preflight.step import peak_memory
-from defeat.quiet import quiet
 from defeat.training.module import DetectionModule
+from defeat.warning_filters import filter_warnings
 
 VARIANTS: dict[str, Callable[[Case], Training]] = {
     "student": student_alone,
@@ -246,7 +246,7 @@ def _mib(size: float) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     options = _options(words)
-    quiet()
+    filter_warnings()
     if options.resident:
         training = VARIANTS[options.resident](_case(options, options.images[0]))
         training()

@@ -25,9 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchdistill_step import torchdistill
 
 from defeat.config import build
-from defeat.quiet import quiet
 from defeat.training.module import DetectionModule
 from defeat.types import Batch
+from defeat.warning_filters import filter_warnings
 
 FLOOR: dict[str, tuple[str, Callable[[Floor], object]]] = {
     "student": ("a student's step", Floor.student_step),
@@ -94,7 +94,7 @@ GPU_USUAL = 1.15
 
 def main(words: Sequence[str] | None = None) -> None:
     options = _options(words)
-    quiet()
+    filter_warnings()
     half = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
     case = Case(
         tuple(options.size),

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from defeat.config import build, compose_config
 from defeat.data import read_image
 from defeat.detectors.frozen import PRECISIONS, Precision, Rewritten, frozen, rewrite
-from defeat.quiet import quiet
 from defeat.training.hardware import keep_freed_memory
 from defeat.training.module import to_unit_range
+from defeat.warning_filters import filter_warnings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 WEIGHTS = SHARED / "weights" / "resnet50_imagenet_fp16.safetensors"
@@ -39,7 +39,7 @@ TRIED = tuple(precision for precision in PRECISIONS if precision != "float16")
 
 def main(words: Sequence[str] | None = None) -> None:
     options = _options(words)
-    quiet()
+    filter_warnings()
     for needed in (options.weights, options.photos):
         if not needed.exists():
             sys.exit(f"error: {needed} is not there: say --weights and --photos")

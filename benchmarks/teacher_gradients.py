@@ -27,13 +27,13 @@ from defeat.config import build, compose_config
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector, capture
 from defeat.distill import Distiller
-from defeat.quiet import quiet
 from defeat.seeds import seed_all
 from defeat.training.measure import DETECTION
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.training.run import train
 from defeat.training.teacher import make_cheap
 from defeat.types import Batch
+from defeat.warning_filters import filter_warnings
 
 STEPS = (20, 100, 400)
 BATCHES = 4
@@ -94,7 +94,7 @@ def _collect(into: dict[str, list[float]], found: dict[str, Tensor], exact: dict
 
 
 def main() -> None:
-    quiet()
+    filter_warnings()
     with tempfile.TemporaryDirectory() as folder:
         fixed = ["~logger", "~callbacks", "preflight=off", "measure=null", "trainer.val_check_interval=null"]
         fixed += ["+trainer.enable_progress_bar=false"]

@@ -16,8 +16,8 @@ from hydra.errors import ConfigCompositionException, InstantiationException
 from omegaconf import DictConfig
 from tiny import tiny, tiny_teacher
 
+from defeat.cli.error_messages import explain
 from defeat.cli.launch import launch
-from defeat.cli.messages import explain
 from defeat.config import compose_config
 from defeat.errors import ConfigError
 

@@ -18,7 +18,7 @@ from tiny import tiny
 
 from defeat.cli import evaluate
 from defeat.cli.launch import launch
-from defeat.cli.processes import Processes, processes
+from defeat.cli.ranks import ProcessRank, process_rank
 from defeat.config import compose_config
 from defeat.errors import ConfigError
 
@@ -281,30 +281,30 @@ TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.n
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, Processes(0, 1, False)),
-        (TORCHRUN | {"RANK": "1"}, Processes(1, 2, False)),
+        ({}, ProcessRank(0, 1, False)),
+        (TORCHRUN | {"RANK": "1"}, ProcessRank(1, 2, False)),
         # torchrun within srun
-        (TORCHRUN | {"RANK": "0"} | SRUN | {"SLURM_PROCID": "1"}, Processes(0, 2, False)),
+        (TORCHRUN | {"RANK": "0"} | SRUN | {"SLURM_PROCID": "1"}, ProcessRank(0, 2, False)),
         # left over: Lightning reads neither of them without torchrun
-        ({"RANK": "1", "WORLD_SIZE": "2"}, Processes(0, 1, False)),
-        (SRUN | {"SLURM_PROCID": "1"}, Processes(1, 2, False)),
-        (SRUN | {"SLURM_PROCID": "1", "SLURM_JOB_NAME": "interactive"}, Processes(0, 1, False)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, ProcessRank(0, 1, False)),
+        (SRUN | {"SLURM_PROCID": "1"}, ProcessRank(1, 2, False)),
+        (SRUN | {"SLURM_PROCID": "1", "SLURM_JOB_NAME": "interactive"}, ProcessRank(0, 1, False)),
         # in a batch script, without srun
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, Processes(0, 1, False)),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, Processes(0, 1, False)),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, ProcessRank(0, 1, False)),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, ProcessRank(0, 1, False)),
         # started by Lightning, on the first node and on the second
-        ({"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}, Processes(1, 1, True)),
-        ({"LOCAL_RANK": "1", "NODE_RANK": "1", "WORLD_SIZE": "4"}, Processes(1, 1, True)),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}, ProcessRank(1, 1, True)),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "1", "WORLD_SIZE": "4"}, ProcessRank(1, 1, True)),
         # the one that is started by hand on the second node
-        ({"NODE_RANK": "1", "MASTER_ADDR": "a"}, Processes(1, 1, False)),
+        ({"NODE_RANK": "1", "MASTER_ADDR": "a"}, ProcessRank(1, 1, False)),
     ],
 )
 def test_which_process_this_is(
-    environment: dict[str, str], expected: Processes, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], expected: ProcessRank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert processes() == expected
+    assert process_rank() == expected
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN | {"RANK": "1"}, SRUN | {"SLURM_PROCID": "1"}])

@@ -25,7 +25,7 @@ from tiny import tiny
 from defeat.cli import train as train_script
 from defeat.config import compose_config, conf_dir
 from defeat.errors import ConfigError, StorageError
-from defeat.search import TrialSampler, journal
+from defeat.optuna_study import TrialSampler, journal
 
 SEARCHES = {  # and an experiment that has what is searched
     "adamw": "scenes_plain",

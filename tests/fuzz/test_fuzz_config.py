@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from trials import Tally, sizes, try_inputs
 
-from defeat.cli.messages import explain
+from defeat.cli.error_messages import explain
 from defeat.config import build, compose_config, to_plain
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector

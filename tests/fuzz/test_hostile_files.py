@@ -29,7 +29,7 @@ from trials import MOST_MEMORY, forget_peak, peak_memory, refused, time_limit
 from weight_files import Code, packed, payloads, replaced, saved
 
 import defeat.detectors.weights as weights
-from defeat.cli.messages import explain
+from defeat.cli.error_messages import explain
 from defeat.config import compose_config, conf_dir, to_plain
 from defeat.data import read_coco, read_image, read_voc
 from defeat.detectors import create_detector, faster_rcnn, read_weights

@@ -11,7 +11,7 @@ import torch
 from subjects import Subject, words
 from tiny import tiny, tiny_teacher
 
-from defeat.cli.messages import explain
+from defeat.cli.error_messages import explain
 from defeat.config import compose_config
 from defeat.errors import ConfigError
 from defeat.preflight import CHECKS, Finding, Preflight, PreflightError, Problem

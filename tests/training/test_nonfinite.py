@@ -24,7 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from tiny import tiny, tiny_teacher
 from torch.utils.data import DataLoader
 
-from defeat.cli.messages import explain
+from defeat.cli.error_messages import explain
 from defeat.config import compose_config
 from defeat.data import collate
 from defeat.data.images import read_image

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from defeat.cli.launch import launch
 from defeat.demo import run_demo
-from defeat.quiet import quiet
+from defeat.warning_filters import filter_warnings
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
 
 def run(config: DictConfig) -> None:
     """Run the demo and say where everything lies."""
-    quiet()
+    filter_warnings()
     console = Console()
     demo = run_demo(config, console)
     for name, path in (("detections", demo.detections), ("curves", demo.curves), ("table", demo.table)):

@@ -12,8 +12,8 @@ from defeat.cli.launch import launch
 from defeat.evaluation import evaluation_table, write_results
 from defeat.files import write_text
 from defeat.folders import refuse_overwriting
-from defeat.quiet import quiet
 from defeat.training.evaluate import evaluate
+from defeat.warning_filters import filter_warnings
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def run(config: DictConfig) -> float:
     Raises:
         DefeatError: see :func:`~defeat.training.evaluate.evaluate`; or the folder holds one already.
     """
-    quiet()
+    filter_warnings()
     path = Path(config.run_dir) / "evaluation.json"
     results = path.with_name("results.json")
     refuse_overwriting(path, *([results] if config.save_results else []))

@@ -13,10 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from defeat.cli.messages import explain
-from defeat.cli.own_folder import RefusedError, register, remove_unused
-from defeat.cli.processes import processes
-from defeat.cli.together import ending_together
+from defeat.cli.abort_together import abort_together
+from defeat.cli.error_messages import explain
+from defeat.cli.ranks import process_rank
+from defeat.cli.run_dir import RefusedError, register, remove_unused
 from defeat.config import conf_dir
 from defeat.errors import ConfigError
 
@@ -30,7 +30,7 @@ MISSING = {
 def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
     """Compose ``config_name`` with the command line and run ``task`` on it, under Hydra.
 
-    A run gets a folder of its own, see :class:`~defeat.cli.own_folder.OwnFolder`.
+    A run gets a folder of its own, see :class:`~defeat.cli.run_dir.RunDirCallback`.
 
     Errors that the user can mend end the process with status 1 and one line on standard error; with
     ``hydra.verbose=true`` or HYDRA_FULL_ERROR=1 their traceback is shown. Any other error is a defect of the
@@ -54,7 +54,7 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
                 _end(error, config_name, words)
 
     register()
-    with ending_together():
+    with abort_together():
         try:
             # Hydra would print its own cut-down traceback and exit; told so, it lets the error through.
             with _environment(FULL_ERROR, "1"), _unpacked():
@@ -76,7 +76,7 @@ def _end(error: Exception, config_name: str, words: list[str]) -> NoReturn:
     if line is None:
         raise error
     remove_unused()
-    rank = processes().rank
+    rank = process_rank().rank
     print(f"error: rank {rank}: {line}" if rank else f"error: {line}", file=sys.stderr)
     sys.exit(1)
 
@@ -122,7 +122,7 @@ def _require(config: DictConfig) -> None:
 
 def _check_processes(config: DictConfig, config_name: str) -> None:
     """Refuse what each of several processes would do by itself, as if it were alone."""
-    started = processes().started
+    started = process_rank().launched
     if started == 1:
         return
     if config_name != "train":

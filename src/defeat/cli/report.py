@@ -44,10 +44,10 @@ def main() -> None:
 def run(words: argparse.Namespace) -> None:
     """Compare as the command line says."""
     # Here, as they take seconds: --help and wrong words need none of them.
-    from defeat.quiet import quiet
     from defeat.report import make_report
+    from defeat.warning_filters import filter_warnings
 
-    quiet()
+    filter_warnings()
     make_report(words.runs, words.output, baseline=words.baseline, resamples=words.resamples, seed=words.seed)
 
 

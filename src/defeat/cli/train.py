@@ -9,13 +9,13 @@ import sys
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
-from defeat.cli.processes import processes
+from defeat.cli.ranks import process_rank
 from defeat.errors import ConfigError
 from defeat.evaluation import COCO_KEYS, VOC_KEYS
-from defeat.quiet import quiet
 from defeat.training.run import Outcome, train
 from defeat.training.stopping import StoppedError, hand_on
 from defeat.training.summary import print_summary
+from defeat.warning_filters import filter_warnings
 
 
 def main() -> None:
@@ -25,13 +25,13 @@ def main() -> None:
 
 def run(config: DictConfig) -> float | None:
     """Train, print the summary, and give a sweeper the metric it asked for."""
-    quiet()
+    filter_warnings()
     _check_metric(config.optimized_metric)
     try:
         outcome = train(config)
     except StoppedError as stopped:
         # As a shell reports a process that a signal ended: what started this one learns that it is not done.
-        if processes().rank:
+        if process_rank().rank:
             sys.exit(0)  # one process speaks; Lightning would kill the others because of any other status
         print(stopped, file=sys.stderr)
         hand_on(stopped.signum)

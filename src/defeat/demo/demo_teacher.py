@@ -14,9 +14,9 @@ from defeat.detectors.weights import ASSETS
 from defeat.errors import ConfigError
 from defeat.files import replacing
 from defeat.folders import make_free_folder
-from defeat.quiet import quiet
 from defeat.training.run import train
 from defeat.training.summary import print_summary
+from defeat.warning_filters import filter_warnings
 
 SHIPPED_TEACHER = ASSETS / "scenes_teacher.safetensors"
 """Weights of +experiment=scenes_teacher in half precision, made by `make demo-teacher`. Any configuration may
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=SHIPPED_TEACHER, help="weights to write")
     parser.add_argument("overrides", nargs="*", help="of the configuration, such as trainer.max_steps=10")
     given = parser.parse_args()
-    quiet()
+    filter_warnings()
     run_dir = make_free_folder(given.run_dir)
     config = compose_config(
         "train",

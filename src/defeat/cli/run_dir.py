@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from defeat.cli.processes import processes
+from defeat.cli.ranks import process_rank
 from defeat.errors import ConfigError
 from defeat.folders import claim_folder, make_free_folder, put_aside
 
@@ -36,7 +36,7 @@ class RefusedError(BaseException):
         self.error = error
 
 
-class OwnFolder(Callback):
+class RunDirCallback(Callback):
     """Hydra callback that decides on the folder of a run or a sweep.
 
     Hydra's own folders are named by the second and are used whether they exist or not: two runs started in
@@ -55,8 +55,8 @@ class OwnFolder(Callback):
             RefusedError: with the ConfigError or StorageError to show.
         """
         with _refusing():
-            here = processes()
-            if here.folder_given:
+            here = process_rank()
+            if here.has_run_dir:
                 return
             if here.rank > 0:
                 config.hydra.run.dir = "."  # Hydra makes one if it does not exist; this one does
@@ -79,10 +79,10 @@ class OwnFolder(Callback):
             RefusedError: with the ConfigError or StorageError to show.
         """
         with _refusing():
-            here = processes()
-            if here.started > 1:
+            here = process_rank()
+            if here.launched > 1:
                 raise ConfigError(
-                    f"a sweep (-m) cannot be started as {here.started} processes (torchrun or srun): "
+                    f"a sweep (-m) cannot be started as {here.launched} processes (torchrun or srun): "
                     "start one process, or give each value a command of its own"
                 )
             sweep = config.hydra.sweep
@@ -103,7 +103,7 @@ def job_folder(sweep: str, name: int | str) -> str:
     A job runs again where its batch system requeues it, or where the same sweep is begun again in the same
     folder. Of a job's several processes the first alone has the folder; Hydra wants one for each.
     """
-    rank = processes().rank
+    rank = process_rank().rank
     return f"{name}_rank{rank}" if rank else make_free_folder(Path(sweep) / str(name)).name
 
 
@@ -114,7 +114,7 @@ OmegaConf.register_new_resolver("job_folder", job_folder, use_cache=True, replac
 
 def register() -> None:
     """Let every configuration have the callback, also one that the user gives by ``--config-path``."""
-    callbacks = {"own_folder": {"_target_": f"{OwnFolder.__module__}.{OwnFolder.__qualname__}"}}
+    callbacks = {"run_dir": {"_target_": f"{RunDirCallback.__module__}.{RunDirCallback.__qualname__}"}}
     ConfigStore.instance().store(group="hydra", name="config", node=HydraConf(callbacks=callbacks))
 
 
@@ -123,7 +123,7 @@ def remove_unused() -> None:
 
     Otherwise a command that is corrected and given again would be refused the folder that it names.
     """
-    if not HydraConfig.initialized() or processes().rank > 0:
+    if not HydraConfig.initialized() or process_rank().rank > 0:
         return
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.RUN:

@@ -18,7 +18,7 @@ REASONS = {
 """Message pattern to the reason why it is left out."""
 
 
-def quiet() -> None:
+def filter_warnings() -> None:
     """Leave those out, and what the libraries say on the log that is of no use to the user."""
     for pattern in REASONS:
         warnings.filterwarnings("ignore", message=pattern)

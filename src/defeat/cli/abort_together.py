@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
-from defeat.cli.processes import processes
+from defeat.cli.ranks import process_rank
 
 EVERY = 2.0
 """Seconds from one look to the next."""
@@ -21,7 +21,7 @@ GRACE = 10.0
 
 
 @contextmanager
-def ending_together() -> Iterator[None]:
+def abort_together() -> Iterator[None]:
     """End this process with status 1 where another one of torchrun's fails inside this block, and vice versa.
 
     torchrun ends the processes of its own node alone. Those of other nodes would wait for the one that has
@@ -36,7 +36,7 @@ def ending_together() -> Iterator[None]:
     # torchrun may start all again after a failure
     key = f"defeat/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     done = threading.Event()
-    threading.Thread(target=_watch, args=(store, key, done), name="ending-together", daemon=True).start()
+    threading.Thread(target=_watch, args=(store, key, done), name="abort-together", daemon=True).start()
     try:
         yield
     except BaseException as error:
@@ -50,7 +50,7 @@ def ending_together() -> Iterator[None]:
 def _connect() -> TCPStore | None:
     """The store of torchrun's first launcher; None where there is none, or no other process."""
     env = os.environ
-    if processes().started == 1 or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if process_rank().launched == 1 or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     try:
         address = env["MASTER_ADDR"], int(env["MASTER_PORT"])
@@ -61,7 +61,7 @@ def _connect() -> TCPStore | None:
 
 def _tell(store: TCPStore, key: str) -> None:
     try:
-        store.set(key, str(processes().rank))
+        store.set(key, str(process_rank().rank))
     except DistError:  # the first launcher has ended already
         return
 
@@ -73,6 +73,6 @@ def _watch(store: TCPStore, key: str, done: threading.Event) -> None:
         except DistError:  # the first launcher has ended
             return
         if failed and not done.wait(GRACE):
-            rank, other = processes().rank, store.get(key).decode()
+            rank, other = process_rank().rank, store.get(key).decode()
             print(f"error: rank {rank} ends as rank {other} has failed", file=sys.stderr, flush=True)
             os._exit(1)  # the main thread waits inside of a library, where no exception reaches it
