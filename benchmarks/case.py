@@ -31,8 +31,8 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from defeat.config import build, compose_config
 from defeat.detectors import capture
-from defeat.detectors.frozen import Precision, Rewritten, rewrite
-from defeat.detectors.parallel_pool import ParallelPool
+from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign
+from defeat.detectors.teacher_precision import Precision, Rewritten, rewrite
 from defeat.distill import DistillBatch, Distiller, FeatureTerm
 from defeat.distill.normalizers import global_normalizer
 from defeat.seeds import Stream, fold, seed_all
@@ -233,12 +233,12 @@ def seed_step() -> None:
 @contextmanager
 def torchvisions_pooling() -> Iterator[None]:
     """Inside, or in a function that this decorates, RoIAlign is torchvision's own, on one core of a CPU."""
-    ours = ParallelPool.forward
-    ParallelPool.forward = MultiScaleRoIAlign.forward  # type: ignore[method-assign]
+    ours = ParallelRoIAlign.forward
+    ParallelRoIAlign.forward = MultiScaleRoIAlign.forward  # type: ignore[method-assign]
     try:
         yield
     finally:
-        ParallelPool.forward = ours  # type: ignore[method-assign]
+        ParallelRoIAlign.forward = ours  # type: ignore[method-assign]
 
 
 class Floor:

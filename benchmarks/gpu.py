@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import defeat
 from defeat.config import build
-from defeat.detectors.compiled import COMPILE_MODES, CompileMode, compile_backbone
+from defeat.detectors.compiled_backbone import COMPILE_MODES, CompileMode, compile_backbone
 from defeat.training.module import DetectionModule
 from defeat.warning_filters import filter_warnings
 

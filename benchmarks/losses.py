@@ -22,8 +22,8 @@ from lightning.fabric.utilities import move_data_to_device
 from measure import Timed, alternate, heading, ratio, table, verdict
 from torch import Tensor, nn
 
-from defeat.detectors.frozen import Precision, frozen
-from defeat.detectors.parts import match, score
+from defeat.detectors.heads import box_head_logits, label_proposals
+from defeat.detectors.teacher_precision import Precision, frozen
 from defeat.distill import AdaptedMaps, DistillBatch, FeatureTerm, Grids, HeadTerm, decoupled_kl
 from defeat.warning_filters import filter_warnings
 
@@ -105,12 +105,14 @@ class Arithmetic:
             terms = dict(distiller.terms.items())
             self.neck, self.stages = (self._given(terms[name]) for name in ("neck", "backbone"))
             self.head = cast(HeadTerm, terms["head"])
-            self.is_object = match(case.student, self.seen.proposals, self.seen.targets).labels > 0
+            self.is_object = label_proposals(case.student, self.seen.proposals, self.seen.targets).labels > 0
             assert self.seen.class_logits is not None
             self.logits = self.seen.class_logits.detach().requires_grad_()
             with frozen(teacher):
                 sizes = self.seen.image_sizes
-                self.taught = score(teacher, self.pair.teacher_captures.neck, self.seen.proposals, sizes)
+                self.taught = box_head_logits(
+                    teacher, self.pair.teacher_captures.neck, self.seen.proposals, sizes
+                )
 
     def with_boxes(self, boxes: int) -> Arithmetic:
         """The same maps and class scores, and images of so many boxes for the masks."""

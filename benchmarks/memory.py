@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from defeat.detectors import capture
-from defeat.detectors.frozen import frozen
+from defeat.detectors.teacher_precision import frozen
 from defeat.distill import FeatureTerm
 from defeat.preflight.step import peak_memory
 from defeat.training.module import DetectionModule

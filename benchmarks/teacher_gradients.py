@@ -31,7 +31,7 @@ from defeat.seeds import seed_all
 from defeat.training.measure import DETECTION
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.training.run import train
-from defeat.training.teacher import make_cheap
+from defeat.training.teacher import prepare_teacher
 from defeat.types import Batch
 from defeat.warning_filters import filter_warnings
 
@@ -108,7 +108,7 @@ def main() -> None:
         batches = list(islice(data.train_dataloader(), BATCHES))
         cheap: Detector = build(config.teacher, classes=list(data.classes), precision="auto")
         student: Detector = build(config.student, classes=list(data.classes))
-        make_cheap(cheap, student.model, data, torch.device("cpu"))
+        prepare_teacher(cheap, student.model, data, torch.device("cpu"))
         turned = Turned(cheap.model, batches)
         train(config, [turned])
     print(f"Relative difference of the gradient, mean of {BATCHES} batches:\n")

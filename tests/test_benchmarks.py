@@ -17,7 +17,7 @@ from step import FEATURES, FLOOR, FULL, GOALS, LEAN, VARIANTS, count_flops, ligh
 from torchdistill_step import torchdistill
 from torchvision.ops import FrozenBatchNorm2d
 
-from defeat.detectors.parallel_pool import ParallelPool
+from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign
 
 SCRIPTS = Path(cases.__file__).parent
 
@@ -58,8 +58,8 @@ def test_the_floor_pools_as_torchvision_does_and_ours_as_we_do(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared: list[None] = []
-    own = ParallelPool.forward
-    monkeypatch.setattr(ParallelPool, "forward", lambda *args: shared.append(None) or own(*args))
+    own = ParallelRoIAlign.forward
+    monkeypatch.setattr(ParallelRoIAlign, "forward", lambda *args: shared.append(None) or own(*args))
     floor, ours = Floor(case), student_alone(case)
     shared.clear()
     for part in ("student", "head", "second"):

@@ -15,7 +15,7 @@ from torchvision.models.detection import (
 )
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from defeat.detectors import examine, faster_rcnn, fcos, retinanet
+from defeat.detectors import faster_rcnn, fcos, inspect_detector, retinanet
 from defeat.detectors.backbones import NAMES
 from defeat.detectors.create import create_detector
 from defeat.errors import ConfigError
@@ -34,11 +34,11 @@ SMALL = {"backbone": "resnet10", "fpn_channels": 64, "min_size": 64, "max_size":
     ],
 )
 def test_levels_of_every_backbone(name: str, build, strides: list[int], head: str) -> None:  # type: ignore[no-untyped-def]
-    anatomy = examine(build(3, backbone=name, fpn_channels=64))
-    assert [level.stride for level in anatomy.neck] == strides
-    assert {level.channels for level in anatomy.neck} == {64}
-    assert [level.stride for level in anatomy.stages] == [s for s in strides if s <= 32]
-    assert anatomy.head == head
+    spec = inspect_detector(build(3, backbone=name, fpn_channels=64))
+    assert [level.stride for level in spec.neck] == strides
+    assert {level.channels for level in spec.neck} == {64}
+    assert [level.stride for level in spec.stages] == [s for s in strides if s <= 32]
+    assert spec.head == head
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("resnet34", 16), ("resnet101", 33), ("resnet152", 50)])

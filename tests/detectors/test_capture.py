@@ -12,8 +12,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import sigmoid_focal_loss
 
-from defeat.detectors import capture, examine, faster_rcnn, fcos, retinanet
-from defeat.detectors.parts import assign_anchors, score_anchors
+from defeat.detectors import capture, faster_rcnn, fcos, inspect_detector, retinanet
+from defeat.detectors.heads import anchor_logits, assign_anchors
 from defeat.errors import ConfigError
 
 SMALL = {"backbone": "resnet10", "fpn_channels": 8, "min_size": 64, "max_size": 64, "norm": "batch"}
@@ -109,7 +109,7 @@ def test_a_second_scoring_of_the_same_pyramid_gives_the_same_scores() -> None:
         detector = build(3, **{**SMALL, "fpn_channels": 64}).train()
         with capture(detector) as seen:
             detector(IMAGES, TARGETS)
-        torch.testing.assert_close(score_anchors(detector, seen.neck), seen.anchor_logits)
+        torch.testing.assert_close(anchor_logits(detector, seen.neck), seen.anchor_logits)
 
 
 HEADS: dict[str, tuple[Callable[..., nn.Module], float, list[int], int]] = {
@@ -120,16 +120,16 @@ HEADS: dict[str, tuple[Callable[..., nn.Module], float, list[int], int]] = {
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_examine_tells_head_levels_and_anchors(head: str) -> None:
+def test_inspect_detector_tells_head_levels_and_anchors(head: str) -> None:
     build, cells, strides, count = HEADS[head]
     detector = build(3, **{**SMALL, "fpn_channels": 64}).eval()
-    anatomy = examine(detector)
-    assert (anatomy.head, anatomy.cells) == (head, cells)
-    assert [x.stride for x in anatomy.neck] == strides
-    assert [x.stride for x in anatomy.stages] == [s for s in strides if s <= 32]
-    assert {x.channels for x in anatomy.neck} == {64}
-    assert all(x.anchors == () for x in anatomy.stages)
-    assert [len(x.anchors) for x in anatomy.neck] == [count] * 5
+    spec = inspect_detector(detector)
+    assert (spec.head, spec.min_object_cells) == (head, cells)
+    assert [x.stride for x in spec.neck] == strides
+    assert [x.stride for x in spec.stages] == [s for s in strides if s <= 32]
+    assert {x.channels for x in spec.neck} == {64}
+    assert all(x.anchors == () for x in spec.stages)
+    assert [len(x.anchors) for x in spec.neck] == [count] * 5
     # What the generator lays on an image: those of the origin, shifted from cell to cell.
     generator = next(m for m in detector.modules() if isinstance(m, AnchorGenerator))
     images = torch.zeros(1, 3, 256, 384)
@@ -137,7 +137,7 @@ def test_examine_tells_head_levels_and_anchors(head: str) -> None:
         maps = list(detector.backbone(images).values())
     (laid,) = generator(ImageList(images, [(256, 384)]), maps)
     for level, own, map_ in zip(
-        anatomy.neck, laid.split([count * m[0, 0].numel() for m in maps]), maps, strict=True
+        spec.neck, laid.split([count * m[0, 0].numel() for m in maps]), maps, strict=True
     ):
         height, width = map_.shape[-2:]
         grid = own.reshape(height, width, count, 4)
@@ -155,8 +155,8 @@ def test_examine_tells_head_levels_and_anchors(head: str) -> None:
         ("points", {"anchor_sizes": [(8,), (16,), (24,), (48,), (96,)]}),
     ],
 )
-def test_examine_sees_the_anchors_that_were_configured(head: str, settings: dict[str, Any]) -> None:
-    level = examine(HEADS[head][0](3, **{**SMALL, "fpn_channels": 64}, **settings)).neck[1]
+def test_inspect_detector_sees_the_anchors_that_were_configured(head: str, settings: dict[str, Any]) -> None:
+    level = inspect_detector(HEADS[head][0](3, **{**SMALL, "fpn_channels": 64}, **settings)).neck[1]
     sides = sorted({round(((x2 - x1) * (y2 - y1)) ** 0.5) for x1, y1, x2, y2 in level.anchors})
     wanted = settings["anchor_sizes"][1]
     assert len(level.anchors) == len(wanted) * len(settings.get("aspect_ratios", (1,)))
@@ -167,7 +167,7 @@ def test_captured_anchors_lie_level_after_level_finest_first() -> None:
     detector = retinanet(3, **SMALL).eval()
     with torch.no_grad(), capture(detector) as seen:
         detector(IMAGES)
-    origins = torch.tensor([x.anchors for x in examine(detector).neck])
+    origins = torch.tensor([x.anchors for x in inspect_detector(detector).neck])
     starts = torch.tensor([0, 64, 64 + 16, 64 + 16 + 4, 64 + 16 + 4 + 1]) * 9
     for own in seen.anchors:
         for level, start in enumerate(starts.tolist()):
@@ -199,11 +199,11 @@ def test_nothing_else_keeps_the_tensors_alive() -> None:
     assert feature() is None
 
 
-def test_examine_leaves_the_detector_as_it_was() -> None:
+def test_inspect_detector_leaves_the_detector_as_it_was() -> None:
     detector = faster_rcnn(3, **SMALL).train()
     detector.rpn.eval()
     before = {k: v.clone() for k, v in detector.state_dict().items()}
-    examine(detector)
+    inspect_detector(detector)
     assert detector.training
     assert not detector.rpn.training
     assert detector.backbone.training
@@ -211,6 +211,6 @@ def test_examine_leaves_the_detector_as_it_was() -> None:
     assert hooks(detector) == 0
 
 
-def test_examine_refuses_what_it_cannot_see_into() -> None:
+def test_inspect_detector_refuses_what_it_cannot_see_into() -> None:
     with pytest.raises(ConfigError, match="Linear has no `backbone`"):
-        examine(nn.Linear(2, 2))
+        inspect_detector(nn.Linear(2, 2))

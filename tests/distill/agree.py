@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defeat.detectors import Captured, capture, examine, faster_rcnn, fcos, retinanet
+from defeat.detectors import Captured, capture, faster_rcnn, fcos, inspect_detector, retinanet
 from defeat.distill import Distiller
 
 Kind = Literal["frcnn", "retinanet", "fcos"]
@@ -245,13 +245,13 @@ def check(recipe: Recipe, of: Observed, distiller: nn.Module, kinds: tuple[Kind,
     return loops
 
 
-examined = cache(examine)
+inspected = cache(inspect_detector)
 """It looks at 256 pixels: once for a detector is enough."""
 
 
 def once() -> AbstractContextManager[Any]:
-    """Inside, the distiller examines no detector twice."""
-    return patch("defeat.distill.distiller.examine", examined)
+    """Inside, the distiller inspects no detector twice."""
+    return patch("defeat.distill.distiller.inspect_detector", inspected)
 
 
 def build_distiller(student: nn.Module, teacher: nn.Module, **terms: Any) -> nn.Module:

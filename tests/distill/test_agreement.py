@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision.models.detection._utils import Matcher
 
-from defeat.detectors import Anatomy, Captured, Level
-from defeat.detectors.capture import CELLS
+from defeat.detectors import Captured, DetectorSpec, Level
+from defeat.detectors.capture import MIN_OBJECT_CELLS
 from defeat.distill import (
     AnchorTerm,
     DistillBatch,
@@ -391,7 +391,7 @@ def test_the_feature_term_equals_the_loops(
     weights: tuple[float, float],
     cut: tuple[int, int],
 ) -> None:
-    case = case._replace(cells=CELLS[head])
+    case = case._replace(cells=MIN_OBJECT_CELLS[head])
     count = len(case.strides)
     shared = range(min(cut[0], count - 1), max(count - cut[1], min(cut[0], count - 1) + 1))
     ours = [
@@ -409,8 +409,8 @@ def test_the_feature_term_equals_the_loops(
     }
     both = {"neck": (), "stages": (), "head": head}
     term = FeatureTerm(
-        Anatomy(**{**both, maps: tuple(ours)}),  # type: ignore[arg-type]
-        Anatomy(**{**both, "head": "points", maps: tuple(theirs)}),  # type: ignore[arg-type]
+        DetectorSpec(**{**both, maps: tuple(ours)}),  # type: ignore[arg-type]
+        DetectorSpec(**{**both, "head": "points", maps: tuple(theirs)}),  # type: ignore[arg-type]
         maps=maps,
         object_weight=weights[0],
         background_weight=weights[1],
@@ -457,10 +457,10 @@ def test_the_anchor_term_equals_the_loops(
     shape = (len(case.boxes), len(laid), classes + 1)
     s, t = normal(seed, *shape, scale=3.0), normal(seed + 1, *shape, scale=3.0)
     s[..., 0], t[..., 0] = 1e3, -1e3  # the output for background must not count
-    anatomy = Anatomy((), tuple(Level("x", 4, 1, tuple(own)) for own in case.anchors), "anchors")
+    spec = DetectorSpec((), tuple(Level("x", 4, 1, tuple(own)) for own in case.anchors), "anchors")
     term = AnchorTerm(
-        anatomy,
-        anatomy,
+        spec,
+        spec,
         object_weight=2.0,
         background_weight=3.0,
         object_temperature=temperatures[0],

@@ -20,8 +20,8 @@ from agree import (
     build_distiller,
     check,
     detector,
-    examined,
     features,
+    inspected,
     observe,
     once,
 )
@@ -138,7 +138,7 @@ def test_detectors_without_a_level_in_common_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"neck of student \(strides \[4, 8\]\) and teacher .*no stride"
     ) as no:
-        NECK(examined(student), examined(teacher))
+        NECK(inspected(student), inspected(teacher))
     assert "\n" not in str(no.value)
 
 

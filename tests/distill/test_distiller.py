@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defeat.detectors import capture, examine, faster_rcnn, retinanet
-from defeat.detectors.parts import match, propose, score
+from defeat.detectors import capture, faster_rcnn, inspect_detector, retinanet
+from defeat.detectors.heads import box_head_logits, label_proposals, sample_proposals
 from defeat.distill import (
     Distiller,
     FeatureTerm,
@@ -104,8 +104,8 @@ def test_the_head_term_is_its_formula_on_the_students_proposals() -> None:
         losses = student(IMAGES, TARGETS)
     found = distiller(student, teacher, seen, 0.0)
     with torch.no_grad():
-        taught = score(teacher, teacher.backbone(seen.images), seen.proposals, seen.image_sizes)
-    labels = match(student, seen.proposals, seen.targets).labels
+        taught = box_head_logits(teacher, teacher.backbone(seen.images), seen.proposals, seen.image_sizes)
+    labels = label_proposals(student, seen.proposals, seen.targets).labels
     # The labels recovered are those that the student's own loss was computed with.
     own = nn.functional.cross_entropy(seen.class_logits, labels)
     torch.testing.assert_close(own, losses["loss_classifier"])
@@ -124,16 +124,16 @@ def test_on_the_teachers_proposals_labels_belong_to_those_proposals() -> None:
     with torch.no_grad():
         neck = teacher.backbone(seen.images)
         torch.manual_seed(5)
-        proposals = propose(teacher, neck, seen)
-        taught = score(teacher, neck, proposals.boxes, seen.image_sizes)
-    again = match(teacher, proposals.boxes, seen.targets)
+        proposals = sample_proposals(teacher, neck, seen)
+        taught = box_head_logits(teacher, neck, proposals.boxes, seen.image_sizes)
+    again = label_proposals(teacher, proposals.boxes, seen.targets)
     assert torch.equal(proposals.labels, again.labels)
     assert (proposals.labels > 0).any()
     assert (proposals.labels == 0).any()
     distiller = Distiller(student, teacher, terms={"head": HEAD})
     torch.manual_seed(5)
     found = distiller(student, teacher, seen, 0.0)
-    logits = score(student, seen.neck, proposals.boxes, seen.image_sizes)
+    logits = box_head_logits(student, seen.neck, proposals.boxes, seen.image_sizes)
     expected = decoupled_kl(logits, taught, proposals.labels > 0)
     torch.testing.assert_close(found["head_object"], 2 * expected.object)
     torch.testing.assert_close(found["head_background"], 3 * expected.background)
@@ -206,7 +206,7 @@ def test_levels_are_matched_by_stride_and_the_rest_is_reported(caplog: pytest.Lo
 
 def test_strides_choose_levels_and_must_exist() -> None:
     student, teacher = pair()
-    ours, theirs = examine(student), examine(teacher)
+    ours, theirs = inspect_detector(student), inspect_detector(teacher)
     assert list(NECK(ours, theirs, strides=[8, 32]).adapters.layers) == ["8", "32"]
     with pytest.raises(ConfigError, match=r"neck of strides \[128\] asked for"):
         NECK(ours, theirs, strides=[8, 128])

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from defeat.detectors.capture import Anatomy, Captured, Level
-from defeat.detectors.parts import Assigned, Proposals
+from defeat.detectors.capture import Captured, DetectorSpec, Level
+from defeat.detectors.heads import Assigned, Proposals
 from defeat.distill import (
     AnchorTerm,
     DistillBatch,
@@ -106,9 +106,9 @@ def features(size: Size, device: str, channels: int = 3) -> dict[str, Tensor]:
     }
 
 
-def anatomy(head: Any) -> Anatomy:
+def spec(head: Any) -> DetectorSpec:
     levels = tuple(Level(str(stride), stride, 3, ANCHORS) for stride in STRIDES)
-    return Anatomy(levels, levels, head)
+    return DetectorSpec(levels, levels, head)
 
 
 # --- what is computed: each returns scalars with gradients, or masks -------------------------------------
@@ -149,7 +149,7 @@ def teach(build: Callable[..., nn.Module], head: Any, **settings: Any) -> Callab
     """A term's own arithmetic: what the detectors compute for it is there already."""
 
     def prepare(size: Size, device: str) -> Callable[[], Any]:
-        term = build(anatomy(head), anatomy(head), **settings).to(device)
+        term = build(spec(head), spec(head), **settings).to(device)
         seen = Captured(
             neck=features(size, device),
             stages=features(size, device),
@@ -176,10 +176,10 @@ def detectors(size: Size, device: str) -> Iterator[None]:
     positive = torch.rand(size.images, 64, device=device) > 0.5
     proposals = Proposals(boxes(size, device), labels)
     known = {
-        "propose": lambda *args: proposals,
-        "match": lambda *args: proposals,
-        "score": lambda detector, *args: (scores if torch.is_grad_enabled() else again).clone(),
-        "score_anchors": lambda *args: again.view(size.images, 64, 5),
+        "sample_proposals": lambda *args: proposals,
+        "label_proposals": lambda *args: proposals,
+        "box_head_logits": lambda detector, *args: (scores if torch.is_grad_enabled() else again).clone(),
+        "anchor_logits": lambda *args: again.view(size.images, 64, 5),
         "assign_anchors": lambda *args: Assigned(positive, ~positive),
     }
     scores.requires_grad_()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from defeat.config import build, compose_config, conf_dir
 from defeat.detectors import Captured, capture
-from defeat.detectors.parts import Proposals
+from defeat.detectors.heads import Proposals
 from defeat.distill import AdaptedMaps, DistillBatch, Distiller, terms
 
 DISTILLERS = sorted(path.stem for path in (conf_dir() / "distiller").glob("*.yaml"))
@@ -54,9 +54,9 @@ class Tape:
     def between(self) -> Iterator[None]:
         with (
             patch.object(AdaptedMaps, "forward", self._taped(AdaptedMaps.forward, list)),
-            patch.object(terms, "propose", self._taped(terms.propose)),
-            patch.object(terms, "score", self._taped(terms.score)),
-            patch.object(terms, "score_anchors", self._taped(terms.score_anchors)),
+            patch.object(terms, "sample_proposals", self._taped(terms.sample_proposals)),
+            patch.object(terms, "box_head_logits", self._taped(terms.box_head_logits)),
+            patch.object(terms, "anchor_logits", self._taped(terms.anchor_logits)),
         ):
             yield
 

@@ -18,10 +18,10 @@ from agree import (
     build_distiller,
     check,
     detector,
-    examined,
     expected,
     features,
     forward,
+    inspected,
     lively,
     observe,
     once,
@@ -30,7 +30,7 @@ from agree import (
 from torch import Tensor, nn
 
 from defeat.config import build, compose_config
-from defeat.detectors import Captured, examine
+from defeat.detectors import Captured, inspect_detector
 from defeat.distill import (
     AnchorTerm,
     FeatureTerm,
@@ -344,7 +344,7 @@ def test_weights_scale_their_half_and_0_leaves_it_out(name: str) -> None:
 )
 def test_weights_that_make_no_term_are_refused(name: str, weights: tuple[float, float], message: str) -> None:
     kind, term = WEIGHED[name]
-    ours, theirs = map(examined, pair(kind))
+    ours, theirs = map(inspected, pair(kind))
     with pytest.raises(ConfigError, match=message):
         term(ours, theirs, object_weight=weights[0], background_weight=weights[1])
 
@@ -354,7 +354,7 @@ def test_weights_that_make_no_term_are_refused(name: str, weights: tuple[float, 
 def test_temperatures_must_be_positive(name: str, temperature: str) -> None:
     kind, term = WEIGHED[name]
     with pytest.raises(ConfigError, match="temperatures must be positive"):
-        term(*map(examined, pair(kind)), **{temperature: 0.0})
+        term(*map(inspected, pair(kind)), **{temperature: 0.0})
 
 
 def test_the_fine_grained_mask_refuses_maps_without_anchors() -> None:
@@ -375,7 +375,7 @@ def test_the_fine_grained_mask_refuses_maps_without_anchors() -> None:
 )
 def test_the_anchor_term_refuses_other_families_in_one_line(kinds: tuple[Kind, Kind], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as refusal:
-        ANCHOR(examined(pair(kinds[0])[0]), examined(pair(kinds[1])[1]))
+        ANCHOR(inspected(pair(kinds[0])[0]), inspected(pair(kinds[1])[1]))
     assert "\n" not in str(refusal.value)
 
 
@@ -385,7 +385,7 @@ def test_the_anchor_term_refuses_other_families_in_one_line(kinds: tuple[Kind, K
 def test_the_head_term_refuses_one_stage_detectors_in_one_line(kinds: tuple[Kind, Kind]) -> None:
     role = "teacher" if kinds[0] == "frcnn" else "student"
     with pytest.raises(ConfigError, match=f"the {role} is a one-stage detector") as refusal:
-        HEAD(examined(pair(kinds[0])[0]), examined(pair(kinds[1])[1]))
+        HEAD(inspected(pair(kinds[0])[0]), inspected(pair(kinds[1])[1]))
     assert "\n" not in str(refusal.value)
 
 
@@ -398,7 +398,7 @@ def test_the_head_term_refuses_one_stage_detectors_in_one_line(kinds: tuple[Kind
     ],
 )
 def test_the_anchor_term_refuses_differing_anchors_in_one_line(settings: dict[str, Any]) -> None:
-    other = examine(detector("retinanet", "teacher", **settings))
+    other = inspect_detector(detector("retinanet", "teacher", **settings))
     with pytest.raises(ConfigError, match="needs the same anchors on both sides") as refusal:
-        ANCHOR(examined(pair("retinanet")[0]), other)
+        ANCHOR(inspected(pair("retinanet")[0]), other)
     assert "\n" not in str(refusal.value)

@@ -15,7 +15,7 @@ from torch.distributions import Categorical, kl_divergence
 
 import defeat.distill.whole_map as whole_map
 from defeat.config import build, compose_config
-from defeat.detectors import capture, examine, faster_rcnn, retinanet
+from defeat.detectors import capture, faster_rcnn, inspect_detector, retinanet
 from defeat.distill import Distiller, WholeMapTerm, channel_loss, conv3x3, matching, pearson_loss
 from defeat.errors import ConfigError
 
@@ -180,7 +180,7 @@ def test_wrong_arguments_are_refused() -> None:
         channel_loss(s, s, temperature=0.0)
     student, teacher = pair("frcnn")
     with pytest.raises(ConfigError, match="must be positive: leave the term out"):
-        WholeMapTerm(examine(student), examine(teacher), weight=0.0, loss=pearson_loss)
+        WholeMapTerm(inspect_detector(student), inspect_detector(teacher), weight=0.0, loss=pearson_loss)
 
 
 def test_the_adapter_is_nothing_where_channels_agree() -> None:

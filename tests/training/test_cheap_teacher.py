@@ -16,12 +16,12 @@ from torch import nn
 
 from defeat.config import compose_config
 from defeat.data import DetectionDataModule
-from defeat.detectors import Detector, frozen, read_weights
+from defeat.detectors import Detector, read_weights, teacher_precision
 from defeat.detectors.builders import faster_rcnn
-from defeat.detectors.frozen import Arithmetic, Float32
+from defeat.detectors.teacher_precision import Arithmetic, Float32
 from defeat.errors import ConfigError, DataError
 from defeat.training.run import train
-from defeat.training.teacher import make_cheap
+from defeat.training.teacher import prepare_teacher
 
 
 def run(folder: Path, scenes: Path, teacher: Path, *more: str) -> dict[str, list[float]]:
@@ -122,7 +122,7 @@ def test_the_first_images_that_decode_decide_as_the_student_sees_them(
 ) -> None:
     data, student = Data(broken), detector()
     with images(data), patch("defeat.training.teacher.rewrite", return_value=None) as rewrite:
-        make_cheap(made(detector(), "float32"), student, data, torch.device("cpu"))
+        prepare_teacher(made(detector(), "float32"), student, data, torch.device("cpu"))
     model, tensors, precision = rewrite.call_args.args
     assert precision == "float32"
     assert not model.training
@@ -138,18 +138,18 @@ def test_the_first_images_that_decode_decide_as_the_student_sees_them(
 def test_without_an_image_nothing_is_done() -> None:
     data, teacher = Data(set(range(20))), detector()
     with images(data):
-        make_cheap(made(teacher), detector(), data, torch.device("cpu"))
+        prepare_teacher(made(teacher), detector(), data, torch.device("cpu"))
     assert not hasattr(teacher, "arithmetic")
 
 
 def test_more_error_than_auto_would_accept_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     data = Data(set())
-    with images(data), patch.object(frozen, "TOLERANCE", 1e-9):
-        make_cheap(made(teacher := detector(), "bfloat16"), detector(), data, torch.device("cpu"))
+    with images(data), patch.object(teacher_precision, "TOLERANCE", 1e-9):
+        prepare_teacher(made(teacher := detector(), "bfloat16"), detector(), data, torch.device("cpu"))
     assert teacher.arithmetic == Arithmetic(torch.bfloat16)
     assert any("teacher.precision=bfloat16 errs by more than" in m for m in caplog.messages)
     caplog.clear()
     with images(data):
-        make_cheap(made(other := detector(), "float32"), detector(), data, torch.device("cpu"))
+        prepare_teacher(made(other := detector(), "float32"), detector(), data, torch.device("cpu"))
     assert not any("errs" in m for m in caplog.messages)
     assert not any(isinstance(m, Float32) for m in other.modules())

@@ -1,23 +1,23 @@
 """Detectors: building them, filling them with weights, and seeing into them."""
 
 from defeat.detectors.builders import faster_rcnn, fcos, retinanet
-from defeat.detectors.capture import Anatomy, Captured, Level, capture, examine
+from defeat.detectors.capture import Captured, DetectorSpec, Level, capture, inspect_detector
 from defeat.detectors.create import Detector, create_detector
 from defeat.detectors.loading import LoadReport, load_backbone_weights, load_detector_weights
 from defeat.detectors.weights import WeightFile, read_weights
 
 __all__ = [
-    "Anatomy",
     "Captured",
     "Detector",
+    "DetectorSpec",
     "Level",
     "LoadReport",
     "WeightFile",
     "capture",
     "create_detector",
-    "examine",
     "faster_rcnn",
     "fcos",
+    "inspect_detector",
     "load_backbone_weights",
     "load_detector_weights",
     "read_weights",

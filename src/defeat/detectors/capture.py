@@ -54,7 +54,7 @@ class Level(NamedTuple):
 Head = Literal["proposals", "anchors", "points"]
 """What a detector classifies: Faster R-CNN proposals, RetinaNet anchors, FCOS points."""
 
-CELLS: dict[Head, float] = {"proposals": 14.0, "anchors": 4.0, "points": 8.0}
+MIN_OBJECT_CELLS: dict[Head, float] = {"proposals": 14.0, "anchors": 4.0, "points": 8.0}
 """The least cells that an object spans on the level it belongs to (smaller ones fall to the finest level).
 
 14 for Faster R-CNN is DeFeat's rule, 56 pixels at stride 4, and that by which its box head chooses a level to
@@ -64,7 +64,7 @@ centre, so the finest level takes objects up to 16 cells.
 """
 
 
-class Anatomy(NamedTuple):
+class DetectorSpec(NamedTuple):
     """What a detector offers to distil; maps finest first."""
 
     stages: tuple[Level, ...]
@@ -72,9 +72,9 @@ class Anatomy(NamedTuple):
     head: Head
 
     @property
-    def cells(self) -> float:
-        """See :data:`CELLS`."""
-        return CELLS[self.head]
+    def min_object_cells(self) -> float:
+        """See :data:`MIN_OBJECT_CELLS`."""
+        return MIN_OBJECT_CELLS[self.head]
 
 
 @contextmanager
@@ -143,7 +143,7 @@ def _find(detector: nn.Module, name: str) -> nn.Module | None:
 
 
 @torch.no_grad()
-def examine(detector: nn.Module) -> Anatomy:
+def inspect_detector(detector: nn.Module) -> DetectorSpec:
     """Find a detector's feature maps, their strides, channels and anchors, by looking at a blank image.
 
     Raises:
@@ -168,7 +168,7 @@ def examine(detector: nn.Module) -> Anatomy:
     anchors = _cell_anchors(detector)
     if len(anchors) == len(neck):
         neck = tuple(level._replace(anchors=own) for level, own in zip(neck, anchors, strict=True))
-    return Anatomy(stages, neck, _head(detector))
+    return DetectorSpec(stages, neck, _head(detector))
 
 
 def _levels(maps: Mapping[str, Tensor], side: int) -> tuple[Level, ...]:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from defeat.detectors.compiled import COMPILE_MODES, CompileMode
-from defeat.detectors.exact_boxes import keep_boxes_exact
-from defeat.detectors.frozen import PRECISIONS, Precision
-from defeat.detectors.half_norm import normalise_in_half
+from defeat.detectors.adapted.float32_boxes import keep_boxes_exact
+from defeat.detectors.adapted.frozen_batch_norm import normalise_in_half
+from defeat.detectors.adapted.parallel_roi_align import pool_in_parallel
+from defeat.detectors.compiled_backbone import COMPILE_MODES, CompileMode
 from defeat.detectors.loading import LoadReport, load_backbone_weights, load_detector_weights
-from defeat.detectors.parallel_pool import pool_in_parallel
+from defeat.detectors.teacher_precision import PRECISIONS, Precision
 from defeat.detectors.weights import WeightFile, sha256, weight_path
 from defeat.errors import ConfigError, WeightsError
 
@@ -40,7 +40,7 @@ class Detector(NamedTuple):
     file: WeightFile | None = None
     """What the file of ``source`` says of itself; its tensors are gone."""
     precision: Precision | None = None
-    """What it is to compute in as a teacher, see :func:`~defeat.detectors.frozen.rewrite`."""
+    """What it is to compute in as a teacher, see :func:`~defeat.detectors.teacher_precision.rewrite`."""
     infinite: tuple[str, ...] = ()
     """Tensors of ``weights`` with infinite values, as they were loaded: what is folded later hides them."""
     compile: CompileMode | None = None
@@ -70,8 +70,10 @@ def create_detector(
         backbone_weights: classifier weights for the backbone, the same kinds; not read where ``weights`` are
             given, which fill the backbone too.
         new_head: accept ``weights`` of other classes, and start the classification head anew then.
-        precision: of a teacher, see :func:`~defeat.detectors.frozen.rewrite`; None leaves it to the training.
-        compile: of a teacher, see :func:`~defeat.detectors.compiled.compile_backbone`; None for not at all.
+        precision: of a teacher, see :func:`~defeat.detectors.teacher_precision.rewrite`; None leaves it to
+            the training.
+        compile: of a teacher, see :func:`~defeat.detectors.compiled_backbone.compile_backbone`; None for
+            not at all.
         download: allow enums to be fetched.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from defeat.detectors.capture import Anatomy, Captured, Level, capture, examine
-from defeat.detectors.frozen import frozen
+from defeat.detectors.capture import Captured, DetectorSpec, Level, capture, inspect_detector
+from defeat.detectors.teacher_precision import frozen
 from defeat.distill.normalizers import global_normalizer
 from defeat.distill.schedules import Schedule, constant
 from defeat.distill.terms import AdaptedMaps, DistillBatch, LossDict, Maps
@@ -18,7 +18,7 @@ from defeat.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-TermFactory = Callable[[Anatomy, Anatomy], nn.Module]
+TermFactory = Callable[[DetectorSpec, DetectorSpec], nn.Module]
 
 
 class GradientSite(NamedTuple):
@@ -73,7 +73,7 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         _check_normalisation(student, teacher)
-        ours, theirs = examine(student), examine(teacher)
+        ours, theirs = inspect_detector(student), inspect_detector(teacher)
         self.terms = nn.ModuleDict({name: term(ours, theirs) for name, term in terms.items() if term})
         if not self.terms:
             raise ConfigError("the distiller has no terms: choose one, such as distiller=defeat")
@@ -195,7 +195,7 @@ def _weights(term: nn.Module) -> list[str]:
     return [name for name in named if getattr(term, name) > 0]
 
 
-def _gradient_site(term: nn.Module, student: Anatomy) -> GradientSite:
+def _gradient_site(term: nn.Module, student: DetectorSpec) -> GradientSite:
     maps: Maps = getattr(term, "maps", "neck")
     levels = [s for m in term.modules() if isinstance(m, AdaptedMaps) and m.maps == maps for s, _ in m.levels]
     return GradientSite(maps, tuple(level.stride for level in levels or getattr(student, maps)))

@@ -1,6 +1,6 @@
 """The terms a distiller is made of: what is compared, on which mask, with which weights.
 
-A term is built from the anatomies of student and teacher and turns a :class:`DistillBatch` into weighted
+A term is built from the specs of student and teacher and turns a :class:`DistillBatch` into weighted
 losses by part. A vector holds a value per level, and its sum counts; so a report can tell the levels apart.
 The weight of part ``x`` is the term's attribute ``x_weight``, that of a loss without parts (``""``) is
 ``weight``, and every part grows in proportion to its weight. ``maps`` says through which maps of the student
@@ -15,9 +15,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from defeat.detectors.capture import Anatomy, Captured, Level
-from defeat.detectors.frozen import frozen
-from defeat.detectors.parts import assign_anchors, match, propose, score, score_anchors
+from defeat.detectors.capture import Captured, DetectorSpec, Level
+from defeat.detectors.heads import (
+    anchor_logits,
+    assign_anchors,
+    box_head_logits,
+    label_proposals,
+    sample_proposals,
+)
+from defeat.detectors.teacher_precision import frozen
 from defeat.distill.adapters import conv3x3
 from defeat.distill.losses import Decoupled, decoupled_binary_kl, decoupled_feature_sums, decoupled_kl
 from defeat.distill.masks import Grids, Mask, object_mask
@@ -61,8 +67,8 @@ class AdaptedMaps(nn.Module):
 
     def __init__(
         self,
-        student: Anatomy,
-        teacher: Anatomy,
+        student: DetectorSpec,
+        teacher: DetectorSpec,
         maps: Maps,
         adapter: Callable[[int, int], nn.Module],
         strides: Sequence[int] | None,
@@ -105,8 +111,8 @@ class FeatureTerm(nn.Module):
 
     def __init__(
         self,
-        student: Anatomy,
-        teacher: Anatomy,
+        student: DetectorSpec,
+        teacher: DetectorSpec,
         *,
         maps: Maps = "neck",
         object_weight: float,
@@ -121,7 +127,7 @@ class FeatureTerm(nn.Module):
         self.object_weight = object_weight
         self.background_weight = background_weight
         self.mask = mask
-        self.cells = student.cells
+        self.cells = student.min_object_cells
         self.adapters = AdaptedMaps(student, teacher, maps, adapter, strides)
         for s, _ in self.adapters.levels:
             # A buffer travels to the device once. Not a number of the checkpoint: the detector has it.
@@ -179,8 +185,8 @@ class HeadTerm(nn.Module):
 
     def __init__(
         self,
-        student: Anatomy,
-        teacher: Anatomy,
+        student: DetectorSpec,
+        teacher: DetectorSpec,
         *,
         object_weight: float,
         background_weight: float,
@@ -190,8 +196,8 @@ class HeadTerm(nn.Module):
         pooled: bool = False,
     ) -> None:
         super().__init__()
-        for role, anatomy in (("student", student), ("teacher", teacher)):
-            if anatomy.head != "proposals":
+        for role, spec in (("student", student), ("teacher", teacher)):
+            if spec.head != "proposals":
                 raise ConfigError(
                     f"the classification head term needs proposals, and the {role} is a one-stage detector: "
                     "remove it (~distiller.terms.head) or use Faster R-CNN for both"
@@ -212,15 +218,19 @@ class HeadTerm(nn.Module):
         sizes = batch.student_captures.image_sizes
         if self.proposals == "teacher":
             with frozen(batch.teacher):
-                shared = propose(batch.teacher, batch.teacher_captures.neck, batch.student_captures)
+                shared = sample_proposals(batch.teacher, batch.teacher_captures.neck, batch.student_captures)
             with part("student"):
-                student_logits = score(batch.student, batch.student_captures.neck, shared.boxes, sizes)
+                student_logits = box_head_logits(
+                    batch.student, batch.student_captures.neck, shared.boxes, sizes
+                )
         else:
             assert batch.student_captures.class_logits is not None
-            shared = match(batch.student, batch.student_captures.proposals, batch.student_captures.targets)
+            shared = label_proposals(
+                batch.student, batch.student_captures.proposals, batch.student_captures.targets
+            )
             student_logits = batch.student_captures.class_logits
         with frozen(batch.teacher):
-            teacher_logits = score(batch.teacher, batch.teacher_captures.neck, shared.boxes, sizes)
+            teacher_logits = box_head_logits(batch.teacher, batch.teacher_captures.neck, shared.boxes, sizes)
         loss = decoupled_kl(
             student_logits,
             teacher_logits,
@@ -257,8 +267,8 @@ class AnchorTerm(nn.Module):
 
     def __init__(
         self,
-        student: Anatomy,
-        teacher: Anatomy,
+        student: DetectorSpec,
+        teacher: DetectorSpec,
         *,
         object_weight: float,
         background_weight: float,
@@ -266,13 +276,13 @@ class AnchorTerm(nn.Module):
         background_temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        for role, anatomy in (("student", student), ("teacher", teacher)):
-            if anatomy.head != "anchors":
+        for role, spec in (("student", student), ("teacher", teacher)):
+            if spec.head != "anchors":
                 raise ConfigError(
-                    f"the anchor term compares two RetinaNets, and the {role} classifies {anatomy.head}: "
+                    f"the anchor term compares two RetinaNets, and the {role} classifies {spec.head}: "
                     "remove the term"
                 )
-        ours, theirs = ([(x.stride, x.anchors) for x in anatomy.neck] for anatomy in (student, teacher))
+        ours, theirs = ([(x.stride, x.anchors) for x in spec.neck] for spec in (student, teacher))
         if ours != theirs:
             raise ConfigError(
                 "the anchor term needs the same anchors on both sides, and student and teacher differ in "
@@ -289,7 +299,7 @@ class AnchorTerm(nn.Module):
         """Weighted losses of positive and negative anchors of one batch, two scalars."""
         assert batch.student_captures.anchor_logits is not None
         with frozen(batch.teacher):
-            teacher_logits = score_anchors(batch.teacher, batch.teacher_captures.neck)
+            teacher_logits = anchor_logits(batch.teacher, batch.teacher_captures.neck)
         assigned = assign_anchors(
             batch.student, batch.student_captures.anchors, batch.student_captures.targets
         )

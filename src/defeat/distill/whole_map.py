@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defeat.detectors.capture import Anatomy
+from defeat.detectors.capture import DetectorSpec
 from defeat.distill.adapters import matching
 from defeat.distill.losses import widen
 from defeat.distill.terms import AdaptedMaps, DistillBatch, LossDict, Maps
@@ -96,8 +96,8 @@ class WholeMapTerm(nn.Module):
 
     def __init__(
         self,
-        student: Anatomy,
-        teacher: Anatomy,
+        student: DetectorSpec,
+        teacher: DetectorSpec,
         *,
         maps: Maps = "neck",
         weight: float,

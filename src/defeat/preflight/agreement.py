@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torchvision.ops import FrozenBatchNorm2d
 
-from defeat.detectors import Detector, LoadReport, examine
-from defeat.detectors.frozen import frozen
+from defeat.detectors import Detector, LoadReport, inspect_detector
+from defeat.detectors.teacher_precision import frozen
 from defeat.distill.terms import AdaptedMaps
 from defeat.preflight.finding import Finding, Problem, few
 from defeat.preflight.subject import Pair, Subject, transform_of
@@ -147,9 +147,9 @@ def check_padding(subject: Subject, pair: Pair) -> Finding:
 
 def check_levels(subject: Subject, pair: Pair) -> Finding:
     """Every term compares all levels of both detectors, or those that the configuration names."""
-    student = examine(subject.module.student)
+    student = inspect_detector(subject.module.student)
     with frozen(pair.model):
-        teacher = examine(pair.model)
+        teacher = inspect_detector(pair.model)
     terms = subject.config["distiller"]["terms"]
     problems = []
     for name, term in pair.distiller.terms.items():
@@ -157,7 +157,7 @@ def check_levels(subject: Subject, pair: Pair) -> Finding:
             continue
         for adapted in (module for module in term.modules() if isinstance(module, AdaptedMaps)):
             ours, theirs = (
-                {level.stride for level in getattr(anatomy, adapted.maps)} for anatomy in (student, teacher)
+                {level.stride for level in getattr(spec, adapted.maps)} for spec in (student, teacher)
             )
             if ours != theirs:
                 shared = sorted(ours & theirs)

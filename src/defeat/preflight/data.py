@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from defeat.detectors import examine
+from defeat.detectors import inspect_detector
 from defeat.preflight.finding import Finding, Problem, few
 from defeat.preflight.subject import Sample, Subject, chunks, spread, timed_samples, transform_of, until
 from defeat.types import Annotations, Batch
@@ -68,7 +68,7 @@ def check_data(subject: Subject, *, images: int, seconds: float) -> Finding:
         "train": (train, iter(train.sampler)),
         "val": (val, spread(len(annotations["val"].records))),
     }
-    cell = examine(subject.module.student).neck[0].stride
+    cell = inspect_detector(subject.module.student).neck[0].stride
     splits = {}
     for name, (loader, order) in orders.items():
         samples = timed_samples(loader, islice(order, images))

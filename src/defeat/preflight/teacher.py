@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from defeat.detectors.frozen import frozen
+from defeat.detectors.teacher_precision import frozen
 from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.evaluation.image_result import ImageResult, to_image_result
 from defeat.preflight.finding import Finding, Problem, few

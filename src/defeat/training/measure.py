@@ -19,7 +19,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from defeat.detectors import capture, examine
+from defeat.detectors import capture, inspect_detector
 from defeat.detectors.capture import Captured
 from defeat.distill import DistillBatch, Distiller
 from defeat.distill.terms import Maps
@@ -166,10 +166,10 @@ class _Probe:
         self.distiller = copy.deepcopy(distiller).to(device)
         self.teacher = teacher.to(device)
         self.precision = precision
-        anatomy = examine(self.student)
+        spec = inspect_detector(self.student)
         self.maps = (
-            *(Map("neck", level.stride, level.name) for level in anatomy.neck),
-            *(Map("stages", level.stride, level.name) for level in anatomy.stages),
+            *(Map("neck", level.stride, level.name) for level in spec.neck),
+            *(Map("stages", level.stride, level.name) for level in spec.stages),
         )
         terms = self.distiller.terms.items()
         self.adapted = {name for name, term in terms if any(p.requires_grad for p in term.parameters())}

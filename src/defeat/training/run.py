@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from defeat.config import build, to_plain
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
-from defeat.detectors.compiled import compile_backbone
+from defeat.detectors.compiled_backbone import compile_backbone
 from defeat.distill import AnchorTerm, Distiller, HeadTerm
 from defeat.errors import ConfigError
 from defeat.evaluation import Evaluation
@@ -40,7 +40,7 @@ from defeat.training.hardware import (
 from defeat.training.module import DetectionModule
 from defeat.training.record import check_no_run, write_config, write_record
 from defeat.training.resume import check_same, find_checkpoint, take_over
-from defeat.training.teacher import make_cheap
+from defeat.training.teacher import prepare_teacher
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     if config.keep_freed_memory:
         keep_freed_memory()
     if teacher:
-        make_cheap(teacher, student.model, data, trainer.strategy.root_device)
+        prepare_teacher(teacher, student.model, data, trainer.strategy.root_device)
     module = DetectionModule(
         student.model,
         data.classes,

@@ -12,7 +12,7 @@ from torch import nn
 
 from defeat.data import DetectionDataModule, DetectionDataset
 from defeat.detectors import Detector
-from defeat.detectors.frozen import TOLERANCE, exact, rewrite
+from defeat.detectors.teacher_precision import TOLERANCE, exact, rewrite
 from defeat.errors import DataError
 from defeat.training.module import to_unit_range
 
@@ -25,7 +25,7 @@ LOOKED_AT = 16
 """Records, at most, in which images are looked for that can be decoded."""
 
 
-def make_cheap(
+def prepare_teacher(
     teacher: Detector, student: nn.Module, data: DetectionDataModule, device: torch.device
 ) -> None:
     """Rewrite a teacher's arithmetic as its ``precision`` says, on its device, and say what was done.

@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from defeat.detectors.adapted.float32_boxes import keep_boxes_exact
 from defeat.detectors.capture import capture
-from defeat.detectors.exact_boxes import keep_boxes_exact
 from defeat.detectors.fold import fold_normalisation
-from defeat.detectors.parts import score, score_anchors
+from defeat.detectors.heads import anchor_logits, box_head_logits
 from defeat.timing import part
 
 Precision = Literal["auto", "bfloat16", "float16", "float32", "as_built"]
@@ -232,9 +232,11 @@ def outputs(detector: nn.Module, images: Tensor) -> dict[str, Tensor]:
             found["objectness"] = torch.cat([x.flatten() for x in objectness])
             height, width = images.shape[-2:]
             boxes = [_whole_and_quarters(height, width).to(images)] * len(images)
-            found["class scores"] = score(detector, seen.neck, boxes, [(height, width)] * len(images))
+            found["class scores"] = box_head_logits(
+                detector, seen.neck, boxes, [(height, width)] * len(images)
+            )
         else:
-            found["class scores"] = score_anchors(detector, seen.neck)
+            found["class scores"] = anchor_logits(detector, seen.neck)
     return {name: x.float() for name, x in found.items()}
 
 

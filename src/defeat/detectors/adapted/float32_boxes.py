@@ -18,7 +18,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-class ExactAnchors(AnchorGenerator):
+class Float32AnchorGenerator(AnchorGenerator):
     """torchvision's anchors in float32 at least."""
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class ExactAnchors(AnchorGenerator):
         super().set_cell_anchors(_wide(dtype), device)
 
 
-class ExactBoxCoder(BoxCoder):
+class Float32BoxCoder(BoxCoder):
     """torchvision's coder of two-stage detectors and RetinaNet, decoding in float32 at least."""
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class ExactBoxCoder(BoxCoder):
         return cast(Tensor, super().decode_single(rel_codes.to(_wide(rel_codes.dtype)), boxes))
 
 
-class ExactBoxLinearCoder(BoxLinearCoder):
+class Float32BoxLinearCoder(BoxLinearCoder):
     """torchvision's coder of FCOS, decoding in float32 at least."""
 
     def decode(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
@@ -43,9 +43,9 @@ class ExactBoxLinearCoder(BoxLinearCoder):
 
 
 _EXACT = {
-    AnchorGenerator: ExactAnchors,
-    BoxCoder: ExactBoxCoder,
-    BoxLinearCoder: ExactBoxLinearCoder,
+    AnchorGenerator: Float32AnchorGenerator,
+    BoxCoder: Float32BoxCoder,
+    BoxLinearCoder: Float32BoxLinearCoder,
 }
 
 

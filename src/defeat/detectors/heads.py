@@ -23,7 +23,7 @@ class Proposals(NamedTuple):
     """(sum N_i,) int64: the class of the ground-truth box a proposal is matched to, 0 for background."""
 
 
-def propose(detector: nn.Module, neck: Mapping[str, Tensor], seen: Captured) -> Proposals:
+def sample_proposals(detector: nn.Module, neck: Mapping[str, Tensor], seen: Captured) -> Proposals:
     """Run a detector's RPN and its training sampler on its own pyramid (method of the paper, section 3.3).
 
     Args:
@@ -36,7 +36,7 @@ def propose(detector: nn.Module, neck: Mapping[str, Tensor], seen: Captured) -> 
     return Proposals(boxes, torch.cat(labels))
 
 
-def match(detector: nn.Module, boxes: list[Tensor], targets: list[Target]) -> Proposals:
+def label_proposals(detector: nn.Module, boxes: list[Tensor], targets: list[Target]) -> Proposals:
     """Label given proposals by a detector's own matching rule."""
     _, labels = cast(Any, detector).roi_heads.assign_targets_to_proposals(
         boxes, [t["boxes"] for t in targets], [t["labels"] for t in targets]
@@ -44,7 +44,7 @@ def match(detector: nn.Module, boxes: list[Tensor], targets: list[Target]) -> Pr
     return Proposals(boxes, torch.cat(labels))
 
 
-def score(
+def box_head_logits(
     detector: nn.Module,
     neck: Mapping[str, Tensor],
     boxes: list[Tensor],
@@ -85,6 +85,6 @@ def assign_anchors(detector: nn.Module, anchors: list[Tensor], targets: list[Tar
     return Assigned(found >= 0, found == model.proposal_matcher.BELOW_LOW_THRESHOLD)
 
 
-def score_anchors(detector: nn.Module, neck: Mapping[str, Tensor]) -> Tensor:
+def anchor_logits(detector: nn.Module, neck: Mapping[str, Tensor]) -> Tensor:
     """Class logits (B, A, K + 1) of a one-stage detector on a pyramid; column 0 is unused."""
     return cast(Tensor, cast(Any, detector).head.classification_head(list(neck.values())))

@@ -11,7 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-class HalfNorm(FrozenBatchNorm2d):
+class HalfFrozenBatchNorm2d(FrozenBatchNorm2d):
     """torchvision's frozen BatchNorm, which gives out what it is given: float32 bit for bit, half as half.
 
     torchvision's own has float32 statistics, so that under autocast its output is float32. Everything behind
@@ -35,4 +35,4 @@ def normalise_in_half(detector: nn.Module) -> None:
     """
     for module in detector.modules():
         if type(module) is FrozenBatchNorm2d:
-            module.__class__ = HalfNorm
+            module.__class__ = HalfFrozenBatchNorm2d

@@ -18,7 +18,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn
 from torchvision.ops import MultiScaleRoIAlign
 
 from defeat.detectors import create_detector, faster_rcnn
-from defeat.detectors.parallel_pool import ParallelPool, _workers, pool_in_parallel
+from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign, _workers, pool_in_parallel
 
 THREADS = 3
 NAMES = ["0", "1", "pool"]
@@ -71,7 +71,7 @@ def pooled(
 
 
 def same(levels: dict[str, Tensor], regions: list[Tensor]) -> bool:
-    ours, theirs = (pooled(kind, levels, regions) for kind in (ParallelPool, MultiScaleRoIAlign))
+    ours, theirs = (pooled(kind, levels, regions) for kind in (ParallelRoIAlign, MultiScaleRoIAlign))
     pairs = zip(ours[1], theirs[1], strict=True)
     grads = all((a is None) == (b is None) and (a is None or a.equal(b)) for a, b in pairs)
     return ours[0].dtype == theirs[0].dtype and ours[0].equal(theirs[0]) and grads
@@ -118,7 +118,7 @@ def test_without_gradients(mode: Any) -> None:
 def test_a_second_backward_through_the_same_graph() -> None:
     """As a measurement of each loss's gradients does."""
     grads = []
-    for kind in (ParallelPool, MultiScaleRoIAlign):
+    for kind in (ParallelRoIAlign, MultiScaleRoIAlign):
         level = {name: x.requires_grad_() for name, x in maps().items()}
         out = kind(NAMES, 7, 2)(level, boxes(), SIZES)
         first = torch.autograd.grad(out.sum(), level["0"], retain_graph=True)[0]
@@ -128,13 +128,13 @@ def test_a_second_backward_through_the_same_graph() -> None:
 
 
 def test_an_error_is_raised_as_torchvision_raises_it() -> None:
-    for kind in (MultiScaleRoIAlign, ParallelPool):
+    for kind in (MultiScaleRoIAlign, ParallelRoIAlign):
         with pytest.raises(IndexError, match="out of bounds"):
             kind(NAMES, 7, 2)(maps(), [x[:, :3] for x in boxes()], SIZES)
 
 
 def test_the_number_of_threads_is_left_alone() -> None:
-    ParallelPool(NAMES, 7, 2)(maps(), boxes(), SIZES)
+    ParallelRoIAlign(NAMES, 7, 2)(maps(), boxes(), SIZES)
     assert torch.get_num_threads() == THREADS
     found: list[int] = []
     later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
@@ -146,7 +146,7 @@ def test_the_number_of_threads_is_left_alone() -> None:
 @pytest.mark.parametrize("following", [False, True])
 def test_who_follows_operations_sees_them_all(following: bool, computed_in: set[str]) -> None:
     with FlopCounterMode(display=False) if following else nullcontext():
-        ParallelPool(NAMES, 7, 2)(maps(), boxes(), SIZES)
+        ParallelRoIAlign(NAMES, 7, 2)(maps(), boxes(), SIZES)
     assert computed_in == ({"MainThread"} if following else {"roi-align"})
 
 
@@ -173,7 +173,7 @@ def test_detectors_pool_so_and_train_as_before() -> None:
     ours = create_detector(build, ["a", "b"]).model
     plain = build(3)
     plain.load_state_dict(ours.state_dict())
-    assert type(ours.roi_heads.box_roi_pool) is ParallelPool
+    assert type(ours.roi_heads.box_roi_pool) is ParallelRoIAlign
     assert type(plain.roi_heads.box_roi_pool) is MultiScaleRoIAlign
     target = {"boxes": torch.tensor([[10.0, 3.0, 41.5, 47.25]]), "labels": torch.tensor([1])}
     grads = []
@@ -197,7 +197,7 @@ def test_torchvisions_builders_and_only_torchvisions_pooling() -> None:
     assert type(model.roi_heads.box_roi_pool) is Mine
     model.roi_heads.box_roi_pool = MultiScaleRoIAlign(["0"], 7, 2)
     pool_in_parallel(model)
-    assert type(model.roi_heads.box_roi_pool) is ParallelPool
+    assert type(model.roi_heads.box_roi_pool) is ParallelRoIAlign
 
 
 @pytest.mark.filterwarnings(
@@ -207,7 +207,7 @@ def test_a_trace_has_torchvisions_operations() -> None:
     class Pools(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.pool = ParallelPool(NAMES, 7, 2)
+            self.pool = ParallelRoIAlign(NAMES, 7, 2)
 
         def forward(self, *levels: Tensor) -> Tensor:
             return self.pool(dict(zip(NAMES, levels, strict=True)), regions, SIZES)

@@ -23,7 +23,7 @@ _CHANNELS = 32
 """Of a piece of work, at most: maps of few channels stay in a core's cache."""
 
 
-class ParallelPool(MultiScaleRoIAlign):
+class ParallelRoIAlign(MultiScaleRoIAlign):
     """torchvision's pooling, bit for bit, with the channels shared among torch's threads on a CPU.
 
     Channels do not depend on each other, so that pooling some of them at a time adds up the same numbers in
@@ -60,7 +60,7 @@ def pool_in_parallel(detector: nn.Module) -> None:
     """
     for module in detector.modules():
         if type(module) is MultiScaleRoIAlign:
-            module.__class__ = ParallelPool
+            module.__class__ = ParallelRoIAlign
 
 
 def _can_share(level: Tensor) -> bool:

@@ -15,8 +15,8 @@ from torchvision.models.detection import ssd300_vgg16
 
 from defeat.config import compose_config
 from defeat.detectors import capture, faster_rcnn, retinanet
-from defeat.detectors.compiled import COMPILE_MODES, compile_backbone
-from defeat.detectors.frozen import frozen, rewrite
+from defeat.detectors.compiled_backbone import COMPILE_MODES, compile_backbone
+from defeat.detectors.teacher_precision import frozen, rewrite
 from defeat.errors import ConfigError
 from defeat.training.run import train
 

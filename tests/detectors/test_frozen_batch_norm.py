@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 from torchvision.ops import FrozenBatchNorm2d
 
 from defeat.detectors import create_detector, faster_rcnn
-from defeat.detectors.half_norm import HalfNorm, normalise_in_half
+from defeat.detectors.adapted.frozen_batch_norm import HalfFrozenBatchNorm2d, normalise_in_half
 
 
 def norm(channels: int = 6) -> FrozenBatchNorm2d:
@@ -32,7 +32,7 @@ def pair() -> tuple[FrozenBatchNorm2d, FrozenBatchNorm2d]:
     theirs = norm()
     ours = copy.deepcopy(theirs)
     normalise_in_half(ours)
-    assert type(ours) is HalfNorm
+    assert type(ours) is HalfFrozenBatchNorm2d
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     return ours, theirs
 
@@ -95,7 +95,7 @@ def test_detectors_have_it_and_layers_of_others_stay() -> None:
     settings: dict[str, Any] = {"backbone": "resnet10", "fpn_channels": 16, "norm": "frozen"}
     detector = create_detector(lambda num_classes: faster_rcnn(num_classes, **settings), ["a"]).model
     kinds = {type(layer) for layer in detector.modules() if isinstance(layer, FrozenBatchNorm2d)}
-    assert kinds == {HalfNorm}
+    assert kinds == {HalfFrozenBatchNorm2d}
     own = Own(3)
     normalise_in_half(own)
     assert type(own) is Own

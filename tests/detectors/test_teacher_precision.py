@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defeat.detectors import capture, fcos, retinanet
-from defeat.detectors import frozen as rewriting
+from defeat.detectors import capture, fcos, retinanet, teacher_precision
 from defeat.detectors.builders import faster_rcnn
 from defeat.detectors.capture import Captured
-from defeat.detectors.frozen import (
+from defeat.detectors.heads import sample_proposals
+from defeat.detectors.teacher_precision import (
     TOLERANCE,
     Arithmetic,
     Float32,
@@ -24,7 +24,6 @@ from defeat.detectors.frozen import (
     relative_errors,
     rewrite,
 )
-from defeat.detectors.parts import propose
 from defeat.timing import HostClock, Recorder
 
 BUILDERS = {"frcnn": faster_rcnn, "retinanet": retinanet, "fcos": fcos}
@@ -47,7 +46,7 @@ def images() -> Tensor:
 @pytest.fixture
 def half_is_fast() -> Any:
     """As on a processor with avx512_bf16, whatever this one has."""
-    with patch.object(rewriting, "_fast_halves", lambda device: (torch.bfloat16,)):
+    with patch.object(teacher_precision, "_fast_halves", lambda device: (torch.bfloat16,)):
         yield
 
 
@@ -91,7 +90,7 @@ def test_as_built_changes_nothing(images: Tensor) -> None:
 def test_a_half_that_is_asked_for_is_taken_and_its_error_told(half: str, images: Tensor) -> None:
     model = teacher()
     exact = outputs(copy.deepcopy(model), images)
-    done = rewrite(model, images, cast(rewriting.Precision, half))
+    done = rewrite(model, images, cast(teacher_precision.Precision, half))
     assert done is not None
     dtype = getattr(torch, half)
     assert (done.half, done.float32) == (dtype, ())
@@ -111,17 +110,17 @@ class TestAuto:
     def test_keeps_the_fewest_first_parts_in_float32_that_suffice(self, images: Tensor) -> None:
         """Against trying every number of parts, one after the other."""
         model = teacher(backbone="mobilenet_v2")
-        parts = list(dict(rewriting._parts(model.backbone.body)))
+        parts = list(dict(teacher_precision._parts(model.backbone.body)))
         worst = []
         rewrite(trial := copy.deepcopy(model), images, "float32")
-        plan = rewriting._Plan(trial, images, outputs(model, images))
+        plan = teacher_precision._Plan(trial, images, outputs(model, images))
         for kept in range(len(parts) + 1):
             worst.append(max(plan.set(torch.bfloat16, kept).values()))
         assert sum(isinstance(m, Float32) for m in trial.modules()) == len(parts)  # all, the last time
         tolerance = (worst[0] + worst[-1]) / 2
         wanted = next(kept for kept, error in enumerate(worst) if error < tolerance)
         assert 0 < wanted < len(parts)
-        with patch.object(rewriting, "TOLERANCE", tolerance):
+        with patch.object(teacher_precision, "TOLERANCE", tolerance):
             done = rewrite(model, images)
         assert done is not None
         assert max(done.errors.values()) < tolerance
@@ -136,7 +135,7 @@ class TestAuto:
         assert held
 
     def test_is_half_throughout_where_that_suffices(self, images: Tensor) -> None:
-        with patch.object(rewriting, "TOLERANCE", 0.5):
+        with patch.object(teacher_precision, "TOLERANCE", 0.5):
             done = rewrite(teacher(), images)
         assert done is not None
         assert (done.half, done.float32) == (torch.bfloat16, ())
@@ -144,7 +143,7 @@ class TestAuto:
     @pytest.mark.parametrize("spoilt", [1e-9, float("nan")])
     def test_falls_back_to_float32_where_nothing_suffices(self, spoilt: float, images: Tensor) -> None:
         model = teacher()
-        with patch.object(rewriting, "TOLERANCE", spoilt):
+        with patch.object(teacher_precision, "TOLERANCE", spoilt):
             done = rewrite(model, images)
         assert done is not None
         assert (done.half, done.float32) == (None, ())
@@ -173,14 +172,14 @@ class TestAuto:
                 return cast(dict[str, Tensor], self.inner(x))
 
         model.backbone.body = Whole()
-        with patch.object(rewriting, "TOLERANCE", 1e-5):
+        with patch.object(teacher_precision, "TOLERANCE", 1e-5):
             done = rewrite(model, images)
         assert done is not None
         assert done.half is None
 
 
 def test_no_half_is_tried_where_none_is_fast(images: Tensor) -> None:
-    with patch.object(rewriting, "_fast_halves", lambda device: ()):
+    with patch.object(teacher_precision, "_fast_halves", lambda device: ()):
         done = rewrite(teacher(), images)
     assert done is not None
     assert done.half is None
@@ -227,7 +226,7 @@ def test_proposals_of_a_half_precision_teacher_are_float32(images: Tensor) -> No
     with frozen(model), capture(model) as taught:
         model.backbone(images)
     with frozen(model):
-        found = propose(model, taught.neck, seen)
+        found = sample_proposals(model, taught.neck, seen)
     assert {x.dtype for x in found.boxes} == {torch.float32}
     assert any(bool((boxes == target["boxes"]).all(1).any()) for boxes in found.boxes)  # truth, unrounded
 
@@ -246,5 +245,5 @@ def test_emulated_bfloat16_is_not_taken_for_fast(
     gpu = SimpleNamespace(major=major)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     monkeypatch.setattr(torch.version, "hip", hip)
-    halves = rewriting._fast_halves(torch.device("cuda"))
+    halves = teacher_precision._fast_halves(torch.device("cuda"))
     assert halves == (torch.float16, torch.bfloat16)[:wanted]

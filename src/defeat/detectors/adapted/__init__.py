@@ -1,0 +1,1 @@
+"""torchvision's modules with changes, each a subclass in a file of its own."""
