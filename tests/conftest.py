@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny
 
 from defeat.config import compose_config
 from defeat.training.run import train
+from tests.helpers.tiny import tiny
 
 # Each pytest process (xdist starts one a core) computes on one core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

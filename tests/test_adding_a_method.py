@@ -17,12 +17,12 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from tiny import tiny, tiny_teacher
 from torch import Tensor
 from torch.nn import functional as F
 
 from defeat.cli import train as console
 from defeat.distill import AdaptedMaps, Distiller, WholeMapTerm
+from tests.helpers.tiny import tiny, tiny_teacher
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DOCUMENT = (CHECKOUT / "docs" / "adding-a-method.md").read_text()

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from tiny import tiny
+
+from tests.helpers.tiny import tiny
 
 pytestmark = pytest.mark.slow
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from console import Ended, Run
 from hydra.core.global_hydra import GlobalHydra
 
 from defeat.cli import demo, evaluate, train
+from tests.helpers.console import Ended, Run
 
 MAINS = {"defeat-train": train.main, "defeat-eval": evaluate.main, "defeat-demo": demo.main}
 

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from console import Run, only
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_scripts import execute
-from tiny import tiny, tiny_teacher
 
 from defeat.config import compose_config
 from defeat.errors import ConfigError
 from defeat.training.run import train
+from tests.helpers.console import Run, execute, only
+from tests.helpers.tiny import tiny, tiny_teacher
 
 WEIGHTS = ("object_weight", "background_weight")
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from console import Run
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, InstantiationException
 from omegaconf import DictConfig
-from tiny import tiny, tiny_teacher
 
 from defeat.cli.error_messages import explain
 from defeat.cli.launch import launch
 from defeat.config import compose_config
 from defeat.errors import ConfigError
+from tests.helpers.console import Run
+from tests.helpers.tiny import tiny, tiny_teacher
 
 
 @pytest.fixture

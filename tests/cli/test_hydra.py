@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from console import Run, logged, only
 from omegaconf import OmegaConf
-from tiny import tiny, tiny_teacher
+
+from tests.helpers.console import Run, logged, only
+from tests.helpers.tiny import tiny, tiny_teacher
 
 
 @pytest.mark.parametrize(

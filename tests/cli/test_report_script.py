@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from console import Ended, logged
-from tiny import tiny, tiny_teacher
 
 from defeat.cli import report
 from defeat.config import compose_config
 from defeat.training.run import train
+from tests.helpers.console import Ended, logged
+from tests.helpers.tiny import tiny, tiny_teacher
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from console import Ended, Run, only
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
-from tiny import tiny
 
 from defeat.cli import evaluate
 from defeat.cli.launch import launch
 from defeat.cli.ranks import ProcessRank, process_rank
 from defeat.config import compose_config
 from defeat.errors import ConfigError
+from tests.helpers.console import Ended, Run, only
+from tests.helpers.tiny import tiny
 
 Start = Callable[..., Ended]
 

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from console import Ended, Run, logged, only
 from omegaconf import OmegaConf
-from tiny import tiny, tiny_teacher
 
-
-def execute(name: str, *words: str) -> Ended:
-    """Start an executable that lies beside this interpreter."""
-    done = subprocess.run(
-        [Path(sys.executable).with_name(name), *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
+from tests.helpers.console import Run, execute, logged, only
+from tests.helpers.tiny import tiny, tiny_teacher
 
 
 def figures(name: str) -> dict[str, Any]:

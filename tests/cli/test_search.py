@@ -14,18 +14,18 @@ from typing import Any
 
 import optuna
 import pytest
-from console import Run, logged, only
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
-from tiny import tiny
 
 from defeat.cli import train as train_script
 from defeat.config import compose_config, conf_dir
 from defeat.errors import ConfigError, StorageError
 from defeat.optuna_study import TrialSampler, journal
+from tests.helpers.console import Run, logged, only
+from tests.helpers.tiny import tiny
 
 SEARCHES = {  # and an experiment that has what is searched
     "adamw": "scenes_plain",

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from console import Run, logged
 from omegaconf import OmegaConf
-from tiny import tiny
+
+from tests.helpers.console import Run, logged
+from tests.helpers.tiny import tiny
 
 # What of SLURM submitit uses. A job is a process of this machine, its tasks its children.
 COMMON = f"""\

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from console import Ended, Run, logged, only
 from omegaconf import OmegaConf
-from seen_images import SeenImages, global_batches
-from tiny import tiny
 
 from defeat.config import compose_config
 from defeat.evaluation.detections import read_detections
 from defeat.training.run import train
+from tests.helpers.console import Ended, Run, logged, only
+from tests.helpers.seen_images import SeenImages, global_batches
+from tests.helpers.tiny import tiny
 
-TESTS = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 
 # The student begins as the shipped teacher, so that its figures are not 0, and 5 images cannot be shared out
 # evenly to 2 processes.
@@ -57,7 +57,7 @@ def torchrun(nodes: int, processes: int, *words: str, of_node: Sequence[Sequence
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}"]
-    python_path = os.pathsep.join([str(TESTS), str(TESTS / "cli"), os.environ.get("PYTHONPATH", "")])
+    python_path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
     launchers = [
         subprocess.Popen(
             [
@@ -175,7 +175,8 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path: Path) -> None:
     uninterrupted, stopped = alone("whole", 10), alone("begun", 6)
     assert list(uninterrupted) == list(range(10))
     assert stopped == {step: uninterrupted[step] for step in range(6)}
-    seen = [f"+callbacks.seen={{_target_:seen_images.SeenImages,folder:{tmp_path}/resumed_seen}}"]
+    spy = "tests.helpers.seen_images.SeenImages"
+    seen = [f"+callbacks.seen={{_target_:{spy},folder:{tmp_path}/resumed_seen}}"]
     checkpoint = [f"ckpt_path={tmp_path}/begun/checkpoints/last.ckpt", "data.batch_size=2"]
     (ended,) = torchrun(1, 2, *words("resumed", 10, *checkpoint, *seen))
     assert ended.status == 0, ended.err

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny, tiny_teacher
 from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters
 from torchvision.models.detection import ssd300_vgg16
@@ -19,6 +18,7 @@ from defeat.detectors.compiled_backbone import COMPILE_MODES, compile_backbone
 from defeat.detectors.teacher_precision import frozen, rewrite
 from defeat.errors import ConfigError
 from defeat.training.run import train
+from tests.helpers.tiny import tiny, tiny_teacher
 
 # Inductor of torch 2.11 about itself, when it is imported and where it tunes; nothing to mend here
 pytestmark = [

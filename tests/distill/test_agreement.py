@@ -6,7 +6,6 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import naive
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -33,6 +32,7 @@ from defeat.distill import (
     random_mask,
     shared_mask,
 )
+from tests.helpers import naive
 
 few = partial(
     settings,

@@ -6,25 +6,8 @@ import logging
 from functools import cache, partial
 from typing import Any
 
-import agree
-import naive
 import pytest
 import torch
-from agree import (
-    IMAGES,
-    TARGETS,
-    Head,
-    Kind,
-    Neck,
-    Recipe,
-    build_distiller,
-    check,
-    detector,
-    features,
-    inspected,
-    observe,
-    once,
-)
 from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, fasterrcnn_resnet50_fpn_v2
 
@@ -40,6 +23,22 @@ from defeat.distill import (
     shared_mask,
 )
 from defeat.errors import ConfigError
+from tests.helpers import agree, naive
+from tests.helpers.agree import (
+    IMAGES,
+    TARGETS,
+    Head,
+    Kind,
+    Neck,
+    Recipe,
+    build_distiller,
+    check,
+    detector,
+    features,
+    inspected,
+    observe,
+    once,
+)
 
 NECK = partial(FeatureTerm, maps="neck", object_weight=4.0, background_weight=16.0)
 BACKBONE = partial(

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from golden import BOXES, SHAPES, STRIDES, wave
 
 import defeat.distill.losses as losses
 from defeat.distill import Grids, decoupled_feature_loss, decoupled_kl, object_mask
+from tests.helpers.golden import BOXES, SHAPES, STRIDES, wave
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import naive
 import pytest
 import torch
-from golden import BOXES, SHAPES, STRIDES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,6 +20,8 @@ from defeat.distill import (
 )
 from defeat.distill.masks import Mask
 from defeat.errors import ConfigError
+from tests.helpers import naive
+from tests.helpers.golden import BOXES, SHAPES, STRIDES
 
 MASKS = [object_mask, gaussian_mask]
 

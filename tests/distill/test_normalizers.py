@@ -17,7 +17,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from agree import Kind, detector, lively, once
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -30,6 +29,7 @@ from defeat.distill import Grids, random_mask
 from defeat.distill.normalizers import global_normalizer, local_normalizer
 from defeat.training.module import DetectionModule
 from defeat.types import Target
+from tests.helpers.agree import Kind, detector, lively, once
 
 OBJECTS = [[5, 3, 0, 0], [0, 1, 6, 2]]
 """Of the images of two global batches; the first half of each is the first process's."""

@@ -10,7 +10,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from agree import BOXES, IMAGES, Kind, detector, lively, once
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from defeat.config import build, compose_config, conf_dir
 from defeat.detectors import Captured, capture
 from defeat.detectors.heads import Proposals
 from defeat.distill import AdaptedMaps, DistillBatch, Distiller, terms
+from tests.helpers.agree import BOXES, IMAGES, Kind, detector, lively, once
 
 DISTILLERS = sorted(path.stem for path in (conf_dir() / "distiller").glob("*.yaml"))
 

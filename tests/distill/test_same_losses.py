@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from agree import IMAGES, TARGETS, Kind, detector, once
 
 from defeat.config import build, compose_config, conf_dir
 from defeat.detectors import capture
+from tests.helpers.agree import IMAGES, TARGETS, Kind, detector, once
 
 RECORD = Path(__file__).with_name("losses_on_record.json")
 DISTILLERS = sorted(path.stem for path in (conf_dir() / "distiller").glob("*.yaml"))

@@ -6,10 +6,24 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
-import naive
 import pytest
 import torch
-from agree import (
+from torch import Tensor, nn
+
+from defeat.config import build, compose_config
+from defeat.detectors import Captured, inspect_detector
+from defeat.distill import (
+    AnchorTerm,
+    FeatureTerm,
+    HeadTerm,
+    conv3x3_relu,
+    fine_grained_mask,
+    gaussian_mask,
+    shared_mask,
+)
+from defeat.errors import ConfigError
+from tests.helpers import naive
+from tests.helpers.agree import (
     Head,
     Kind,
     Neck,
@@ -27,20 +41,6 @@ from agree import (
     once,
     scores,
 )
-from torch import Tensor, nn
-
-from defeat.config import build, compose_config
-from defeat.detectors import Captured, inspect_detector
-from defeat.distill import (
-    AnchorTerm,
-    FeatureTerm,
-    HeadTerm,
-    conv3x3_relu,
-    fine_grained_mask,
-    gaussian_mask,
-    shared_mask,
-)
-from defeat.errors import ConfigError
 
 DECOUPLED = Neck("object", 4, 16)
 DEEP = Neck("shared", 1, 1, (16, 32))

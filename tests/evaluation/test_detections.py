@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_cases import CLASSES
-from tiny import tiny
 
 from defeat.config import compose_config
 from defeat.errors import DataError
@@ -13,6 +11,8 @@ from defeat.evaluation import Detections, read_detections, write_detections
 from defeat.evaluation.image_result import ImageResult
 from defeat.evaluation.metrics import evaluate_images
 from defeat.training.run import train
+from tests.helpers.evaluation_cases import CLASSES
+from tests.helpers.tiny import tiny
 
 
 def image(found: int, true: int) -> ImageResult:

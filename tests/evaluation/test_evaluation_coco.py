@@ -2,9 +2,17 @@ import math
 
 import pytest
 import torch
-from evaluation_cases import CLASSES, Case, evaluate, judge, make_prediction, make_target, random_case
 
 import defeat.evaluation.coco_metrics as coco_module
+from tests.helpers.evaluation_cases import (
+    CLASSES,
+    Case,
+    evaluate,
+    judge,
+    make_prediction,
+    make_target,
+    random_case,
+)
 
 
 @pytest.mark.parametrize("whole_pixels", [True, False])

@@ -4,10 +4,10 @@ from copy import deepcopy
 
 import pytest
 import torch
-from evaluation_cases import CLASSES, Case, evaluate, make_prediction, make_target, random_case
 from torch import nn
 
 from defeat.evaluation import COCO_KEYS, VOC_KEYS, DetectionMetrics
+from tests.helpers.evaluation_cases import CLASSES, Case, evaluate, make_prediction, make_target, random_case
 
 
 @pytest.fixture(scope="module")

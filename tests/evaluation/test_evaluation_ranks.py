@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from evaluation_cases import CLASSES, evaluate, random_case
 
 from defeat.evaluation import DetectionMetrics
+from tests.helpers.evaluation_cases import CLASSES, evaluate, random_case
 
 SHARES = {
     "even": ([0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]),

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_cases import CLASSES, Case, evaluate, make_prediction, random_case
 
 from defeat.errors import DataError
 from defeat.evaluation import COCO_KEYS, evaluate_results, read_results, write_results
 from defeat.types import Annotations, Record
+from tests.helpers.evaluation_cases import CLASSES, Case, evaluate, make_prediction, random_case
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "data" / "coco_eval_reference"
 KNOWN = {  # published with the files, see their SOURCE.txt

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from evaluation_cases import CLASSES, Case, evaluate, make_prediction, make_target, random_case
 
 from defeat.evaluation.voc_metrics import voc_ap
+from tests.helpers.evaluation_cases import CLASSES, Case, evaluate, make_prediction, make_target, random_case
 
 
 def naive_voc(case: Case, label: int, eleven: bool) -> float:

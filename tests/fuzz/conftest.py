@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from trials import Tally
+
+from tests.helpers.trials import Tally
 
 TALLY = pytest.StashKey[Tally]()
 

@@ -13,14 +13,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from mutations import ByteChange, Change, byte_changes, change_bytes, change_tree, changes, to_json
 from PIL import Image
-from trials import Tally, refused, sizes, try_inputs
 
-from defeat.data import fingerprint, read_coco, read_image
+from defeat.data import fingerprint, read_coco
 from defeat.data.boxes import MIN_SIDE
 from defeat.errors import DataError
 from defeat.types import Annotations
+from tests.helpers.mutations import (
+    ByteChange,
+    Change,
+    byte_changes,
+    change_bytes,
+    change_tree,
+    changes,
+    to_json,
+)
+from tests.helpers.sound_data import check_pictures, check_records
+from tests.helpers.trials import Tally, refused, sizes, try_inputs
 
 WIDTH, HEIGHT = 60, 40
 
@@ -137,21 +146,6 @@ def whole(value: object) -> int | None:
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 
-def check_records(data: Annotations) -> None:
-    """Boxes in their images and not empty, labels of classes, areas that can be compared."""
-    ids = [record.image_id for record in data.records]
-    assert len(set(ids)) == len(ids)
-    for record in data.records:
-        assert len(record.boxes) == len(record.labels) == len(record.ignore) == len(record.area)
-        assert (record.boxes >= 0).all()
-        assert (record.boxes[:, 2] <= record.width).all()
-        assert (record.boxes[:, 3] <= record.height).all()
-        assert (record.boxes[:, 2:] - record.boxes[:, :2] >= MIN_SIDE).all()
-        assert ((record.labels >= 1) & (record.labels <= len(data.classes))).all()
-        assert np.isfinite(record.area).all()
-        assert (record.area >= 0).all()
-
-
 def check_content(data: Annotations, given: dict[str, Any]) -> None:
     """Boxes that are clearly in their image stand in its record, with their class."""
     names = {whole(item["id"]): item["name"] for item in given["categories"]}
@@ -191,13 +185,3 @@ def corners(box: Sequence[float], width: int, height: int) -> tuple[float, ...]:
         min(max(value, 0.0), limit)
         for value, limit in zip((x, y, x + w, y + h), (width, height) * 2, strict=True)
     )
-
-
-def check_pictures(data: Annotations) -> None:
-    for record in data.records:
-        try:
-            picture = read_image(record.path, (record.width, record.height))
-        except DataError as error:
-            refused(error, str(record.path))
-        else:
-            assert picture.shape == (3, record.height, record.width)

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-import torch
 from hypothesis import strategies as st
-from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
-from trials import Tally, sizes, try_inputs
 
 from defeat.cli.error_messages import explain
-from defeat.config import build, compose_config, to_plain
-from defeat.data import DetectionDataModule
-from defeat.detectors import Detector
+from defeat.config import compose_config
+from tests.helpers.distillation import build_all, distillation
+from tests.helpers.trials import Tally, sizes, try_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on odd settings
-
-SHRUNK = (
-    "backbone=resnet10",
-    "fpn_channels=8",
-    "box_head_channels=8",
-    "returned_layers=[1]",
-    "anchor_sizes=null",
-)
 
 VALUES = (
     "0", "1", "-1", "2", "0.5", "1e400", "-1e-9", "nan", "inf", "9223372036854775808", "1_0", "null", "true",
@@ -106,33 +93,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return distillation(tmp_path_factory.mktemp("data"))
 
 
-def distillation(root: Path) -> list[str]:
-    """Words of a distillation on one picture, which is put into ``root``."""
-    Image.new("RGB", (60, 40)).save(root / "a.jpg")
-    content = {
-        "images": [{"id": 1, "file_name": "a.jpg", "width": 60, "height": 40}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}],
-        "categories": [{"id": 1, "name": "cat"}],
-    }
-    (root / "a.json").write_text(json.dumps(content))
-    splits = [
-        f"data.{split}.{key}"
-        for split in ("train", "val")
-        for key in ("annotation_file=a.json", "image_root=.")
-    ]
-    return [
-        "detector@student=scenes_student",
-        "detector@teacher=scenes_student",
-        "distiller=neck_cls",
-        "optim=adamw",
-        f"data.root={root}",
-        "data.num_workers=0",
-        f"run_dir={root / 'run'}",
-        *splits,
-        *(f"{role}.model.{word}" for role in ("student", "teacher") for word in SHRUNK),
-    ]
-
-
 @pytest.fixture(scope="module")
 def keys(base: list[str]) -> list[str]:
     """Every key of that configuration, groups too."""
@@ -175,21 +135,3 @@ def test_changed_command_lines(
         return "built"
 
     try_inputs("command lines", cases, check, examples, tally)
-
-
-def build_all(config: DictConfig) -> None:
-    """Everything that a training builds before its first step, by the functions it is built with."""
-    to_plain(config)
-    data: DetectionDataModule = build(config.data)
-    data.setup("fit")
-    student: Detector = build(config.student, classes=list(data.classes))
-    if config.distiller is not None and config.teacher is not None:
-        teacher: Detector = build(config.teacher, classes=list(data.classes))
-        build(config.distiller, student=student.model, teacher=teacher.model, _partial_=False)
-    optimizer = build(config.optim.optimizer)(student.model.parameters())
-    build(config.optim.rate)(optimizer, total_steps=100, steps_per_epoch=10)
-    nodes: list[Any] = [*(config.logger or {}).values(), *(config.callbacks or {}).values()]
-    built = [build(node) for node in nodes if node]
-    callbacks = [part for part in built if isinstance(part, Callback)]
-    build(config.trainer, logger=False, callbacks=callbacks)
-    torch.manual_seed(0)

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from mutations import ByteChange, byte_changes, change_bytes
 from PIL import Image
-from trials import Tally, refused, sizes, try_inputs
 
 from defeat.data import read_image
 from defeat.data.images import read_size
 from defeat.errors import DataError
+from tests.helpers.mutations import ByteChange, byte_changes, change_bytes
+from tests.helpers.trials import Tally, refused, sizes, try_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's remarks on damaged files, as a user has them
 

@@ -10,12 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from mutations import ByteChange, Change, byte_changes, change_bytes, change_tree, changes, to_json
-from trials import Tally, refused, sizes, try_inputs
 
 from defeat.errors import DataError
 from defeat.evaluation import evaluate_results, read_results
 from defeat.types import Annotations, Record
+from tests.helpers.mutations import (
+    ByteChange,
+    Change,
+    byte_changes,
+    change_bytes,
+    change_tree,
+    changes,
+    to_json,
+)
+from tests.helpers.trials import Tally, refused, sizes, try_inputs
 
 SOUND: list[dict[str, Any]] = [
     {

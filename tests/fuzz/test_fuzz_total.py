@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from trials import WANTED, Tally
+
+from tests.helpers.trials import WANTED, Tally
 
 
 @pytest.mark.slow

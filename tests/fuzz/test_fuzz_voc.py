@@ -11,13 +11,13 @@ from xml.etree import ElementTree
 
 import pytest
 from hypothesis import strategies as st
-from mutations import NUMBERS, OTHERS, STRINGS, ByteChange, byte_changes, change_bytes
 from PIL import Image
-from test_fuzz_coco import check_pictures, check_records
-from trials import Tally, refused, sizes, try_inputs
 
 from defeat.data import fingerprint, read_voc
 from defeat.errors import DataError
+from tests.helpers.mutations import NUMBERS, OTHERS, STRINGS, ByteChange, byte_changes, change_bytes
+from tests.helpers.sound_data import check_pictures, check_records
+from tests.helpers.trials import Tally, refused, sizes, try_inputs
 
 SOUND = """<annotation><folder>VOC2007</folder><filename>{0}.jpg</filename>
 <source><database>x</database></source>

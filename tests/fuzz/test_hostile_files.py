@@ -21,12 +21,9 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import save_file
-from test_fuzz_config import build_all, distillation
 from torch import nn
 from torchvision.models import get_model_weights, list_models
 from torchvision.models._api import Weights, WeightsEnum
-from trials import MOST_MEMORY, forget_peak, peak_memory, refused, time_limit
-from weight_files import Code, packed, payloads, replaced, saved
 
 import defeat.detectors.weights as weights
 from defeat.cli.error_messages import explain
@@ -36,6 +33,9 @@ from defeat.detectors import create_detector, faster_rcnn, read_weights
 from defeat.errors import DataError, DefeatError, WeightsError
 from defeat.evaluation import read_results
 from defeat.types import Annotations, Record
+from tests.helpers.distillation import build_all, distillation
+from tests.helpers.trials import MOST_MEMORY, forget_peak, peak_memory, refused, time_limit
+from tests.helpers.weight_files import Code, packed, payloads, replaced, saved
 
 CLASSES = ["dog", "cat"]
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from subjects import Subject, subject
+
+from tests.helpers.subjects import Subject, subject
 
 
 @pytest.fixture(scope="package")

@@ -8,13 +8,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-from subjects import Keep, Subject, subject
-from tiny import tiny
 
 from defeat.config import compose_config
 from defeat.preflight.cost import check_cost, duration, plan
 from defeat.preflight.step import Gradients, Steps, Teacher
 from defeat.training.run import train
+from tests.helpers.subjects import Keep, Subject, subject
+from tests.helpers.tiny import tiny
 
 
 class Count(pl.Callback):
@@ -57,7 +57,7 @@ def test_the_plan_is_what_the_trainer_does(settings: list[str], tmp_path: Path, 
     count = Count()
     outcome = train(compose_config("train", ["+experiment=scenes_plain", *words]), [count])
     words[0] = f"run_dir={tmp_path / 'b'}"
-    stop = ["preflight=only", "preflight._target_=subjects.Keep"]
+    stop = ["preflight=only", "preflight._target_=tests.helpers.subjects.Keep"]
     train(compose_config("train", ["+experiment=scenes_plain", *words, *stop]))
     planned = plan(Keep.subject)
     assert planned.steps == outcome.steps

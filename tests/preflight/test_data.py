@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from subjects import Subject, only, subject
 
 from defeat.preflight.data import check_data, draw
 from defeat.preflight.finding import Finding
 from defeat.types import Annotations, Record
+from tests.helpers.subjects import Subject, only, subject
 
 
 def look(run: Subject, images: int = 12, seconds: float = 100) -> Finding:

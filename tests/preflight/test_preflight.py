@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from subjects import Subject, words
-from tiny import tiny, tiny_teacher
 
 from defeat.cli.error_messages import explain
 from defeat.config import compose_config
@@ -17,6 +15,8 @@ from defeat.errors import ConfigError
 from defeat.preflight import CHECKS, Finding, Preflight, PreflightError, Problem
 from defeat.preflight import preflight as checks
 from defeat.training.run import train
+from tests.helpers.subjects import Subject, words
+from tests.helpers.tiny import tiny, tiny_teacher
 
 FEW = ["preflight.images=24", "preflight.batches=1", "preflight.steps=1"]
 PLAIN = ("weights", "data", "losses", "gradients", "optimizer", "cost")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
-from subjects import SHIPPED, Subject, only, subject
 
 from defeat.config import build, compose_config, conf_dir, to_plain
 from defeat.detectors import Detector, WeightFile
@@ -22,6 +21,7 @@ from defeat.preflight.agreement import (
     check_weights,
 )
 from defeat.training.module import DetectionModule
+from tests.helpers.subjects import SHIPPED, Subject, only, subject
 
 
 def test_a_healthy_pair_agrees(healthy: Subject) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from subjects import Subject, only, subject
 from torch import Tensor, nn
 
 from defeat.distill.masks import Grids
@@ -19,6 +18,7 @@ from defeat.preflight.losses import check_losses
 from defeat.preflight.step import Steps, check_frozen, check_gradients, check_optimizer, take_steps
 from defeat.training.module import DetectionModule
 from defeat.types import Batch
+from tests.helpers.subjects import Subject, only, subject
 
 
 def walk(run: Subject, steps: int = 1) -> tuple[Steps, list[Batch]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from subjects import SHIPPED, Subject, only, subject
 from torch import Tensor
 
 from defeat.data.scenes.shapes import CLASSES
@@ -16,6 +15,7 @@ from defeat.detectors.class_order import reorder
 from defeat.evaluation.image_result import ImageResult
 from defeat.preflight.finding import Finding
 from defeat.preflight.teacher import Expected, check_teacher, confusion, renamed
+from tests.helpers.subjects import SHIPPED, Subject, only, subject
 
 LENIENT = Expected(0.05, None, 0.1)
 

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from report_cases import detect, image_result, random_truth
 
 from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.report import bootstrap
 from defeat.report.bootstrap import FIGURES, draw_weights, resampled_figures
 from defeat.report.matching import match_classes
+from tests.helpers.report_cases import detect, image_result, random_truth
 
 NAMES = ("ant", "bee", "cow", "dog")  # the last never occurs
 

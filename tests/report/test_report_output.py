@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
-from report_cases import detect, random_truth, write_run
 from rich.console import Console
 
 from defeat.errors import ConfigError
@@ -22,6 +21,7 @@ from defeat.report.groups import group_runs
 from defeat.report.runs import find_runs
 from defeat.report.tables import wrap
 from defeat.report.tide import KINDS
+from tests.helpers.report_cases import detect, random_truth, write_run
 
 CLASSES = ("ant", "bee", "cow", "a very long name of a class")
 CSV = {"summary.csv", "runs.csv", "classes.csv", "errors.csv"}

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from report_cases import detect, image_result, random_truth, write_run
 
 from defeat.errors import ConfigError, DataError
 from defeat.evaluation.detections import DETECTIONS_FILE
 from defeat.report.groups import choose_baseline, group_runs, setting_differences
 from defeat.report.runs import check_same_truth, find_runs
+from tests.helpers.report_cases import detect, image_result, random_truth, write_run
 
 IMAGES = [image_result([(0, 0, 10, 10, 0.5, 1)], [(0, 0, 10, 10, 1)])]
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_cases import counted_out_case, detect, image_result, random_truth
 
 from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.report.tide import KINDS, SPECIAL, tide
+from tests.helpers.report_cases import counted_out_case, detect, image_result, random_truth
 
 BOX = (0, 0, 100, 100)
 """Of ground truth; the detections below overlap it by 1, 0.8, 0.3 and 0.05."""

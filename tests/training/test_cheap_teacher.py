@@ -11,7 +11,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from tiny import tiny, tiny_teacher
 from torch import nn
 
 from defeat.config import compose_config
@@ -22,6 +21,7 @@ from defeat.detectors.teacher_precision import Arithmetic, Float32
 from defeat.errors import ConfigError, DataError
 from defeat.training.run import train
 from defeat.training.teacher import prepare_teacher
+from tests.helpers.tiny import tiny, tiny_teacher
 
 
 def run(folder: Path, scenes: Path, teacher: Path, *more: str) -> dict[str, list[float]]:

@@ -11,12 +11,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny import tiny, tiny_teacher
 
 from defeat.config import compose_config
 from defeat.training import callbacks
 from defeat.training.exact_resume import place_counts
 from defeat.training.run import train
+from tests.helpers.tiny import tiny, tiny_teacher
 
 VARIANTS = {
     "validation every 2 of 5 steps": ["trainer.max_steps=12"],

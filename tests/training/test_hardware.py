@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from tiny import tiny, tiny_teacher
 from torch import Tensor, nn
 
 from defeat.config import compose_config
 from defeat.errors import ConfigError
 from defeat.training.hardware import laid_like_parameters
 from defeat.training.run import train
+from tests.helpers.tiny import tiny, tiny_teacher
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from tiny import tiny, tiny_teacher
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,6 +17,7 @@ from defeat.config import compose_config
 from defeat.training.module import to_unit_range
 from defeat.training.progress import ProgressBar, _free_to_read
 from defeat.training.run import train
+from tests.helpers.tiny import tiny, tiny_teacher
 
 OURS = ("defeat/training/", "lightning/pytorch/trainer/", "lightning/pytorch/callbacks/")
 HELPERS = ("/torch/", "lightning/fabric/utilities/", "lightning_utilities/", "test_no_waiting_step.py")

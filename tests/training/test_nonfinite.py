@@ -21,7 +21,6 @@ import torch
 import torch.multiprocessing as mp
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
-from tiny import tiny, tiny_teacher
 from torch.utils.data import DataLoader
 
 from defeat.cli.error_messages import explain
@@ -35,6 +34,7 @@ from defeat.training.module import DetectionModule, to_unit_range
 from defeat.training.nonfinite import NonFinite, NonFiniteError
 from defeat.training.run import train
 from defeat.types import Target
+from tests.helpers.tiny import tiny, tiny_teacher
 
 NAN, INF = math.nan, math.inf
 

@@ -13,7 +13,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import Strategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import tiny, tiny_teacher
 from torch import nn
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,6 +28,7 @@ from defeat.training.evaluate import evaluate
 from defeat.training.module import DetectionModule
 from defeat.training.profile import WARM_UP, CountFlops, Profile, ProfileSteps, _is_compiled
 from defeat.training.run import Outcome, train
+from tests.helpers.tiny import tiny, tiny_teacher
 
 LONG = ("trainer.val_check_interval=100", "trainer.check_val_every_n_epoch=null")
 """No validation."""

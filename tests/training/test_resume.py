@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny, tiny_teacher
 
 from defeat.config import compose_config
 from defeat.errors import ConfigError
 from defeat.training.curves import Curves
 from defeat.training.resume import find_checkpoint
 from defeat.training.run import train
+from tests.helpers.tiny import tiny, tiny_teacher
 
 
 @pytest.fixture(scope="module")

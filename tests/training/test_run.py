@@ -9,13 +9,13 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from tiny import tiny, tiny_teacher
 
 from defeat.config import compose_config
 from defeat.errors import ConfigError, WeightsError
 from defeat.training.callbacks import KeepPredictions
 from defeat.training.evaluate import evaluate
 from defeat.training.run import train
+from tests.helpers.tiny import tiny, tiny_teacher
 
 
 @pytest.fixture(scope="module")

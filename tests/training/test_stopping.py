@@ -14,7 +14,6 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny import tiny
 
 from defeat.config import compose_config
 from defeat.errors import ConfigError, StorageError
@@ -22,6 +21,7 @@ from defeat.files import write_text
 from defeat.training.checkpoint_io import SafeCheckpointIO
 from defeat.training.run import train
 from defeat.training.stopping import StoppedError, hand_on
+from tests.helpers.tiny import tiny
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
-from tiny import tiny, tiny_teacher
 from torch import Tensor, nn
 
 from defeat.config import compose_config
 from defeat.training.module import DetectionModule
 from defeat.training.run import train
+from tests.helpers.tiny import tiny, tiny_teacher
 
 
 class Watch(pl.Callback):

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, cast
 from unittest.mock import patch
 
-import naive
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from defeat.detectors import Captured, capture, faster_rcnn, fcos, inspect_detector, retinanet
 from defeat.distill import Distiller
+from tests.helpers import naive
 
 Kind = Literal["frcnn", "retinanet", "fcos"]
 

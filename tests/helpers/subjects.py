@@ -43,7 +43,7 @@ def words(run_dir: Path, scenes: Path, *more: str) -> list[str]:
 
 def subject(run_dir: Path, scenes: Path, *more: str, experiment: str = "scenes") -> Subject:
     """A run that is built and has not begun, the distilled one of the scenes unless another is named."""
-    stop = ["preflight=only", "preflight._target_=subjects.Keep"]
+    stop = ["preflight=only", "preflight._target_=tests.helpers.subjects.Keep"]
     train(compose_config("train", [f"+experiment={experiment}", *words(run_dir, scenes, *stop, *more)]))
     return Keep.subject
 

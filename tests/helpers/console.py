@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +30,18 @@ class Ended(NamedTuple):
 
 
 Run = Callable[..., Ended]
+
+
+def execute(name: str, *words: str) -> Ended:
+    """Start an executable that lies beside this interpreter."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name(name), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def logged(run_dir: Path, column: str) -> dict[int, float]:
