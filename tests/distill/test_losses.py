@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-import defeat.distill.losses as losses
-from defeat.distill import Grids, decoupled_feature_loss, decoupled_kl, object_mask
+from defeat.distill import Decoupled, Grids, decoupled_feature_loss, decoupled_kl, object_mask
+from defeat.distill.losses import maps, scores
 from tests.helpers.golden import BOXES, SHAPES, STRIDES, wave
 
 
@@ -103,7 +103,7 @@ def test_the_feature_loss_does_not_depend_on_how_maps_lie_in_memory(
     plain = s.requires_grad_()
     error = (plain - t.float()).square().sum(1)
     halves = ((error * m).sum() / (2 * 8 * m.sum()) for m in (mask, 1 - mask))
-    expected = losses.Decoupled(*halves)
+    expected = Decoupled(*halves)
     torch.testing.assert_close(loss, expected)
     (whole,) = torch.autograd.grad(expected.object + 2 * expected.background, plain)
     torch.testing.assert_close(gradient, whole)
@@ -135,4 +135,5 @@ def test_shapes_must_agree() -> None:
 
 
 def test_examples_in_the_docstrings() -> None:
-    assert doctest.testmod(losses, extraglobs={"torch": torch}).failed == 0
+    for module in (maps, scores):
+        assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import math
 from functools import partial
 from typing import Any
@@ -274,7 +273,3 @@ def test_the_configured_weights_and_what_is_inherited() -> None:
         assert {k: v for k, v in config.items() if k != "terms"} == {
             k: v for k, v in neck.items() if k != "terms"
         }
-
-
-def test_examples_in_the_docstrings() -> None:
-    assert doctest.testmod(whole_map, extraglobs={"torch": torch}).failed == 0

@@ -2,7 +2,14 @@
 
 from defeat.distill.adapters import conv3x3, conv3x3_relu, matching
 from defeat.distill.distiller import Distiller
-from defeat.distill.losses import Decoupled, decoupled_binary_kl, decoupled_feature_loss, decoupled_kl
+from defeat.distill.losses import (
+    Decoupled,
+    channel_loss,
+    decoupled_binary_kl,
+    decoupled_feature_loss,
+    decoupled_kl,
+    pearson_loss,
+)
 from defeat.distill.masks import (
     Grids,
     box_cells,
@@ -15,7 +22,7 @@ from defeat.distill.masks import (
     shared_mask,
 )
 from defeat.distill.terms import AdaptedMaps, AnchorTerm, DistillBatch, FeatureTerm, HeadTerm
-from defeat.distill.whole_map import WholeMapTerm, channel_loss, pearson_loss
+from defeat.distill.whole_map import WholeMapTerm
 
 __all__ = [
     "AdaptedMaps",
