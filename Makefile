@@ -36,10 +36,10 @@ test-slow: $(READY)  ## Run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
 
 test-resume: $(READY)  ## Resume a run from each of its steps, in every way it may be set up, and compare bit by bit
-	$(BIN)/pytest -m slow tests/training/test_exact_resume.py -q $(ARGS)
+	$(BIN)/pytest -m slow tests/run/test_exact_resume.py -q $(ARGS)
 
 test-kills: $(READY)  ## Kill a run 60 times at any moment, resume it each time, and compare the end
-	$(BIN)/pytest -m slow tests/training/test_kills.py -q $(ARGS)
+	$(BIN)/pytest -m slow tests/run/test_kills.py -q $(ARGS)
 
 fuzz: $(READY)  ## Feed thousands of damaged annotations, images, weights and configurations to the readers
 	$(BIN)/pytest -m slow tests/fuzz -q $(ARGS)

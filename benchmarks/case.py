@@ -35,8 +35,8 @@ from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign
 from defeat.detectors.teacher_precision import Precision, Rewritten, rewrite
 from defeat.distill import DistillBatch, Distiller, FeatureTerm
 from defeat.distill.normalizers import global_normalizer
+from defeat.run.hardware import keep_freed_memory, lay_channels_last, set_hardware
 from defeat.seeds import Stream, fold, seed_all
-from defeat.training.hardware import keep_freed_memory, lay_channels_last, set_hardware
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.types import Batch, Target
 

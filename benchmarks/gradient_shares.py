@@ -18,9 +18,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from defeat.config import build, compose_config
-from defeat.training.measure import DETECTION, measure
+from defeat.run.train import train
+from defeat.training.loss_gradients import DETECTION, measure
 from defeat.training.module import DetectionModule
-from defeat.training.run import train
 from defeat.types import Batch
 from defeat.warning_filters import filter_warnings
 

@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from defeat.data import DetectionDataset, collate, read_coco, read_image
 from defeat.data.order import TrainingOrder
-from defeat.training.hardware import keep_freed_memory
+from defeat.run.hardware import keep_freed_memory
 from defeat.types import Annotations, Batch, Record, Target
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_open_320"

@@ -33,7 +33,7 @@ from torch.utils.hooks import RemovableHandle
 from defeat.detectors import capture
 from defeat.detectors.teacher_precision import frozen
 from defeat.distill import FeatureTerm
-from defeat.preflight.step import peak_memory
+from defeat.memory import peak_memory
 from defeat.training.module import DetectionModule
 from defeat.warning_filters import filter_warnings
 

@@ -162,7 +162,7 @@ def measure(root: Path) -> dict[str, float]:
         from torch.utils.data import DataLoader
 
         import defeat.data.dataset
-        import defeat.training.run  # what a run imports
+        import defeat.run.train  # what a run imports
         from defeat.data import DetectionDataModule, DetectionDataset, read_coco
 
     readers = (partial(read_coco, f"{split}.json", split) for split in ("train", "val"))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from defeat.config import build, compose_config
 from defeat.data import read_image
 from defeat.detectors.teacher_precision import PRECISIONS, Precision, Rewritten, frozen, rewrite
-from defeat.training.hardware import keep_freed_memory
+from defeat.run.hardware import keep_freed_memory
 from defeat.training.module import to_unit_range
 from defeat.warning_filters import filter_warnings
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from defeat.config import compose_config
-from defeat.training.run import train
+from defeat.run.train import train
 from tests.helpers.tiny import tiny
 
 # Each pytest process (xdist starts one a core) computes on one core.

@@ -52,7 +52,7 @@ def test_trainers_compose_with_known_arguments(name: str) -> None:
 
     from lightning.pytorch import Trainer
 
-    from defeat.training.trainer import build_trainer
+    from defeat.run.trainer import build_trainer
 
     node = compose_config("train", [f"trainer={name}", *RUN]).trainer
     known = {*signature(Trainer.__init__).parameters, *signature(build_trainer).parameters}

@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from defeat.config import build, compose_config, conf_dir
-from defeat.training.run import train
+from defeat.run.train import train
 
 FOLDER = conf_dir() / "experiment"
 EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from defeat.config import compose_config
 from defeat.errors import ConfigError
-from defeat.training.run import train
+from defeat.run.train import train
 from tests.helpers.console import Run, execute, only
 from tests.helpers.tiny import tiny, tiny_teacher
 

@@ -11,7 +11,7 @@ import pytest
 
 from defeat.cli import report
 from defeat.config import compose_config
-from defeat.training.run import train
+from defeat.run.train import train
 from tests.helpers.console import Ended, logged
 from tests.helpers.tiny import tiny, tiny_teacher
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from defeat.config import compose_config
 from defeat.evaluation.detections import read_detections
-from defeat.training.run import train
+from defeat.run.train import train
 from tests.helpers.console import Ended, Run, logged, only
 from tests.helpers.seen_images import SeenImages, global_batches
 from tests.helpers.tiny import tiny

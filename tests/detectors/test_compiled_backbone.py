@@ -17,7 +17,7 @@ from defeat.detectors import capture, faster_rcnn, retinanet
 from defeat.detectors.compiled_backbone import COMPILE_MODES, compile_backbone
 from defeat.detectors.teacher_precision import frozen, rewrite
 from defeat.errors import ConfigError
-from defeat.training.run import train
+from defeat.run.train import train
 from tests.helpers.tiny import tiny, tiny_teacher
 
 # Inductor of torch 2.11 about itself, when it is imported and where it tunes; nothing to mend here
@@ -169,7 +169,7 @@ def test_a_run_compiles_its_teacher_and_trains_alike(
         assert mode == "default"
         compile_backbone(detector, mode, backend=backend)
 
-    monkeypatch.setattr("defeat.training.run.compile_backbone", compiled)
+    monkeypatch.setattr("defeat.run.train.compile_backbone", compiled)
     losses = []
     for name, more in (("plain", []), ("compiled", ["teacher.compile=default"])):
         words = tiny(tmp_path / name, scenes, *tiny_teacher(teacher), "~logger", *more, steps=4)

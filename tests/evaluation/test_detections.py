@@ -10,7 +10,7 @@ from defeat.errors import DataError
 from defeat.evaluation import Detections, read_detections, write_detections
 from defeat.evaluation.image_result import ImageResult
 from defeat.evaluation.metrics import evaluate_images
-from defeat.training.run import train
+from defeat.run.train import train
 from tests.helpers.evaluation_cases import CLASSES
 from tests.helpers.tiny import tiny
 

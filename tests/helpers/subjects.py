@@ -8,7 +8,7 @@ from typing import Any
 from defeat.config import compose_config
 from defeat.detectors.weights import ASSETS
 from defeat.preflight import Finding, Subject
-from defeat.training.run import train
+from defeat.run.train import train
 
 SHIPPED = ASSETS / "scenes_teacher.safetensors"
 

@@ -12,7 +12,7 @@ import pytest
 from defeat.config import compose_config
 from defeat.preflight.cost import check_cost, duration, plan
 from defeat.preflight.step import Gradients, Steps, Teacher
-from defeat.training.run import train
+from defeat.run.train import train
 from tests.helpers.subjects import Keep, Subject, subject
 from tests.helpers.tiny import tiny
 

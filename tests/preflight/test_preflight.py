@@ -14,7 +14,7 @@ from defeat.config import compose_config
 from defeat.errors import ConfigError
 from defeat.preflight import CHECKS, Finding, Preflight, PreflightError, Problem
 from defeat.preflight import preflight as checks
-from defeat.training.run import train
+from defeat.run.train import train
 from tests.helpers.subjects import Subject, words
 from tests.helpers.tiny import tiny, tiny_teacher
 

@@ -18,7 +18,7 @@ from defeat.distill import Distiller, FeatureTerm, HeadTerm, conv3x3_relu, share
 from defeat.errors import ConfigError
 from defeat.training.balance import balanced_weights
 from defeat.training.gradient_tables import as_csv, as_scalars, figures, sheets, short
-from defeat.training.measure import DETECTION, Measurement, measure
+from defeat.training.loss_gradients import DETECTION, Measurement, measure
 from defeat.training.module import to_unit_range
 from defeat.types import Batch, Target
 

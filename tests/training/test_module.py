@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from defeat.data import collate
 from defeat.detectors import faster_rcnn, retinanet
 from defeat.distill import Distiller, FeatureTerm
+from defeat.training.lr_schedules import warmup_cosine, warmup_multistep
 from defeat.training.module import DetectionModule, to_unit_range
-from defeat.training.rates import warmup_cosine, warmup_multistep
 from defeat.types import Target
 
 SMALL = {

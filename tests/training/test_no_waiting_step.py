@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from defeat.config import compose_config
+from defeat.run.train import train
+from defeat.training.callbacks.progress import ProgressBar, _free_to_read
 from defeat.training.module import to_unit_range
-from defeat.training.progress import ProgressBar, _free_to_read
-from defeat.training.run import train
 from tests.helpers.tiny import tiny, tiny_teacher
 
 OURS = ("defeat/training/", "lightning/pytorch/trainer/", "lightning/pytorch/callbacks/")

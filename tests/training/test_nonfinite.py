@@ -30,9 +30,9 @@ from defeat.data.images import read_image
 from defeat.detectors import capture, faster_rcnn
 from defeat.distill import Distiller, FeatureTerm
 from defeat.errors import ConfigError
+from defeat.run.train import train
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.training.nonfinite import NonFinite, NonFiniteError
-from defeat.training.run import train
 from defeat.types import Target
 from tests.helpers.tiny import tiny, tiny_teacher
 
@@ -504,7 +504,7 @@ def test_processes_decide_alike_what_one_of_them_finds(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.set_forkserver_preload(["defeat.training.run"])
+    multiprocessing.set_forkserver_preload(["defeat.run.train"])
     mp.start_processes(_process, args=(str(tmp_path), port), nprocs=2, start_method="forkserver")
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second

@@ -22,12 +22,12 @@ from defeat import timing
 from defeat.config import build, compose_config
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
+from defeat.run.evaluate import evaluate
+from defeat.run.train import Outcome, train
 from defeat.timing import PARTS, CudaClock, HostClock, Part, Recorder
 from defeat.training import module as training_module
-from defeat.training.evaluate import evaluate
+from defeat.training.callbacks.profile import WARM_UP, CountFlops, Profile, ProfileSteps, _is_compiled
 from defeat.training.module import DetectionModule
-from defeat.training.profile import WARM_UP, CountFlops, Profile, ProfileSteps, _is_compiled
-from defeat.training.run import Outcome, train
 from tests.helpers.tiny import tiny, tiny_teacher
 
 LONG = ("trainer.val_check_interval=100", "trainer.check_val_every_n_epoch=null")

@@ -18,8 +18,8 @@ import torch
 from defeat.config import compose_config
 from defeat.errors import ConfigError, StorageError
 from defeat.files import write_text
-from defeat.training.checkpoint_io import SafeCheckpointIO
-from defeat.training.run import train
+from defeat.run.checkpoint_io import SafeCheckpointIO
+from defeat.run.train import train
 from defeat.training.stopping import StoppedError, hand_on
 from tests.helpers.tiny import tiny
 
@@ -203,7 +203,7 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch:
 def test_of_two_runs_that_take_a_folder_at_once_one_is_refused(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("defeat.training.run.check_no_run", lambda folder: None)  # both have found it free
+    monkeypatch.setattr("defeat.run.train.check_no_run", lambda folder: None)  # both have found it free
     run(tmp_path / "a", images, "~logger")
     before = (tmp_path / "a" / "config.yaml").read_bytes()
     with pytest.raises(ConfigError, match="a holds a run already"):

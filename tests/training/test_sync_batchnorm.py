@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from defeat.config import compose_config
+from defeat.run.train import train
 from defeat.training.module import DetectionModule
-from defeat.training.run import train
 from tests.helpers.tiny import tiny, tiny_teacher
 
 

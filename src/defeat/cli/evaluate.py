@@ -12,7 +12,7 @@ from defeat.cli.launch import launch
 from defeat.evaluation import evaluation_table, write_results
 from defeat.files import write_text
 from defeat.folders import refuse_overwriting
-from defeat.training.evaluate import evaluate
+from defeat.run.evaluate import evaluate
 from defeat.warning_filters import filter_warnings
 
 
@@ -25,7 +25,7 @@ def run(config: DictConfig) -> float:
     """Evaluate, print the table, write evaluation.json into the run folder, return AP.
 
     Raises:
-        DefeatError: see :func:`~defeat.training.evaluate.evaluate`; or the folder holds one already.
+        DefeatError: see :func:`~defeat.run.evaluate.evaluate`; or the folder holds one already.
     """
     filter_warnings()
     path = Path(config.run_dir) / "evaluation.json"

@@ -12,9 +12,9 @@ from defeat.cli.launch import launch
 from defeat.cli.ranks import process_rank
 from defeat.errors import ConfigError
 from defeat.evaluation import COCO_KEYS, VOC_KEYS
-from defeat.training.run import Outcome, train
+from defeat.run.summary import print_summary
+from defeat.run.train import Outcome, train
 from defeat.training.stopping import StoppedError, hand_on
-from defeat.training.summary import print_summary
 from defeat.warning_filters import filter_warnings
 
 

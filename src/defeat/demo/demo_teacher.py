@@ -14,8 +14,8 @@ from defeat.detectors.weights import ASSETS
 from defeat.errors import ConfigError
 from defeat.files import replacing
 from defeat.folders import make_free_folder
-from defeat.training.run import train
-from defeat.training.summary import print_summary
+from defeat.run.summary import print_summary
+from defeat.run.train import train
 from defeat.warning_filters import filter_warnings
 
 SHIPPED_TEACHER = ASSETS / "scenes_teacher.safetensors"

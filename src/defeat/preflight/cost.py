@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from lightning.pytorch import Trainer
 
+from defeat.memory import describe_memory
 from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.step import Steps
 from defeat.preflight.subject import Subject
@@ -80,7 +81,7 @@ def check_cost(subject: Subject, steps: Steps, image_seconds: float, batch_image
     whole = planned.batches * batch + planned.validations * validation
     speed = batch_images * subject.trainer.world_size / batch
     seen = [
-        memory_words(steps.peak, subject.device),
+        describe_memory(steps.peak, subject.device),
         f"{batch:.3g} s a batch ({speed:.3g} images/s)",
         f"{planned.validations} validations of {duration(validation)}",
         "no end is set" if math.isinf(whole) else f"{planned.steps:.0f} steps in about {duration(whole)}",
@@ -125,14 +126,6 @@ def _device_memory(device: torch.device) -> float:
     if device.type != "cuda":
         return math.inf
     return float(torch.cuda.get_device_properties(device).total_memory)
-
-
-def memory_words(peak: float, device: torch.device) -> str:
-    """Say how much memory was taken, and which."""
-    if math.isnan(peak):
-        return "memory not known"
-    where = "GPU memory" if device.type == "cuda" else "resident memory of the process"
-    return f"{peak / 2**30:.2f} GiB {where}"
 
 
 def duration(seconds: float) -> str:

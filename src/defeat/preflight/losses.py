@@ -10,7 +10,7 @@ from defeat.distill import Distiller
 from defeat.preflight.finding import Finding, Problem, few
 from defeat.preflight.step import Steps
 from defeat.preflight.subject import Pair, Subject
-from defeat.training.measure import DETECTION, Measurement, measure
+from defeat.training.loss_gradients import DETECTION, Measurement, measure
 from defeat.types import Batch
 
 

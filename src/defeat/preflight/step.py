@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from defeat.detectors import capture
+from defeat.memory import peak_memory
 from defeat.preflight.finding import Finding, Problem, few
 from defeat.preflight.subject import Subject
-from defeat.training.measure import SCALE, Precision
+from defeat.training.loss_gradients import SCALE, Precision
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.types import Batch
 
@@ -65,7 +64,7 @@ class Steps(NamedTuple):
     val_seconds: float
     """Of an image of a validation, without decoding."""
     peak: float
-    """Bytes, see :func:`peak_memory`; nan where it is not known."""
+    """Bytes, see :func:`~defeat.memory.peak_memory`; nan where it is not known."""
 
 
 def take_steps(subject: Subject, batches: Sequence[Batch], steps: int, over: Callable[[], bool]) -> Steps:
@@ -217,21 +216,6 @@ def _wait(device: torch.device) -> None:
     """Wait for what was sent to an accelerator."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def peak_memory(device: torch.device) -> float:
-    """Bytes: of the device's memory that torch held at most, or, on a CPU, of the process's resident memory.
-
-    nan where the platform does not say.
-    """
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    if device.type != "cpu" or sys.platform == "win32":
-        return math.nan
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def check_frozen(steps: Steps) -> Finding:

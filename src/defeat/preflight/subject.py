@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
 from defeat.distill import Distiller
-from defeat.training.measure import Precision, precision_of
+from defeat.training.loss_gradients import Precision, precision_of
 from defeat.training.module import DetectionModule
 from defeat.types import Batch, Target
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from defeat.distill import Distiller
 from defeat.distill.terms import Maps
-from defeat.training.measure import DETECTION, Measurement
+from defeat.training.loss_gradients import DETECTION, Measurement
 
 
 class Figure(NamedTuple):

@@ -36,7 +36,8 @@ class DetectionModule(LightningModule):
         student: a torchvision-like detector; the only part that is validated and exported.
         classes: K class names, label 1 first.
         optimizer: builds the optimiser from the trainable parameters of student and distiller.
-        rate: builds the learning-rate schedule, see :mod:`defeat.training.rates`; None keeps it constant.
+        rate: builds the learning-rate schedule, see :mod:`~defeat.training.lr_schedules`; None keeps the
+            rate constant.
         seed: of the random numbers of every training step, which depend on nothing else but the step's place
             and the process.
         teacher: a trained detector; frozen here, always in eval mode, never saved.

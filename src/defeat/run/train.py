@@ -27,20 +27,20 @@ from defeat.distill import AnchorTerm, Distiller, HeadTerm
 from defeat.errors import ConfigError
 from defeat.evaluation import Evaluation
 from defeat.preflight import Preflight, Subject
-from defeat.training.balance import changed_weights, checkpoint_weights, fix_weights
-from defeat.training.checkpoint_io import SafeCheckpointIO
-from defeat.training.exact_resume import ExactResume
-from defeat.training.gradients import MeasureGradients
-from defeat.training.hardware import (
+from defeat.run.checkpoint_io import SafeCheckpointIO
+from defeat.run.hardware import (
     keep_freed_memory,
     laid_like_parameters,
     lay_channels_last,
     set_hardware,
 )
+from defeat.run.loss_weights import changed_weights, checkpoint_weights, fix_weights
+from defeat.run.prepare_teacher import prepare_teacher
+from defeat.run.provenance import check_no_run, write_config, write_record
+from defeat.run.resume import check_same, find_checkpoint, take_over
+from defeat.training.callbacks.exact_resume import ExactResume
+from defeat.training.callbacks.measure_gradients import MeasureGradients
 from defeat.training.module import DetectionModule
-from defeat.training.record import check_no_run, write_config, write_record
-from defeat.training.resume import check_same, find_checkpoint, take_over
-from defeat.training.teacher import prepare_teacher
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from defeat.errors import ConfigError
 from defeat.files import write_text
-from defeat.preflight.cost import memory_words
-from defeat.preflight.step import peak_memory
+from defeat.memory import describe_memory, peak_memory
 from defeat.timing import PARTS, CudaClock, HostClock, Part, Recorder, part
 from defeat.training.gradient_tables import Sheet, as_markdown, for_terminal
 from defeat.types import Batch
@@ -50,7 +49,7 @@ class Profile(NamedTuple):
     images: int
     """Of all processes in all these steps."""
     peak: float
-    """Bytes, see :func:`defeat.preflight.step.peak_memory`."""
+    """Bytes, see :func:`defeat.memory.peak_memory`."""
     device: torch.device
     flops: int | None
     """Of one batch of one process, see :class:`CountFlops`; None where they were not counted."""
@@ -87,7 +86,7 @@ class Profile(NamedTuple):
 
     def words(self) -> str:
         """Speed, memory and arithmetic in one line."""
-        said = [f"{self.images_per_second:.4g} images/s", memory_words(self.peak, self.device)]
+        said = [f"{self.images_per_second:.4g} images/s", describe_memory(self.peak, self.device)]
         if self.flops is not None:
             said.append(f"{self.flops / 1e12:.3g} TFLOP a batch ({self.teraflops:.3g} TFLOP/s)")
         return "; ".join(said)

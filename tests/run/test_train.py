@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 
 from defeat.config import compose_config
 from defeat.errors import ConfigError, WeightsError
+from defeat.run.evaluate import evaluate
+from defeat.run.train import train
 from defeat.training.callbacks import KeepPredictions
-from defeat.training.evaluate import evaluate
-from defeat.training.run import train
 from tests.helpers.tiny import tiny, tiny_teacher
 
 

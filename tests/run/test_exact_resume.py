@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from defeat.config import compose_config
+from defeat.run.train import train
 from defeat.training import callbacks
-from defeat.training.exact_resume import place_counts
-from defeat.training.run import train
+from defeat.training.callbacks.exact_resume import place_counts
 from tests.helpers.tiny import tiny, tiny_teacher
 
 VARIANTS = {

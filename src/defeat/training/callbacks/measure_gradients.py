@@ -29,7 +29,7 @@ from defeat.training.gradient_tables import (
     sheets,
     weight_sheet,
 )
-from defeat.training.measure import Measurement, measure, precision_of
+from defeat.training.loss_gradients import Measurement, measure, precision_of
 from defeat.training.module import DetectionModule
 from defeat.types import Batch
 
@@ -46,7 +46,7 @@ class MeasureGradients(Callback):
         folder: where ``gradients.md`` and ``gradients.csv`` go; TensorBoard gets them if it is configured.
         batches: of the first process, as its training draws them.
         adapter_steps: steps by which copies of the adapters are fitted before the second measurement, see
-            :func:`~defeat.training.measure.measure`; 0 measures the adapters as they are.
+            :func:`~defeat.training.loss_gradients.measure`; 0 measures the adapters as they are.
         adapter_rate: learning rate of that. Adapters that end in a ReLU die of much more than 1e-3.
         on_weights: told the new weights, by the configuration's key, in every process.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from defeat.training.profile import ProfileSteps
+from defeat.training.callbacks.profile import ProfileSteps
 
 
 def build_trainer(
@@ -21,7 +21,7 @@ def build_trainer(
     """Build Lightning's trainer.
 
     Args:
-        profile: training steps to time, see :class:`~defeat.training.profile.ProfileSteps`; None for none.
+        profile: training steps to time, see :class:`~defeat.training.callbacks.ProfileSteps`; None for none.
         callbacks: see Lightning.
         default_root_dir: see Lightning; the profile is filed there too.
         settings: all others of ``lightning.pytorch.Trainer``.

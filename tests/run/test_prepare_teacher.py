@@ -19,8 +19,8 @@ from defeat.detectors import Detector, read_weights, teacher_precision
 from defeat.detectors.builders import faster_rcnn
 from defeat.detectors.teacher_precision import Arithmetic, Float32
 from defeat.errors import ConfigError, DataError
-from defeat.training.run import train
-from defeat.training.teacher import prepare_teacher
+from defeat.run.prepare_teacher import prepare_teacher
+from defeat.run.train import train
 from tests.helpers.tiny import tiny, tiny_teacher
 
 
@@ -105,7 +105,7 @@ def images(data: Data, count: int = 20) -> Any:
                 raise DataError("broken")
             return torch.full((3, 64, 64), index, dtype=torch.uint8), None
 
-    return patch("defeat.training.teacher.DetectionDataset", Dataset)
+    return patch("defeat.run.prepare_teacher.DetectionDataset", Dataset)
 
 
 def detector() -> nn.Module:
@@ -121,7 +121,7 @@ def test_the_first_images_that_decode_decide_as_the_student_sees_them(
     broken: set[int], seen: list[int]
 ) -> None:
     data, student = Data(broken), detector()
-    with images(data), patch("defeat.training.teacher.rewrite", return_value=None) as rewrite:
+    with images(data), patch("defeat.run.prepare_teacher.rewrite", return_value=None) as rewrite:
         prepare_teacher(made(detector(), "float32"), student, data, torch.device("cpu"))
     model, tensors, precision = rewrite.call_args.args
     assert precision == "float32"

@@ -12,7 +12,7 @@ from typing import Any
 from defeat.detectors.weights import load_plain
 from defeat.errors import ConfigError
 from defeat.files import replacing
-from defeat.training.exact_resume import place_of
+from defeat.training.callbacks.exact_resume import place_of
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,8 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
     theirs, ours = (dict(_flat(one.get("config"))) for one in (before, now))
     for key in sorted(theirs.keys() | ours.keys()):
         if key.startswith(SAME) and not _may_change(key):
-            pairs[key] = (theirs.get(key, SINCE.get(key)), ours.get(key))
+            old, new = theirs.get(key, SINCE.get(key)), ours.get(key)
+            pairs[key] = (_moved(old), _moved(new)) if key.endswith("._target_") else (old, new)
     for what, (old, new) in pairs.items():
         if old != new:
             yield f"{what} {_short(old)} -> {_short(new)}"
@@ -138,6 +139,11 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
 def _identity(teacher: Mapping[str, Any] | None) -> Any:
     """A file is its content, wherever it lies."""
     return teacher and (teacher["sha256"] or teacher["source"])
+
+
+def _moved(target: Any) -> Any:
+    """Targets of this project without their module: older checkpoints name the one where they were then."""
+    return target.rpartition(".")[2] if str(target).startswith("defeat.") else target
 
 
 def _may_change(key: str) -> bool:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from defeat.config import compose_config
 from defeat.errors import ConfigError
-from defeat.training.hardware import laid_like_parameters
-from defeat.training.run import train
+from defeat.run.hardware import laid_like_parameters
+from defeat.run.train import train
 from tests.helpers.tiny import tiny, tiny_teacher
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -173,7 +173,7 @@ def test_tf32_is_for_convolutions_and_products_on_cuda_alone(
 PAGES = """
 import resource, sys
 import torch
-from defeat.training.hardware import keep_freed_memory
+from defeat.run.hardware import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def fetched():
@@ -201,7 +201,7 @@ def test_a_run_keeps_freed_memory_where_it_is_told_to(
     value: str, scenes: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[None] = []
-    monkeypatch.setattr("defeat.training.run.keep_freed_memory", lambda: calls.append(None))
+    monkeypatch.setattr("defeat.run.train.keep_freed_memory", lambda: calls.append(None))
     run(tmp_path, scenes, teacher, f"keep_freed_memory={value}", steps=1)
     assert len(calls) == (value == "true")
 

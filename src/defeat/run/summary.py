@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from defeat.training.run import Outcome
+from defeat.run.train import Outcome
 
 
 @rank_zero_only

@@ -12,9 +12,9 @@ import torch
 
 from defeat.config import compose_config
 from defeat.errors import ConfigError
+from defeat.run.resume import find_checkpoint
+from defeat.run.train import train
 from defeat.training.curves import Curves
-from defeat.training.resume import find_checkpoint
-from defeat.training.run import train
 from tests.helpers.tiny import tiny, tiny_teacher
 
 

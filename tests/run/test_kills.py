@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from defeat.config import compose_config
-from defeat.training.run import train
+from defeat.run.train import train
 from tests.helpers.tiny import tiny, tiny_teacher
 
 KILLS = 60
@@ -70,7 +70,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(
     images: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["defeat.training.run", "tests.helpers.tiny"])
+    context.set_forkserver_preload(["defeat.run.train", "tests.helpers.tiny"])
     rng = random.Random(0)
     runs = tmp_path / "runs" / "scenes"
 

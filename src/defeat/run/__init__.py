@@ -1,0 +1,1 @@
+"""Runs from their configuration: building, checking, training, evaluating, recording."""

@@ -1,0 +1,22 @@
+"""Lightning callbacks, each an entry of conf/callbacks."""
+
+from defeat.training.callbacks.best_checkpoint import BestCheckpoint
+from defeat.training.callbacks.detections import KeepPredictions, SaveDetections
+from defeat.training.callbacks.exact_resume import ExactResume
+from defeat.training.callbacks.images_per_second import ImagesPerSecond
+from defeat.training.callbacks.last_checkpoint import LastCheckpoint
+from defeat.training.callbacks.measure_gradients import MeasureGradients
+from defeat.training.callbacks.profile import ProfileSteps
+from defeat.training.callbacks.progress import ProgressBar
+
+__all__ = [
+    "BestCheckpoint",
+    "ExactResume",
+    "ImagesPerSecond",
+    "KeepPredictions",
+    "LastCheckpoint",
+    "MeasureGradients",
+    "ProfileSteps",
+    "ProgressBar",
+    "SaveDetections",
+]
