@@ -36,7 +36,7 @@ from defeat.detectors.teacher_precision import Precision, Rewritten, rewrite
 from defeat.distill import DistillBatch, Distiller, FeatureTerm
 from defeat.distill.normalizers import global_normalizer
 from defeat.run.hardware import keep_freed_memory, lay_channels_last, set_hardware
-from defeat.seeds import Stream, fold, seed_all
+from defeat.seeds import Stream, derive_seed, seed_all
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.types import Batch, Target
 
@@ -227,7 +227,7 @@ def fit_statistics(detector: nn.Module, images: Tensor) -> None:
 
 def seed_step() -> None:
     """Seed as :class:`DetectionModule` seeds the first batch of a training with ``seed=0``."""
-    seed_all(fold(Stream.STEP, 0, 0, 0, 0))
+    seed_all(derive_seed(Stream.STEP, 0, 0, 0, 0))
 
 
 @contextmanager

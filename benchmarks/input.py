@@ -26,7 +26,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from defeat.data import DetectionDataset, collate, read_coco, read_image
-from defeat.data.order import TrainingOrder
+from defeat.data.sampler import TrainingSampler
 from defeat.run.hardware import keep_freed_memory
 from defeat.types import Annotations, Batch, Record, Target
 
@@ -99,7 +99,7 @@ def loader(
     return DataLoader(
         dataset,
         batch_size=batch,
-        sampler=TrainingOrder(dataset, batch, repeat=passes),
+        sampler=TrainingSampler(dataset, batch, repeat=passes),
         collate_fn=packing,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -227,7 +227,7 @@ def _pixels(wide_high: Tensor, groups: Tensor | None, batch: int) -> tuple[int, 
     """Pixels of the images of one epoch, and of their batches."""
     scale = torch.minimum(SMALL / wide_high.amin(dim=1), LARGE / wide_high.amax(dim=1))
     resized = (wide_high * scale[:, None]).floor().long()
-    order = TrainingOrder(range(len(wide_high)), batch, repeat=-(-EPOCH // len(wide_high)), groups=groups)
+    order = TrainingSampler(range(len(wide_high)), batch, repeat=-(-EPOCH // len(wide_high)), groups=groups)
     batches = resized[torch.tensor([sample.image for sample in order])].view(-1, batch, 2)
     padded = -(batches.amax(dim=1) // -MULTIPLE) * MULTIPLE
     return int(batches.prod(dim=2).sum()), int(padded.prod(dim=1).sum()) * batch

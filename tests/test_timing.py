@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from defeat import timing
-from defeat.timing import PARTS, CudaClock, HostClock, Recorder, part
+from defeat.timing import PHASES, CudaClock, HostClock, Recorder, phase
 
 
 class FakeClock:
@@ -36,11 +36,11 @@ def test_the_time_of_an_inner_part_is_not_that_of_the_outer_one(clock: FakeClock
     recorder = Recorder(clock)
     recorder.start()
     clock.time += 1  # other
-    with part("losses"):
+    with phase("losses"):
         clock.time += 10
-        with part("teacher"):
+        with phase("teacher"):
             clock.time += 100
-            with part("teacher"):
+            with phase("teacher"):
                 clock.time += 200
         clock.time += 20
     clock.time += 2  # other
@@ -55,22 +55,22 @@ def test_steps_touch_each_other_and_their_parts_add_up_to_them(clock: FakeClock)
     clock.time = 7.0
     recorder.start()
     for length in (1, 2):
-        for i, name in enumerate(PARTS):
-            with part(name):
+        for i, name in enumerate(PHASES):
+            with phase(name):
                 clock.time += length * 2**i
             clock.time += 1000
         recorder.end_step()
     recorder.stop()
     first, second = recorder.steps()
-    assert first == {name: 2**i + 7000 * (name == "other") for i, name in enumerate(PARTS)}
-    assert second == {name: 2 * 2**i + 7000 * (name == "other") for i, name in enumerate(PARTS)}
+    assert first == {name: 2**i + 7000 * (name == "other") for i, name in enumerate(PHASES)}
+    assert second == {name: 2 * 2**i + 7000 * (name == "other") for i, name in enumerate(PHASES)}
     assert sum(first.values()) + sum(second.values()) == clock.time - 7.0
 
 
 def test_a_step_that_ends_within_a_part_shares_it_with_the_next(clock: FakeClock) -> None:
     recorder = Recorder(clock)
     recorder.start()
-    with part("data"):
+    with phase("data"):
         clock.time += 1
         recorder.end_step()
         clock.time += 2
@@ -85,10 +85,10 @@ def test_what_is_stopped_before_its_end_is_forgotten_and_the_rest_goes_on(clock:
     recorder.start()
     clock.time += 1
     recorder.end_step()
-    with part("student"):
+    with phase("student"):
         clock.time += 10
         recorder.stop()  # a validation begins, say
-        with part("data"):
+        with phase("data"):
             clock.time += 100
     assert not recorder.running
     recorder.start()
@@ -103,7 +103,7 @@ def test_a_part_that_fails_is_over(clock: FakeClock) -> None:
     recorder.start()
 
     def work() -> None:
-        with part("backward"):
+        with phase("backward"):
             clock.time += 1
             raise ValueError("broken")
 
@@ -116,7 +116,7 @@ def test_a_part_that_fails_is_over(clock: FakeClock) -> None:
 
 
 def test_without_a_recorder_nothing_is_made() -> None:
-    assert part("teacher") is part("data")
+    assert phase("teacher") is phase("data")
 
 
 def test_the_clock_of_the_host_goes_on() -> None:
@@ -163,7 +163,7 @@ def test_on_cuda_events_mark_the_parts_and_are_read_after_one_synchronisation(
     recorder = Recorder(CudaClock())
     recorder.start()  # event 1
     for _ in range(2):
-        with part("student"):  # events 2 and 3; 5 and 6
+        with phase("student"):  # events 2 and 3; 5 and 6
             pass
         recorder.end_step()  # events 4 and 7
     recorder.stop()

@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from defeat.errors import ConfigError, StorageError
-from defeat.files import cannot_write
+from defeat.io.atomic_write import cannot_write
 
 
 class Journal(JournalStorage):

@@ -12,7 +12,7 @@ import torch
 class Stream(IntEnum):
     """What random numbers are for: each use has a stream of its own."""
 
-    ORDER = 1
+    SHUFFLE = 1
     """Of the images of an epoch."""
     AUGMENTATION = 2
     """Of one image."""
@@ -20,7 +20,7 @@ class Stream(IntEnum):
     """Of what a detector samples in a training step."""
 
 
-def fold(stream: Stream, *numbers: int) -> int:
+def derive_seed(stream: Stream, *numbers: int) -> int:
     """One 63-bit seed out of several non-negative numbers, such as a run's seed, an epoch and a position."""
     # Without their count, numbers that end in zeros would be the same as fewer numbers.
     words = np.random.SeedSequence([stream, len(numbers), *numbers]).generate_state(1, np.uint64)

@@ -10,18 +10,18 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 import torch
 
-Part = Literal["data", "student", "teacher", "losses", "backward", "optimizer", "other"]
+Phase = Literal["data", "student", "teacher", "losses", "backward", "optimizer", "other"]
 
-PARTS: tuple[Part, ...] = get_args(Part)
+PHASES: tuple[Phase, ...] = get_args(Phase)
 """In the order in which a step goes through them; what lies in none of the others is ``other``."""
 
 _NOTHING = nullcontext()
 
-_mark: Callable[[Part], AbstractContextManager[None]] | None = None
+_mark: Callable[[Phase], AbstractContextManager[None]] | None = None
 """Of the recorder that runs."""
 
 
-def part(name: Part) -> AbstractContextManager[None]:
+def phase(name: Phase) -> AbstractContextManager[None]:
     """Count the time of a ``with`` block to one part of the step, while a :class:`Recorder` runs.
 
     Parts nest: the time of an inner one is not that of the outer one. Without a recorder this costs one
@@ -87,7 +87,7 @@ class CudaClock:
 class _Mark(NamedTuple, Generic[Stamp]):
     """From this moment on it is that part."""
 
-    part: Part
+    part: Phase
     moment: Stamp
 
 
@@ -99,7 +99,7 @@ class Recorder(Generic[Stamp]):
 
     def __init__(self, clock: Clock[Stamp]) -> None:
         self._clock = clock
-        self._open: list[Part] = ["other"]
+        self._open: list[Phase] = ["other"]
         self._step: list[_Mark[Stamp]] = []
         self._steps: list[list[_Mark[Stamp]]] = []
 
@@ -126,7 +126,7 @@ class Recorder(Generic[Stamp]):
         _mark = None
         self._step = []
 
-    def steps(self) -> list[dict[Part, float]]:
+    def steps(self) -> list[dict[Phase, float]]:
         """Wait for the device; return the seconds of each part of each step that was kept.
 
         Parts that a step did not come by are left out. The sum over the parts is the time of the step.
@@ -134,8 +134,8 @@ class Recorder(Generic[Stamp]):
         self._clock.wait()
         return [self._sums(marks) for marks in self._steps]
 
-    def _sums(self, marks: list[_Mark[Stamp]]) -> dict[Part, float]:
-        sums: dict[Part, float] = {}
+    def _sums(self, marks: list[_Mark[Stamp]]) -> dict[Phase, float]:
+        sums: dict[Phase, float] = {}
         for mark, following in pairwise(marks):
             seconds = self._clock.seconds(mark.moment, following.moment)
             sums[mark.part] = sums.get(mark.part, 0.0) + seconds
@@ -145,7 +145,7 @@ class Recorder(Generic[Stamp]):
         return _Mark(self._open[-1], self._clock.now())
 
     @contextmanager
-    def _part(self, name: Part) -> Iterator[None]:
+    def _part(self, name: Phase) -> Iterator[None]:
         self._open.append(name)
         self._change()
         try:

@@ -86,7 +86,7 @@ import sys, time
 from pathlib import Path
 from defeat.errors import ConfigError
 
-from defeat.folders import claim_folder, make_free_folder
+from defeat.io.run_dirs import claim_folder, make_free_folder
 
 folder, me = Path(sys.argv[1]), sys.argv[2]
 (folder / "ready" / me).touch()

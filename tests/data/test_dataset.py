@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from defeat.data import DetectionDataset, collate, drop_undecodable, read_coco, read_image
-from defeat.data.order import Sample
+from defeat.data.sampler import SeededIndex
 from defeat.errors import ConfigError, DataError
 from defeat.types import Batch
 
@@ -80,7 +80,7 @@ def test_a_batch_is_its_samples_and_leaves_the_generators_alone(annotations) -> 
         return torch.full_like(image, int(level)), fields
 
     dataset = DetectionDataset(annotations, shade)
-    samples = [Sample(i % 3, 50 + i) for i in range(6)]
+    samples = [SeededIndex(i % 3, 50 + i) for i in range(6)]
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(1)
     expected = draw()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from defeat.data.problems import Problems
+from defeat.data.error_policy import Problems
 from defeat.data.records import BoxColumns, ImageRow, Records, build_records
 from defeat.types import Record
 

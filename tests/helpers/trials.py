@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from defeat.inputs import LINE
+from defeat.io.text import LINE
 
 SECONDS = 60.0
 """For one input, also on a machine that others use; the slowest take a second or two."""

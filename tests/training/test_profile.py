@@ -24,7 +24,7 @@ from defeat.distill import Distiller
 from defeat.errors import ConfigError
 from defeat.run.evaluate import evaluate
 from defeat.run.train import Outcome, train
-from defeat.timing import PARTS, CudaClock, HostClock, Part, Recorder
+from defeat.timing import PHASES, CudaClock, HostClock, Phase, Recorder
 from defeat.training import module as training_module
 from defeat.training.callbacks.profile import WARM_UP, CountFlops, Profile, ProfileSteps, _is_compiled
 from defeat.training.module import DetectionModule
@@ -78,9 +78,9 @@ def profiled(tmp_path_factory: pytest.TempPathFactory, scenes: Path, teacher: Pa
 
 def test_table_scalars_and_text_are_there_with_every_part(profiled: Path) -> None:
     rows, logged = table(profiled), scalars(profiled)
-    assert list(rows) == [*PARTS, "step"]
-    assert all(logged[f"profile/{name}_ms"] > 0 for name in PARTS)
-    assert sum(logged[f"profile/{name}_ms"] for name in PARTS) == pytest.approx(logged["profile/step_ms"])
+    assert list(rows) == [*PHASES, "step"]
+    assert all(logged[f"profile/{name}_ms"] > 0 for name in PHASES)
+    assert sum(logged[f"profile/{name}_ms"] for name in PHASES) == pytest.approx(logged["profile/step_ms"])
     assert logged["step"] == WARM_UP + 1  # the second step that is timed, counted from 0
     assert logged["profile/images_per_s"] == pytest.approx(4e3 / logged["profile/step_ms"])
     assert rows["step"][2] == "100.0 %"
@@ -119,7 +119,7 @@ class Work(Callback):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.time = 0.0
-        self.steps: list[dict[Part, float]] = []
+        self.steps: list[dict[Phase, float]] = []
         monkeypatch.setattr(HostClock, "now", lambda clock: self.time)
         monkeypatch.setattr(Profile, "words", lambda profile: self.note(profile))
         places = [

@@ -17,7 +17,7 @@ import torch
 
 from defeat.config import compose_config
 from defeat.errors import ConfigError, StorageError
-from defeat.files import write_text
+from defeat.io.atomic_write import write_text
 from defeat.run.checkpoint_io import SafeCheckpointIO
 from defeat.run.train import train
 from defeat.training.stopping import StoppedError, hand_on

@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from defeat.cli.blame import blame, is_choice, parse
 from defeat.config import compose_config, conf_dir
 from defeat.errors import DefeatError
-from defeat.files import cannot_write
-from defeat.inputs import one_line
+from defeat.io.atomic_write import cannot_write
+from defeat.io.text import one_line
 
 _LONGEST = 4000
 """Characters; the longest lines list all experiments."""

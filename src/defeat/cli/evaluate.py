@@ -10,8 +10,8 @@ from rich.console import Console
 
 from defeat.cli.launch import launch
 from defeat.evaluation import evaluation_table, write_results
-from defeat.files import write_text
-from defeat.folders import refuse_overwriting
+from defeat.io.atomic_write import write_text
+from defeat.io.run_dirs import refuse_overwriting
 from defeat.run.evaluate import evaluate
 from defeat.warning_filters import filter_warnings
 

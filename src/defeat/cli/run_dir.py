@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from defeat.cli.ranks import process_rank
 from defeat.errors import ConfigError
-from defeat.folders import claim_folder, make_free_folder, put_aside
+from defeat.io.run_dirs import claim_folder, make_free_folder, put_aside
 
 NO_LOG = {"version": 1, "disable_existing_loggers": False, "root": {"level": "WARNING"}}
 """Logging without a handler: Python then prints warnings and errors to standard error, and nothing else."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defeat.data.coco_rows import PACKED, PlainRows, unpacked, without_outline
+from defeat.data.error_policy import ErrorPolicy, OnError
 from defeat.data.fields import (
     MOST_PIXELS,
     FieldError,
@@ -23,10 +24,10 @@ from defeat.data.fields import (
     whole,
 )
 from defeat.data.paths import Folder, check_relative, join
-from defeat.data.problems import OnError, Problems
 from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.errors import DataError
-from defeat.inputs import is_dir, load_json, show
+from defeat.io.safe_read import is_dir, load_json
+from defeat.io.text import quote
 from defeat.types import Annotations
 
 _UNKNOWN, _NONE = -1, -2
@@ -73,46 +74,46 @@ def read_coco(
     """
     file = join(root, annotation_file, "annotation_file")
     folder = None if image_root is None else join(root, image_root, "image_root")
-    problems = Problems(str(file), on_error)
+    policy = ErrorPolicy(str(file), on_error)
     names = None if classes is None else check_classes(classes)
-    content, plain = _load(file, problems)
-    by_id = _categories(content, problems)
+    content, plain = _load(file, policy)
+    by_id = _categories(content, policy)
     if names is None:
         names = tuple(by_id[category] for category in sorted(by_id))
-    images, positions = _images(content, folder, problems)
+    images, positions = _images(content, folder, policy)
     label_of = {name: label for label, name in enumerate(names, start=1)}
-    columns = _boxes(content["annotations"], plain, by_id, label_of, positions, problems)
-    records = build_records(images, columns, problems)
-    return Annotations(records, names, _class_ids(by_id, names), problems.source, problems.report())
+    columns = _boxes(content["annotations"], plain, by_id, label_of, positions, policy)
+    records = build_records(images, columns, policy)
+    return Annotations(records, names, _class_ids(by_id, names), policy.source, policy.report())
 
 
-def _load(path: Path, problems: Problems) -> tuple[dict[str, Any], PlainRows]:
+def _load(path: Path, policy: ErrorPolicy) -> tuple[dict[str, Any], PlainRows]:
     """Parse the file; plain annotations are taken out of it, and ``PACKED`` stands in the place of each."""
     plain = PlainRows()
-    content = _parse(path, plain.take, problems)
+    content = _parse(path, plain.take, policy)
     if not plain.are_all_in(content):  # the like of annotations somewhere else in the file
         plain = PlainRows()
-        content = _parse(path, without_outline, problems)
+        content = _parse(path, without_outline, policy)
     if not isinstance(content, dict):
-        problems.fatal(f"must hold an object with images, annotations and categories, got {show(content)}")
+        policy.fatal(f"must hold an object with images, annotations and categories, got {quote(content)}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
-            problems.fatal(
-                f"must hold a list '{key}', got {show(content.get(key))}; is it a COCO instances file?"
+            policy.fatal(
+                f"must hold a list '{key}', got {quote(content.get(key))}; is it a COCO instances file?"
             )
     return content, plain
 
 
-def _parse(path: Path, hook: Callable[[dict[str, Any]], object], problems: Problems) -> object:
+def _parse(path: Path, hook: Callable[[dict[str, Any]], object], policy: ErrorPolicy) -> object:
     try:
         return load_json(path, hook)
     except OSError as error:
-        problems.fatal(f"cannot be opened: {error.strerror}; check the path of the annotation file")
+        policy.fatal(f"cannot be opened: {error.strerror}; check the path of the annotation file")
     except ValueError as error:
-        problems.fatal(f"is not valid JSON: {error}")
+        policy.fatal(f"is not valid JSON: {error}")
 
 
-def _categories(content: dict[str, Any], problems: Problems) -> dict[int, str]:
+def _categories(content: dict[str, Any], policy: ErrorPolicy) -> dict[int, str]:
     """Names by category id. Nothing can be skipped here: a label must mean one thing."""
     by_id: dict[int, str] = {}
     names: set[str] = set()
@@ -120,15 +121,15 @@ def _categories(content: dict[str, Any], problems: Problems) -> dict[int, str]:
         try:
             category, name = whole(item, "id"), text(item, "name")
         except FieldError as error:
-            problems.fatal(f"{_where('categories', position, item)}: {error}")
+            policy.fatal(f"{_where('categories', position, item)}: {error}")
         if category in by_id:
-            problems.fatal(f"{_where('categories', position, item)}: id {category} is given twice")
+            policy.fatal(f"{_where('categories', position, item)}: id {category} is given twice")
         if name in names:
-            problems.fatal(f"{_where('categories', position, item)}: name {show(name)} is given twice")
+            policy.fatal(f"{_where('categories', position, item)}: name {quote(name)} is given twice")
         by_id[category] = name
         names.add(name)
     if not by_id:
-        problems.fatal("its list 'categories' is empty; the classes come from there")
+        policy.fatal("its list 'categories' is empty; the classes come from there")
     return by_id
 
 
@@ -139,12 +140,12 @@ def _class_ids(by_id: dict[int, str], names: tuple[str, ...]) -> tuple[int, ...]
 
 
 def _images(
-    content: dict[str, Any], root: Path | None, problems: Problems
+    content: dict[str, Any], root: Path | None, policy: ErrorPolicy
 ) -> tuple[list[ImageRow], dict[int, int | None]]:
     """Rows of the images that can be used, and the row's position by image id; None for an image left out."""
     if root is not None and not is_dir(root):
-        problems.fatal(f"its image folder {root} does not exist; check image_root (null: annotations alone)")
-    _refuse_same_ids(content["images"], problems)
+        policy.fatal(f"its image folder {root} does not exist; check image_root (null: annotations alone)")
+    _refuse_same_ids(content["images"], policy)
     folder = None if root is None else Folder(root)
     prefix = "" if root is None else f"{root}/"
     rows: list[ImageRow] = []
@@ -156,20 +157,18 @@ def _images(
             width, height = (whole(item, side, 1, MOST_PIXELS) for side in ("width", "height"))
             name = text(item, "file_name")
             if folder is None:
-                check_relative(Path(problems.source).parent, name)
+                check_relative(Path(policy.source).parent, name)
             else:
                 folder.check(name)
             rows.append(ImageRow(image_id, f"{prefix}{name}", width, height))
         except (FieldError, DataError) as error:
-            problems.reject(
-                "images skipped", f"{problems.source}: {_where('images', position, item)}: {error}"
-            )
+            policy.reject("images skipped", f"{policy.source}: {_where('images', position, item)}: {error}")
         else:
             positions[image_id] = len(rows) - 1
     return rows, positions
 
 
-def _refuse_same_ids(images: list[object], problems: Problems) -> None:
+def _refuse_same_ids(images: list[object], policy: ErrorPolicy) -> None:
     """Whatever ``on_error`` says: no one can tell which of the two images the annotations mean."""
     seen: set[int] = set()
     for position, item in enumerate(images):
@@ -178,7 +177,7 @@ def _refuse_same_ids(images: list[object], problems: Problems) -> None:
         except FieldError:  # rejected alone, later
             continue
         if image_id in seen:
-            problems.fatal(f"{_where('images', position, item)}: id {image_id} is given twice")
+            policy.fatal(f"{_where('images', position, item)}: id {image_id} is given twice")
         seen.add(image_id)
 
 
@@ -188,7 +187,7 @@ def _boxes(
     by_id: dict[int, str],
     label_of: dict[str, int],
     positions: dict[int, int | None],
-    problems: Problems,
+    policy: ErrorPolicy,
 ) -> BoxColumns:
     """The boxes of all annotations that can be used: plain ones at once, the others one by one."""
     rows = plain.columns()
@@ -214,7 +213,7 @@ def _boxes(
                 boxes[at] = (mine, _xyxy(item), _label(item, by_id, label_of), _crowd(item), _area(item))
         except FieldError as error:
             where = _where("annotations", at, item)
-            problems.reject("annotations skipped", f"{problems.source}: {where}: {error}")
+            policy.reject("annotations skipped", f"{policy.source}: {where}: {error}")
     used = boxes[boxes["owner"] >= 0]
     columns = BoxColumns()
     columns.extend(*(used[name] for name in _BOX.names or ()))
@@ -251,7 +250,7 @@ def _owner(item: object, positions: dict[int, int | None]) -> int | None:
 def _xyxy(item: object) -> tuple[float, float, float, float]:
     box = field(item, "bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
-        raise FieldError(f"bbox must be 4 finite numbers x, y, width, height, got {show(box)}")
+        raise FieldError(f"bbox must be 4 finite numbers x, y, width, height, got {quote(box)}")
     x, y, width, height = box
     return x, y, x + width, y + height
 
@@ -268,7 +267,7 @@ def _label(item: object, by_id: dict[int, str], label_of: dict[str, int]) -> int
 def _crowd(item: Any) -> bool:
     crowd = item.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise FieldError(f"iscrowd must be 0 or 1, got {show(crowd)}")
+        raise FieldError(f"iscrowd must be 0 or 1, got {quote(crowd)}")
     return bool(crowd)
 
 
@@ -277,10 +276,10 @@ def _area(item: Any) -> float:
     if area is None:
         return float("nan")
     if not is_finite(area) or area < 0:
-        raise FieldError(f"area must be a finite number of at least 0, got {show(area)}")
+        raise FieldError(f"area must be a finite number of at least 0, got {quote(area)}")
     return area
 
 
 def _where(group: str, position: int, item: object) -> str:
     given = item.get("id") if isinstance(item, dict) else None
-    return f"{group}[{position}]" if given is None else f"{group}[{position}] (id {show(given)})"
+    return f"{group}[{position}]" if given is None else f"{group}[{position}] (id {quote(given)})"

@@ -35,7 +35,7 @@ class PlainRows:
         self._bytes = bytearray()
 
     def take(self, item: dict[str, Any]) -> object:
-        """Pack an object, if it is a plain annotation; for :func:`defeat.inputs.load_json`."""
+        """Pack an object, if it is a plain annotation; for :func:`defeat.io.safe_read.load_json`."""
         without_outline(item)
         packed = _pack(item) if "bbox" in item else None
         if packed is None:

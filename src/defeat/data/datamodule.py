@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from defeat.data.dataset import DetectionDataset, Transforms, collate, drop_undecodable
+from defeat.data.error_policy import OnError, check_on_error
 from defeat.data.fields import check_classes
 from defeat.data.fingerprint import fingerprint
-from defeat.data.order import TrainingOrder, orientations
-from defeat.data.problems import OnError, check_on_error
+from defeat.data.sampler import TrainingSampler, orientations
 from defeat.errors import ConfigError, DataError
 from defeat.types import Annotations, Batch
 
@@ -56,7 +56,7 @@ class DetectionDataModule(LightningDataModule):
         limit_val: only the first so many validation and test images.
         repeat: passes over the training split in one epoch, as usual for VOC's small one.
         seed: decides the order of the training images and their augmentation, see
-            :class:`~defeat.data.order.TrainingOrder`.
+            :class:`~defeat.data.sampler.TrainingSampler`.
         group_by_aspect_ratio: training batches of images that are all higher than wide or all not, so that
             less of a batch is padding; where all images are of one kind, nothing changes.
         classes: names in the order of the labels.
@@ -147,7 +147,7 @@ class DetectionDataModule(LightningDataModule):
         """
         dataset = DetectionDataset(self.read("train"), self._train_transforms, drop_ignored=True)
         epoch, batches = self._begin
-        order = TrainingOrder(
+        order = TrainingSampler(
             dataset,
             self._batch_size,
             repeat=self._repeat,

@@ -17,11 +17,11 @@ from torch.utils.data import Dataset, get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from defeat.data.batch_transfer import PackedBatch
 from defeat.data.boxes import MIN_SIDE
+from defeat.data.error_policy import ErrorPolicy
 from defeat.data.images import read_image
-from defeat.data.order import Sample
-from defeat.data.packed import PackedBatch
-from defeat.data.problems import Problems
+from defeat.data.sampler import SeededIndex
 from defeat.errors import ConfigError, DataError
 from defeat.seeds import seed_cpu
 from defeat.types import Annotations, Batch, Record, Target
@@ -66,19 +66,19 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def __len__(self) -> int:
         return len(self.annotations.records)
 
-    def __getitem__(self, which: int | Sample) -> tuple[Tensor, Target]:
-        """Read an image. A :class:`~defeat.data.order.Sample` says what the transforms draw as well."""
+    def __getitem__(self, which: int | SeededIndex) -> tuple[Tensor, Target]:
+        """Read an image. A :class:`~defeat.data.sampler.SeededIndex` seeds the transforms too."""
         return self.__getitems__([which])[0]
 
-    def __getitems__(self, which: Sequence[int | Sample]) -> list[tuple[Tensor, Target]]:
+    def __getitems__(self, which: Sequence[int | SeededIndex]) -> list[tuple[Tensor, Target]]:
         """Read the images of a batch, as torch's loaders ask for them."""
         # Transforms draw from the generators that the detectors' samplers draw from too: decoding in the main
         # process, a distilled run would see other crops and flips than its baseline, and a resumed run others
         # than one that was never stopped. NumPy's takes half as long to put back as a small image to decode,
         # so once for all images, and not in a worker process, where nothing else draws.
-        seeded = self.transforms is not None and any(isinstance(one, Sample) for one in which)
+        seeded = self.transforms is not None and any(isinstance(one, SeededIndex) for one in which)
         with isolate_rng(include_cuda=False) if seeded and get_worker_info() is None else nullcontext():
-            return [self._read(*one) if isinstance(one, Sample) else self._read(one) for one in which]
+            return [self._read(*one) if isinstance(one, SeededIndex) else self._read(one) for one in which]
 
     def _read(self, index: int, seed: int | None = None) -> tuple[Tensor, Target]:
         record = self.annotations.records[index]
@@ -106,7 +106,7 @@ def drop_undecodable(annotations: Annotations) -> Annotations:
 
     One warning says how many and names the first. Costs a pass over the data set, on all cores.
     """
-    problems = Problems(annotations.source, "skip")
+    policy = ErrorPolicy(annotations.source, "skip")
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         errors = list(
             pool.map(lambda record: _decoding_error(record, annotations.source), annotations.records)
@@ -114,9 +114,9 @@ def drop_undecodable(annotations: Annotations) -> Annotations:
     if not any(errors):
         return annotations
     for error in filter(None, errors):
-        problems.reject("images undecodable", error)
+        policy.reject("images undecodable", error)
     kept = [record for record, error in zip(annotations.records, errors, strict=True) if error is None]
-    return annotations._replace(records=kept, counts=annotations.counts | problems.report())
+    return annotations._replace(records=kept, counts=annotations.counts | policy.report())
 
 
 def _decode(record: Record, source: str) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
 from defeat.errors import ConfigError
-from defeat.inputs import show
+from defeat.io.text import quote
 
 _NUMBERS = (int, float)  # and not bool, which isinstance would let pass
 _LARGEST = 2**53  # whole numbers up to here are exact in every language that writes JSON
@@ -23,7 +23,7 @@ class FieldError(ValueError):
 def field(item: object, name: str) -> object:
     """``item[name]``; raises :class:`FieldError` if the item is no object or has no such field."""
     if not isinstance(item, dict):
-        raise FieldError(f"must be an object with fields, got {show(item)}")
+        raise FieldError(f"must be an object with fields, got {quote(item)}")
     if name not in item:
         raise FieldError(f"field '{name}' is missing")
     value: object = item[name]
@@ -40,7 +40,7 @@ def whole(item: object, name: str, least: int = -_LARGEST, most: int = _LARGEST)
     bound = f" of at least {least}" if least > -_LARGEST else ""
     if most < _LARGEST and is_finite(value) and value > most:
         bound = f" of at most {most}"
-    raise FieldError(f"{name} must be a whole number{bound}, got {show(value)}")
+    raise FieldError(f"{name} must be a whole number{bound}, got {quote(value)}")
 
 
 def text(item: object, name: str) -> str:
@@ -48,7 +48,7 @@ def text(item: object, name: str) -> str:
     value = field(item, name)
     if isinstance(value, str) and value.strip():
         return value
-    raise FieldError(f"{name} must be a text that is not empty, got {show(value)}")
+    raise FieldError(f"{name} must be a text that is not empty, got {quote(value)}")
 
 
 def is_finite(value: object) -> TypeGuard[float]:
@@ -61,13 +61,13 @@ def unknown_class(name: str, known: Iterable[str]) -> FieldError:
     """The error of a class that is not among those asked for."""
     names = list(known)
     listed = ", ".join(known[:30] for known in names[:5]) + (", ..." if len(names) > 5 else "")
-    return FieldError(f"class {show(name)} is not among the {len(names)} classes asked for ({listed})")
+    return FieldError(f"class {quote(name)} is not among the {len(names)} classes asked for ({listed})")
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """Names of classes as a tuple; raises :class:`ConfigError` if there are none, or one twice."""
     if isinstance(classes, str) or not classes or not all(isinstance(name, str) for name in classes):
-        raise ConfigError(f"classes must be a list of names, got {show(classes)}")
+        raise ConfigError(f"classes must be a list of names, got {quote(classes)}")
     twice = sorted(name for name, count in Counter(classes).items() if count > 1)
     if twice:
         raise ConfigError(f"classes names {', '.join(twice[:5])} twice; each name stands for one label")

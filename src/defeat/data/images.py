@@ -12,7 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from defeat.errors import DataError
-from defeat.inputs import one_line, open_regular
+from defeat.io.safe_read import open_regular
+from defeat.io.text import one_line
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What may be decoded. Pillow knows more, some of which start other programs (EPS runs Ghostscript)."""

@@ -8,7 +8,8 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from defeat.errors import ConfigError, DataError
-from defeat.inputs import is_file, show
+from defeat.io.safe_read import is_file
+from defeat.io.text import quote
 
 _LONGEST = 4096  # characters; no operating system has longer paths
 _SHOWN = 160
@@ -23,7 +24,7 @@ def join(root: str | os.PathLike[str], path: str | os.PathLike[str], name: str) 
     """
     for value, called in ((root, "root"), (path, name)):
         if not isinstance(value, str | os.PathLike):
-            raise ConfigError(f"{called} must be a path, got {show(value)}")
+            raise ConfigError(f"{called} must be a path, got {quote(value)}")
     return Path(root) / path
 
 
@@ -72,7 +73,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _quoted(name: str) -> str:
-    return show(name, _SHOWN)
+    return quote(name, _SHOWN)
 
 
 def _can_be_encoded(name: str) -> bool:

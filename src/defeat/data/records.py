@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defeat.data.boxes import clean_boxes
-from defeat.data.problems import Problems
+from defeat.data.error_policy import ErrorPolicy
 from defeat.types import Record
 
 
@@ -131,19 +131,19 @@ class Records(Sequence[Record]):
         )
 
 
-def build_records(images: Sequence[ImageRow], columns: BoxColumns, problems: Problems) -> Records:
+def build_records(images: Sequence[ImageRow], columns: BoxColumns, policy: ErrorPolicy) -> Records:
     """Clean all boxes at once and hand each image its own, in the order of the images.
 
     Args:
         images: every image, also those without boxes.
         columns: their boxes in any order, labels already 1..K.
-        problems: receives the counts of boxes clipped and dropped.
+        policy: receives the counts of boxes clipped and dropped.
     """
     owner = np.array(columns.owner, dtype=np.int64)
     sizes = np.array([(row.width, row.height) for row in images], dtype=np.int64).reshape(-1, 2)
     xyxy = np.array(columns.xyxy, dtype=np.float64).reshape(-1, 4)
     clean = clean_boxes(xyxy, sizes[owner, 0], sizes[owner, 1])
-    problems.add(clean.counts)
+    policy.add(clean.counts)
 
     owner = owner[clean.kept]
     order = np.argsort(owner, kind="stable")

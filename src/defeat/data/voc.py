@@ -8,14 +8,15 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from defeat.data.error_policy import ErrorPolicy, OnError
 from defeat.data.fields import FieldError, check_classes, unknown_class
 from defeat.data.images import read_size
 from defeat.data.paths import Folder, check_relative, join
-from defeat.data.problems import OnError, Problems
 from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.data.voc_xml import VocImage, VocObject, parse_voc
 from defeat.errors import ConfigError, DataError
-from defeat.inputs import is_dir, read_regular, show
+from defeat.io.safe_read import is_dir, read_regular
+from defeat.io.text import quote
 from defeat.types import Annotations
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -63,20 +64,20 @@ def read_voc(
         ConfigError: the arguments make no sense.
     """
     pairs = [(join(root, folder, "roots"), name) for folder, name in _pair(roots, image_set)]
-    problems = Problems(" + ".join(f"{folder} ({name})" for folder, name in pairs), on_error)
-    listed = _listed([_open_root(folder, name, problems) for folder, name in pairs], problems)
+    policy = ErrorPolicy(" + ".join(f"{folder} ({name})" for folder, name in pairs), on_error)
+    listed = _listed([_open_root(folder, name, policy) for folder, name in pairs], policy)
     given = () if classes is None else check_classes(classes)
     label_of = {name: label for label, name in enumerate(given, start=1)}
-    rows, columns = _read_files(listed, label_of, not given, problems)
+    rows, columns = _read_files(listed, label_of, not given, policy)
     if not label_of:
-        problems.fatal("holds no object, and the classes come from there; give classes")
+        policy.fatal("holds no object, and the classes come from there; give classes")
     names = given or _sort_labels(columns, label_of)
-    records = build_records(rows, columns, problems)
-    return Annotations(records, names, tuple(range(1, len(names) + 1)), problems.source, problems.report())
+    records = build_records(rows, columns, policy)
+    return Annotations(records, names, tuple(range(1, len(names) + 1)), policy.source, policy.report())
 
 
 def _read_files(
-    listed: dict[str, _Root], label_of: dict[str, int], grows: bool, problems: Problems
+    listed: dict[str, _Root], label_of: dict[str, int], grows: bool, policy: ErrorPolicy
 ) -> tuple[list[ImageRow], BoxColumns]:
     """Images that can be used and their boxes; where it grows, ``label_of`` takes in each new name."""
     rows: list[ImageRow] = []
@@ -87,14 +88,14 @@ def _read_files(
             image = parse_voc(root.annotations.find(f"{stem}.xml"))
             row = _row(stem, image, root.images)
         except (FieldError, DataError) as error:
-            problems.reject("images skipped", f"{file}: {error}")
+            policy.reject("images skipped", f"{file}: {error}")
             continue
         rows.append(row)
         for position, item in enumerate(image.objects):
             try:
                 columns.add(len(rows) - 1, *_checked(item, position, label_of, grows))
             except FieldError as error:
-                problems.reject("annotations skipped", f"{file}: {error}")
+                policy.reject("annotations skipped", f"{file}: {error}")
     return rows, columns
 
 
@@ -114,7 +115,7 @@ def _checked(
 def _pair(roots: PathOrPaths, image_set: str | Sequence[str]) -> list[tuple[str | PathLike[str], str]]:
     for value, called in ((roots, "roots"), (image_set, "image_set")):
         if not isinstance(value, str | PathLike | Sequence):
-            raise ConfigError(f"{called} must be a name or a list of names, got {show(value)}")
+            raise ConfigError(f"{called} must be a name or a list of names, got {quote(value)}")
     paths = [roots] if isinstance(roots, str | PathLike) else list(roots)
     names = [image_set] * len(paths) if isinstance(image_set, str) else list(image_set)
     if not paths or len(names) != len(paths):
@@ -124,30 +125,30 @@ def _pair(roots: PathOrPaths, image_set: str | Sequence[str]) -> list[tuple[str 
     return list(zip(paths, names, strict=True))
 
 
-def _open_root(root: Path, name: str, problems: Problems) -> _Root:
+def _open_root(root: Path, name: str, policy: ErrorPolicy) -> _Root:
     for folder in ("Annotations", "JPEGImages"):
         if not is_dir(root / folder):
-            problems.fatal(
+            policy.fatal(
                 f"{root} has no folder {folder}; a VOC root holds Annotations, ImageSets and JPEGImages"
             )
     list_file = root / "ImageSets" / "Main" / f"{name}.txt"
     return _Root(Folder(root / "Annotations"), Folder(root / "JPEGImages"), list_file)
 
 
-def _listed(roots: Sequence[_Root], problems: Problems) -> dict[str, _Root]:
+def _listed(roots: Sequence[_Root], policy: ErrorPolicy) -> dict[str, _Root]:
     """Root by image name, in the order of the lists. A name given twice would mix two images' results."""
     found: dict[str, _Root] = {}
     for root in roots:
         try:
             lines = read_regular(root.list_file).decode("utf-8-sig").splitlines()
         except OSError as error:
-            problems.fatal(f"the list {root.list_file} cannot be read: {error.strerror}")
+            policy.fatal(f"the list {root.list_file} cannot be read: {error.strerror}")
         except UnicodeDecodeError as error:
-            problems.fatal(f"the list {root.list_file} cannot be read: {error}")
+            policy.fatal(f"the list {root.list_file} cannot be read: {error}")
         for stem in (line.split()[0] for line in lines if line.strip()):  # a class's list has a second column
             if stem in found:
-                problems.fatal(
-                    f"{show(stem)} stands twice: in {found[stem].list_file} and in {root.list_file}"
+                policy.fatal(
+                    f"{quote(stem)} stands twice: in {found[stem].list_file} and in {root.list_file}"
                 )
             found[stem] = root
     return found
@@ -167,7 +168,7 @@ def _find_image(stem: str, filename: str, images: Folder) -> Path:
         return images.find(by_stem)
     if filename:
         return images.find(filename)
-    raise DataError(f"no picture {show(stem)} ({', '.join(_SUFFIXES)}) in {images.root}")
+    raise DataError(f"no picture {quote(stem)} ({', '.join(_SUFFIXES)}) in {images.root}")
 
 
 def _any_case(stem: str, images: Folder) -> str | None:

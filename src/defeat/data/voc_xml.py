@@ -11,7 +11,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from defeat.data.fields import MOST_PIXELS, FieldError
-from defeat.inputs import read_regular, show
+from defeat.io.safe_read import read_regular
+from defeat.io.text import quote
 
 _LARGEST = 2**24  # bytes: 50,000 objects; a picture has dozens, and a parsed tree takes 30 times its text
 
@@ -52,7 +53,7 @@ def parse_voc(path: Path) -> VocImage:
     except (ParseError, ValueError, LookupError) as error:
         raise FieldError(f"is not valid XML: {error}") from error
     if root.tag != "annotation":
-        raise FieldError(f"must hold an 'annotation' element, got {show(root.tag)}")
+        raise FieldError(f"must hold an 'annotation' element, got {quote(root.tag)}")
     found = root.findall("object")
     elsewhere = sum(_local_name(item) == "object" for item in root.iter()) - len(found)
     if elsewhere:
@@ -108,7 +109,7 @@ def _object(item: Element) -> VocObject:
         raise FieldError("field 'name' is missing")
     difficult = _text(item, "difficult") or "0"
     if difficult not in ("0", "1"):
-        raise FieldError(f"difficult must be 0 or 1, got {show(difficult)}")
+        raise FieldError(f"difficult must be 0 or 1, got {quote(difficult)}")
     box = _only(item, "bndbox")  # a direct child only: body parts have boxes of their own
     if box is None:
         raise FieldError("field 'bndbox' is missing")
@@ -136,5 +137,5 @@ def _number(item: Element, key: str) -> float:
     except ValueError:
         value = math.nan
     if not abs(value) < 2**31:
-        raise FieldError(f"{key} must be a finite number, got {show(written)}")
+        raise FieldError(f"{key} must be a finite number, got {quote(written)}")
     return value

@@ -12,7 +12,7 @@ from rich.console import Console
 from defeat.config import compose_config
 from defeat.demo.demo_teacher import choose_teacher
 from defeat.demo.results import Row, draw_detections, print_table, write_table
-from defeat.folders import refuse_overwriting
+from defeat.io.run_dirs import refuse_overwriting
 from defeat.run.evaluate import evaluate
 from defeat.run.train import train
 from defeat.training.callbacks import KeepPredictions

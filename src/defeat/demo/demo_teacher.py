@@ -12,8 +12,8 @@ from defeat.config import compose_config
 from defeat.detectors import read_weights
 from defeat.detectors.weights import ASSETS
 from defeat.errors import ConfigError
-from defeat.files import replacing
-from defeat.folders import make_free_folder
+from defeat.io.atomic_write import replacing
+from defeat.io.run_dirs import make_free_folder
 from defeat.run.summary import print_summary
 from defeat.run.train import train
 from defeat.warning_filters import filter_warnings

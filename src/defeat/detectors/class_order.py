@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from defeat.errors import WeightsError
+from defeat.io.text import few
 
 BACKGROUND = "__background__"
 
@@ -81,12 +82,7 @@ def difference(outputs: Sequence[str], classes: Sequence[str]) -> str:
         ("only there", [name for name in theirs if name not in classes]),
         ("only here", [name for name in classes if name not in theirs]),
     )
-    return "; ".join(f"{side}: {_few(names)}" for side, names in sides if names)
-
-
-def _few(names: Sequence[str], most: int = 4) -> str:
-    more = len(names) - most
-    return ", ".join(map(repr, names[:most])) + (f" and {more} more" if more > 0 else "")
+    return "; ".join(f"{side}: {few([*map(repr, names)], 4)}" for side, names in sides if names)
 
 
 def reorder(

@@ -17,6 +17,7 @@ from torchvision.models.detection._utils import overwrite_eps
 from defeat.detectors.class_order import OTHER_CLASSES, difference, is_head, order, reorder
 from defeat.detectors.weights import WeightFile, read_weights
 from defeat.errors import WeightsError
+from defeat.io.text import few
 
 ZERO_EPS = (
     "FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
@@ -51,7 +52,7 @@ class LoadReport(NamedTuple):
 
     def __str__(self) -> str:
         counts = ", ".join(
-            f"{len(keys)} {name}{_some(keys)}"
+            f"{len(keys)} {name}" + (f" ({few(keys)})" if keys else "")
             for name, keys in (
                 ("missing", self.missing),
                 ("unexpected", self.unexpected),
@@ -60,12 +61,6 @@ class LoadReport(NamedTuple):
         )
         note = f", {self.note}" if self.note else ""
         return f"{self.source}: {len(self.matched)} keys matched, {counts}{note}"
-
-
-def _some(keys: Sequence[str], most: int = 3) -> str:
-    if not keys:
-        return ""
-    return f" ({', '.join(keys[:most])}{', ...' if len(keys) > most else ''})"
 
 
 def load_detector_weights(

@@ -19,7 +19,7 @@ from defeat.detectors.adapted.float32_boxes import keep_boxes_exact
 from defeat.detectors.capture import capture
 from defeat.detectors.fold import fold_normalisation
 from defeat.detectors.heads import anchor_logits, box_head_logits
-from defeat.timing import part
+from defeat.timing import phase
 
 Precision = Literal["auto", "bfloat16", "float16", "float32", "as_built"]
 
@@ -86,7 +86,7 @@ def frozen(detector: nn.Module) -> Iterator[None]:
     """
     arithmetic: Arithmetic | None = getattr(detector, "arithmetic", None)
     with ExitStack() as stack:
-        stack.enter_context(part("teacher"))
+        stack.enter_context(phase("teacher"))
         # no_grad rather than inference_mode: a student's backward must save the teacher's tensors.
         stack.enter_context(torch.no_grad())
         if arithmetic is not None:

@@ -22,7 +22,8 @@ from torchvision.models import WeightsEnum, get_weight
 from defeat.config import conf_dir
 from defeat.detectors.class_order import BACKGROUND
 from defeat.errors import WeightsError
-from defeat.inputs import is_dir, is_file, one_line, show
+from defeat.io.safe_read import is_dir, is_file
+from defeat.io.text import one_line, quote
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 """The package's own weights, each ``<name>.safetensors``."""
@@ -76,7 +77,7 @@ class WeightFile(NamedTuple):
         for target in _targets(part):
             if not _may_be_built(target):
                 raise WeightsError(
-                    f"{self.source}: its configuration wants {key} to be built by {show(target)}, which is "
+                    f"{self.source}: its configuration wants {key} to be built by {quote(target)}, which is "
                     f"no part of this package and could do anything: if you know it, give {instead}"
                 )
         return part
@@ -118,7 +119,7 @@ def read_weights(source: str | Path, *, download: bool = False) -> WeightFile:
             finite, or a download that was not allowed or has another checksum than its name says.
     """
     if not isinstance(source, str | Path) or not str(source).strip():
-        raise WeightsError(f"weights must be a path or a name, got {show(source)}")
+        raise WeightsError(f"weights must be a path or a name, got {quote(source)}")
     path = weight_path(source)
     if is_dir(path):
         raise WeightsError(f"{path} is a folder: name a weight file in it (.ckpt, .pth or .safetensors)")
@@ -193,7 +194,7 @@ def _unwrap(path: Path, content: Any) -> WeightFile:
         raise WeightsError(f"{path} is a checkpoint of this project without its detector's tensors")
     classes = own.get("classes")
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-        raise WeightsError(f"{path}: its list of class names is {show(classes)}; it is damaged")
+        raise WeightsError(f"{path}: its list of class names is {quote(classes)}; it is damaged")
     outputs = (BACKGROUND, *classes)
     return WeightFile(
         _sound(path, student), tuple(classes), _config(path, own.get("config")), outputs, source=str(path)
@@ -204,7 +205,7 @@ def _sound(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, if a detector can take them."""
     size = path.stat().st_size
     for key, value in tensors.items():
-        named = f"{path}: {show(key)}"
+        named = f"{path}: {quote(key)}"
         if not key.isprintable() or len(key) > _LONGEST_NAME:
             raise WeightsError(f"{named} is the name of no detector's tensor; the file is damaged")
         if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
@@ -243,7 +244,7 @@ def _config(path: Path, config: object) -> dict[str, Any]:
         if isinstance(value, list | tuple):
             return [copy(item, depth + 1) for item in value]
         if isinstance(value, str) and "${" in value:
-            raise WeightsError(f"{path}: its configuration holds {show(value)}, which no run writes")
+            raise WeightsError(f"{path}: its configuration holds {quote(value)}, which no run writes")
         if value is None or isinstance(value, str | int | float):
             return value
         raise WeightsError(f"{path}: its configuration holds a {type(value).__name__}, which no run writes")
@@ -251,10 +252,10 @@ def _config(path: Path, config: object) -> dict[str, Any]:
     def _key(key: object) -> str | int | float:
         if isinstance(key, str | int | float):
             return key
-        raise WeightsError(f"{path}: its configuration has the key {show(key)}, which no run writes")
+        raise WeightsError(f"{path}: its configuration has the key {quote(key)}, which no run writes")
 
     if not isinstance(config, Mapping):
-        raise WeightsError(f"{path}: its configuration is {show(config)}; it is damaged")
+        raise WeightsError(f"{path}: its configuration is {quote(config)}; it is damaged")
     plain: dict[str, Any] = copy(config, 0)
     return plain
 
@@ -296,7 +297,7 @@ def _read_enum(name: str, download: bool) -> WeightFile:
     except (ValueError, AttributeError, KeyError):
         shipped = ", ".join(shipped_weights()) or "none"
         raise WeightsError(
-            f"weights {show(name, 160)}: no such file, none that this package ships ({shipped}), and no "
+            f"weights {quote(name, 160)}: no such file, none that this package ships ({shipped}), and no "
             "torchvision weights of that name (such as ResNet50_Weights.IMAGENET1K_V1)"
         ) from None
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name

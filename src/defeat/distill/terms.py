@@ -29,7 +29,7 @@ from defeat.distill.losses import Decoupled, decoupled_binary_kl, decoupled_feat
 from defeat.distill.masks import Grids, Mask, object_mask
 from defeat.distill.normalizers import Normalizer, local_normalizer
 from defeat.errors import ConfigError
-from defeat.timing import part
+from defeat.timing import phase
 
 Maps = Literal["neck", "stages"]
 """The pyramid, or the backbone's stages."""
@@ -219,7 +219,7 @@ class HeadTerm(nn.Module):
         if self.proposals == "teacher":
             with frozen(batch.teacher):
                 shared = sample_proposals(batch.teacher, batch.teacher_captures.neck, batch.student_captures)
-            with part("student"):
+            with phase("student"):
                 student_logits = box_head_logits(
                     batch.student, batch.student_captures.neck, shared.boxes, sizes
                 )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from defeat.evaluation.evaluation import COCO_KEYS
 from defeat.evaluation.image_result import ImageResult
-from defeat.garbage import no_collection
+from defeat.gc_pause import pause_gc
 
 _IOU_THRESHOLDS, _RECALLS, _AREAS, _MOST = (
     10,
@@ -99,7 +99,7 @@ def _curves(images: Sequence[ImageResult], classes: int) -> _Curves:
     )
     for label, (detections, truths) in enumerate(zip(found, true, strict=True)):
         if len(truths[0]):
-            with no_collection():
+            with pause_gc():
                 precision[label], recall[label] = _evaluate(detections, truths)
     return _Curves(precision, recall)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from defeat.errors import DataError, StorageError
 from defeat.evaluation.image_result import ImageResult
-from defeat.files import replacing
+from defeat.io.atomic_write import replacing
 
 DETECTIONS_FILE = "detections.safetensors"
 """What a run calls it."""

@@ -21,7 +21,8 @@ from defeat.errors import DataError
 from defeat.evaluation.evaluation import Evaluation
 from defeat.evaluation.image_result import to_image_result
 from defeat.evaluation.metrics import evaluate_images
-from defeat.inputs import load_json, one_line, show
+from defeat.io.safe_read import load_json
+from defeat.io.text import one_line, quote
 from defeat.types import Annotations, Prediction, Record, Target
 
 
@@ -121,25 +122,25 @@ def _read_list(path: Path) -> list[Any]:
 
 def _image(entry: Any, position: Mapping[int | str, int], annotations: Annotations) -> int:
     if not isinstance(entry, dict):
-        raise DataError(f"expected an object, got {show(entry)}")
+        raise DataError(f"expected an object, got {quote(entry)}")
     image_id = _field(entry, "image_id")
     if type(image_id) not in (int, str) or image_id not in position:  # True is no 1 here
-        raise DataError(f"image_id {show(image_id)} is not an image of {annotations.source}")
+        raise DataError(f"image_id {quote(image_id)} is not an image of {annotations.source}")
     return position[image_id]
 
 
 def _detection(entry: dict[str, Any], label: Mapping[int, int], annotations: Annotations) -> _Detection:
     category = _field(entry, "category_id")
     if type(category) is not int or category not in label:
-        raise DataError(f"category_id {show(category)} is not a class of {annotations.source}")
+        raise DataError(f"category_id {quote(category)} is not a class of {annotations.source}")
     bbox = _field(entry, "bbox")
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(is_finite, bbox))) or min(bbox[2:]) < 0:
         raise DataError(
-            f"bbox {show(bbox)} is not [x, y, width, height] with finite numbers and sizes of 0 or more"
+            f"bbox {quote(bbox)} is not [x, y, width, height] with finite numbers and sizes of 0 or more"
         )
     score = _field(entry, "score")
     if not is_finite(score):
-        raise DataError(f"score {show(score)} is not a finite number")
+        raise DataError(f"score {quote(score)} is not a finite number")
     x, y, width, height = bbox
     return _Detection([x, y, x + width, y + height], score, label[category])
 

@@ -11,7 +11,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from defeat.detectors import Detector, LoadReport, inspect_detector
 from defeat.detectors.teacher_precision import frozen
 from defeat.distill.terms import AdaptedMaps
-from defeat.preflight.finding import Finding, Problem, few
+from defeat.io.text import few
+from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.subject import Pair, Subject, transform_of
 
 

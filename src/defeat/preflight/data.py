@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from defeat.detectors import inspect_detector
-from defeat.preflight.finding import Finding, Problem, few
+from defeat.io.text import few
+from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.subject import Sample, Subject, chunks, spread, timed_samples, transform_of, until
 from defeat.types import Annotations, Batch
 

@@ -58,9 +58,3 @@ class Finding(NamedTuple):
         if any(problem.severe for problem in self.problems):
             return "tolerated" if self.tolerated else "failed"
         return "warning" if self.problems else "ok"
-
-
-def few(names: Sequence[object], most: int = 3) -> str:
-    """The first of many names, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(map(str, names[:most])) + (f" and {more} more" if more > 0 else "")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from defeat.distill import Distiller
-from defeat.preflight.finding import Finding, Problem, few
+from defeat.io.text import few
+from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.step import Steps
 from defeat.preflight.subject import Pair, Subject
 from defeat.training.loss_gradients import DETECTION, Measurement, measure

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from defeat.detectors import capture
+from defeat.io.text import few
 from defeat.memory import peak_memory
-from defeat.preflight.finding import Finding, Problem, few
+from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.subject import Subject
 from defeat.training.loss_gradients import SCALE, Precision
 from defeat.training.module import DetectionModule, to_unit_range

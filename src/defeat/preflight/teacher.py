@@ -15,7 +15,8 @@ from torchvision.ops import box_iou
 from defeat.detectors.teacher_precision import frozen
 from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.evaluation.image_result import ImageResult, to_image_result
-from defeat.preflight.finding import Finding, Problem, few
+from defeat.io.text import few
+from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.subject import Pair, Subject, chunks, spread, timed_samples, transform_of, until
 from defeat.training.module import to_unit_range
 from defeat.types import Prediction

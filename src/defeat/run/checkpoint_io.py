@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from defeat.errors import StorageError
-from defeat.files import cannot_write, replacing
+from defeat.io.atomic_write import cannot_write, replacing
 
 
 class SafeCheckpointIO(TorchCheckpointIO):

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from defeat.data import DetectionDataModule
 from defeat.errors import ConfigError, StorageError
-from defeat.files import cannot_write, write_text
+from defeat.io.atomic_write import cannot_write, write_text
 
 CONFIG = "config.yaml"
 """Its presence makes a folder a run's."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from defeat.detectors.weights import load_plain
 from defeat.errors import ConfigError
-from defeat.files import replacing
+from defeat.io.atomic_write import replacing
+from defeat.io.text import cut
 from defeat.training.callbacks.exact_resume import place_of
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
             pairs[key] = (_moved(old), _moved(new)) if key.endswith("._target_") else (old, new)
     for what, (old, new) in pairs.items():
         if old != new:
-            yield f"{what} {_short(old)} -> {_short(new)}"
+            yield f"{what} {cut(str(old), 60)} -> {cut(str(new), 60)}"
 
 
 def _identity(teacher: Mapping[str, Any] | None) -> Any:
@@ -160,8 +161,3 @@ def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{key}.{name}" if key else str(name))
     else:
         yield key, node
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

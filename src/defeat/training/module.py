@@ -20,8 +20,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from defeat.detectors import capture
 from defeat.distill import Distiller
 from defeat.evaluation import DetectionMetrics, Evaluation
-from defeat.seeds import Stream, fold, seed_all
-from defeat.timing import part
+from defeat.seeds import Stream, derive_seed, seed_all
+from defeat.timing import phase
 from defeat.training.nonfinite import NonFinite
 from defeat.types import Batch, Prediction
 
@@ -114,16 +114,16 @@ class DetectionModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step: a resumed run draws what it would have, and a baseline what a distilled run does."""
-        seed_all(fold(Stream.STEP, self._seed, self.current_epoch, batch_idx, self.global_rank))
+        seed_all(derive_seed(Stream.STEP, self._seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum of the student's own detection losses and the distiller's, each logged by name."""
-        with part("student"), capture(self.student) as seen:
+        with phase("student"), capture(self.student) as seen:
             detection: dict[str, Tensor] = self.student(to_unit_range(batch.images), list(batch.targets))
         distilled: dict[str, Tensor] = {}
         if self.distiller is not None:
             assert self.teacher is not None
-            with part("losses"):
+            with phase("losses"):
                 distilled = self.distiller(self.student, self.teacher, seen, self.progress())
         detection_loss = torch.stack(list(detection.values())).sum()
         loss = detection_loss + sum(distilled.values())

@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 
 from defeat.data import DetectionDataModule
 from defeat.errors import ConfigError, DefeatError, StorageError
-from defeat.files import replacing
+from defeat.io.atomic_write import replacing
 from defeat.types import Batch, Target
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from defeat.data.coco import read_coco
-from defeat.data.problems import OnError
+from defeat.data.error_policy import OnError
 from defeat.data.scenes.scene import Scene, render_scene
 from defeat.data.scenes.shapes import CLASSES
 from defeat.errors import DataError

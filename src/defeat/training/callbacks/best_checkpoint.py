@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from defeat.errors import ConfigError
-from defeat.files import replacing
+from defeat.io.atomic_write import replacing
 
 MIDWAY = ("every_n_train_steps", "train_time_interval", "save_on_exception")
 """Settings of Lightning's ``ModelCheckpoint`` that save between a step and its logs, or within a step."""

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
-from defeat.files import write_text
+from defeat.io.atomic_write import write_text
 from defeat.training.balance import balanced_weights
 from defeat.training.gradient_tables import (
     as_csv,

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from defeat.errors import ConfigError
-from defeat.files import write_text
+from defeat.io.atomic_write import write_text
 from defeat.memory import describe_memory, peak_memory
-from defeat.timing import PARTS, CudaClock, HostClock, Part, Recorder, part
+from defeat.timing import PHASES, CudaClock, HostClock, Phase, Recorder, phase
 from defeat.training.gradient_tables import Sheet, as_markdown, for_terminal
 from defeat.types import Batch
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 WARM_UP = 5
 """Steps before the first that is timed: libraries choose algorithms and memory pools grow."""
 
-_PARTS_OF_ACTIONS: dict[str, Part] = {
+_PARTS_OF_ACTIONS: dict[str, Phase] = {
     "train_dataloader_next": "data",
     "batch_to_device": "data",
     "training_step": "other",  # but for what it names itself
@@ -44,7 +44,7 @@ _PARTS_OF_ACTIONS: dict[str, Part] = {
 class Profile(NamedTuple):
     """What some steps of one process took."""
 
-    steps: list[dict[Part, float]]
+    steps: list[dict[Phase, float]]
     """Seconds by part, see :meth:`defeat.timing.Recorder.steps`; at least one step."""
     images: int
     """Of all processes in all these steps."""
@@ -69,14 +69,14 @@ class Profile(NamedTuple):
         """TFLOP/s of one process."""
         return None if self.flops is None else self.flops / mean(self.totals) / 1e12
 
-    def of(self, name: Part) -> list[float]:
+    def of(self, name: Phase) -> list[float]:
         """Seconds of a part in each step, 0 where a step did not come by it."""
         return [step.get(name, 0.0) for step in self.steps]
 
     def sheet(self) -> Sheet:
         """As a table: the parts, and the step that they add up to."""
         whole = mean(self.totals)
-        parts = [(name, self.of(name)) for name in PARTS if any(name in step for step in self.steps)]
+        parts = [(name, self.of(name)) for name in PHASES if any(name in step for step in self.steps)]
         rows = [
             [name, f"{1e3 * mean(t):.2f}", f"{1e3 * median(t):.2f}", f"{100 * mean(t) / whole:.1f} %"]
             for name, t in (*parts, ("step", self.totals))
@@ -93,7 +93,7 @@ class Profile(NamedTuple):
 
     def scalars(self) -> dict[str, float]:
         """For a dashboard; means."""
-        found = {f"profile/{name}_ms": 1e3 * mean(self.of(name)) for name in PARTS}
+        found = {f"profile/{name}_ms": 1e3 * mean(self.of(name)) for name in PHASES}
         found["profile/step_ms"] = 1e3 * mean(self.totals)
         found["profile/images_per_s"] = self.images_per_second
         if self.teraflops is not None:
@@ -253,7 +253,7 @@ class _Parts(Profiler):
         """Begin an action."""
         name = _part_of(action_name)
         if name is not None:
-            self._open.append(part(name))
+            self._open.append(phase(name))
             self._open[-1].__enter__()
         self.inner.start(action_name)
 
@@ -264,7 +264,7 @@ class _Parts(Profiler):
             self._open.pop().__exit__(None, None, None)
 
 
-def _part_of(action: str) -> Part | None:
+def _part_of(action: str) -> Phase | None:
     """The part that an action of Lightning's is; None leaves it to the part around it."""
     if action.startswith("[Callback]"):
         return "other"

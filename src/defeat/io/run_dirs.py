@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from defeat.errors import ConfigError, StorageError
-from defeat.files import cannot_write
+from defeat.io.atomic_write import cannot_write
 
 
 def make_free_folder(wanted: Path) -> Path:

@@ -6,7 +6,7 @@ import pickle
 
 import torch
 
-from defeat.data.packed import PackedBatch
+from defeat.data.batch_transfer import PackedBatch
 from defeat.types import Batch, Target
 
 

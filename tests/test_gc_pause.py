@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from defeat.garbage import no_collection
-from defeat.inputs import load_json
+from defeat.gc_pause import pause_gc
+from defeat.io.safe_read import load_json
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -16,7 +16,7 @@ def test_the_collector_is_left_as_it_was(fails: bool, collects: bool) -> None:
         if not collects:
             gc.disable()
         try:
-            with no_collection():
+            with pause_gc():
                 assert not gc.isenabled()
                 if fails:
                     raise ValueError

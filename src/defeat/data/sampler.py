@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from defeat.errors import ConfigError
-from defeat.seeds import Stream, fold
+from defeat.seeds import Stream, derive_seed
 from defeat.types import Record
 
 
-class Sample(NamedTuple):
+class SeededIndex(NamedTuple):
     """What a sampler asks a data set for."""
 
     image: int
@@ -23,7 +23,7 @@ class Sample(NamedTuple):
     """Of the random numbers that its augmentation draws."""
 
 
-class TrainingOrder(DistributedSampler[Sample]):
+class TrainingSampler(DistributedSampler[SeededIndex]):
     """Shuffled samples of one process, batch after batch; an incomplete last batch is dropped.
 
     In every epoch the data set is shuffled anew and cut into global batches, of which each process takes an
@@ -90,9 +90,9 @@ class TrainingOrder(DistributedSampler[Sample]):
         if epoch != self.epoch:
             self.epoch, self.batches = epoch, 0
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[SeededIndex]:
         """The samples that the epoch has left."""
-        generator = torch.Generator().manual_seed(fold(Stream.ORDER, self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(derive_seed(Stream.SHUFFLE, self.seed, self.epoch))
         shuffled = torch.randperm(self.all, generator=generator) % self.images
         if self.groups is not None:
             shuffled = shuffled[_by_group(self.groups[shuffled], self.global_batch)]
@@ -100,8 +100,8 @@ class TrainingOrder(DistributedSampler[Sample]):
         for batch in range(self.batches, self.all // self.global_batch):
             first = batch * self.global_batch + self.rank * self.batch_size
             for position in range(first, first + self.batch_size):
-                seed = fold(Stream.AUGMENTATION, self.seed, self.epoch, position)
-                yield Sample(images[position], seed)
+                seed = derive_seed(Stream.AUGMENTATION, self.seed, self.epoch, position)
+                yield SeededIndex(images[position], seed)
 
 
 def orientations(records: Sequence[Record]) -> Tensor | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Literal, NoReturn
 
 from defeat.errors import ConfigError, DataError
-from defeat.inputs import one_line
+from defeat.io.text import one_line
 
 OnError = Literal["raise", "skip"]
 
@@ -21,7 +21,7 @@ def check_on_error(on_error: str) -> None:
         raise ConfigError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
 
 
-class Problems:
+class ErrorPolicy:
     """Counts of what one data set had to change or leave out, by reason, reported in a single line.
 
     Args:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def no_collection() -> Iterator[None]:
+def pause_gc() -> Iterator[None]:
     """Do not look for cycles in the block, which would take longer than to parse JSON or to match boxes.
 
     What is in no cycle is freed as ever.

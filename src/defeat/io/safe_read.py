@@ -1,40 +1,17 @@
-"""Files that strangers made: opened without waiting, read without surprises, quoted in one line."""
+"""Files that strangers made: opened without waiting, read without surprises."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import reprlib
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from defeat.garbage import no_collection
-
-LINE = 500
-"""Characters that a message about a file may have."""
-
-_brief = reprlib.Repr()  # stops early, where repr runs through all of a nested or endless value
-_brief.maxlevel = 4
-_brief.maxstring = _brief.maxother = _brief.maxlong = 400
-
-
-def show(value: object, most: int = 60) -> str:
-    """``repr`` of a value, cut to what fits a line; of a text or number the end stays too."""
-    try:
-        text = _brief.repr(value)
-    except ValueError:  # a whole number of more digits than Python converts
-        text = f"a number of type {type(value).__name__} with thousands of digits"
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def one_line(text: str, most: int = LINE) -> str:
-    """A text with everything escaped that does not print, such as line ends; cut in its middle."""
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if len(text) <= most else f"{text[: most * 3 // 5]} ... {text[-(most * 2 // 5 - 5) :]}"
+from defeat.gc_pause import pause_gc
+from defeat.io.text import quote
 
 
 def is_file(path: Path) -> bool:
@@ -104,13 +81,13 @@ def load_json(path: str | os.PathLike[str], hook: Callable[[dict[str, Any]], Any
         if len(item) != len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in item if keys.count(key) > 1)
-            named = f" (id {show(item['id'])})" if "id" in item else ""
-            raise ValueError(f"key {show(twice)} is given twice in one object{named}")
+            named = f" (id {quote(item['id'])})" if "id" in item else ""
+            raise ValueError(f"key {quote(twice)} is given twice in one object{named}")
         return hook(item)
 
     content = read_regular(path).decode("utf-8-sig")
     try:
-        with no_collection():
+        with pause_gc():
             return json.loads(content, object_pairs_hook=unique)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
-from defeat.data.order import Sample, TrainingOrder, orientations
+from defeat.data.sampler import SeededIndex, TrainingSampler, orientations
 from defeat.errors import ConfigError
-from defeat.seeds import Stream, fold
+from defeat.seeds import Stream, derive_seed
 from defeat.types import Record
 
 
-def steps(order: TrainingOrder) -> list[list[Sample]]:
+def steps(order: TrainingSampler) -> list[list[SeededIndex]]:
     """The samples of each step."""
     samples = list(order)
     return [samples[i : i + order.batch_size] for i in range(0, len(samples), order.batch_size)]
@@ -72,8 +72,8 @@ def test_processes_share_the_batches_of_one(sizes: tuple[int, ...], kinds: int |
     processes, each, more, repeat, seed, epoch = sizes
     data = range(processes * each + more)
     common = {"repeat": repeat, "seed": seed, "epoch": epoch, "groups": groups_of(len(data), kinds)}
-    one = TrainingOrder(data, processes * each, **common)
-    many = [TrainingOrder(data, each, replicas=processes, rank=rank, **common) for rank in range(processes)]
+    one = TrainingSampler(data, processes * each, **common)
+    many = [TrainingSampler(data, each, replicas=processes, rank=rank, **common) for rank in range(processes)]
     together = zip(*map(steps, many), strict=True)
     assert [[sample for share in shares for sample in share] for shares in together] == steps(one)
     assert {len(order) for order in many} == {len(list(order)) for order in many} == {len(one) // processes}
@@ -86,15 +86,15 @@ def test_the_rest_of_an_epoch_is_its_tail(
     _, each, more, repeat, seed, epoch = sizes
     images = range(each + more)
     common = {"repeat": repeat, "seed": seed, "groups": groups_of(len(images), kinds)}
-    whole = steps(TrainingOrder(images, each, epoch=epoch, **common))
+    whole = steps(TrainingSampler(images, each, epoch=epoch, **common))
     done = data.draw(st.integers(0, len(whole)))
-    order = TrainingOrder(images, each, epoch=epoch, batches=done, **common)
+    order = TrainingSampler(images, each, epoch=epoch, batches=done, **common)
     assert steps(order) == whole[done:]
     assert len(order) == len(whole) * each, "a loader has the length of the epoch"
     order.set_epoch(epoch)
     assert steps(order) == whole[done:]
     order.set_epoch(epoch + 1)
-    assert steps(order) == steps(TrainingOrder(images, each, epoch=epoch + 1, **common))
+    assert steps(order) == steps(TrainingSampler(images, each, epoch=epoch + 1, **common))
 
 
 @given(sizes, st.integers(1, 4))
@@ -102,9 +102,9 @@ def test_batches_are_of_one_group_as_filling_buckets_makes_them(sizes: tuple[int
     _, each, more, repeat, seed, epoch = sizes
     images = range(each + more)
     groups = groups_of(len(images), kinds)
-    plain = TrainingOrder(images, each, repeat=repeat, seed=seed, epoch=epoch)
-    order = TrainingOrder(images, each, repeat=repeat, seed=seed, epoch=epoch, groups=groups)
-    generator = torch.Generator().manual_seed(fold(Stream.ORDER, seed, epoch))
+    plain = TrainingSampler(images, each, repeat=repeat, seed=seed, epoch=epoch)
+    order = TrainingSampler(images, each, repeat=repeat, seed=seed, epoch=epoch, groups=groups)
+    generator = torch.Generator().manual_seed(derive_seed(Stream.SHUFFLE, seed, epoch))
     shuffled = [i % len(images) for i in torch.randperm(len(images) * repeat, generator=generator).tolist()]
     seen = [[sample.image for sample in step] for step in steps(order)]
     assert seen == naive(shuffled, groups.tolist(), each)
@@ -121,7 +121,7 @@ def test_with_one_group_the_order_is_that_of_old(groups: int | None) -> None:
 
     def order(images: int, each: int, **more: int) -> list[tuple[int, int]]:
         alike = None if groups is None else torch.zeros(images, dtype=torch.int64)
-        return [tuple(s) for s in TrainingOrder(range(images), each, groups=alike, **more)]
+        return [tuple(s) for s in TrainingSampler(range(images), each, groups=alike, **more)]
 
     assert order(5, 2, repeat=2, seed=3, epoch=1, batches=1) == [
         (2, 2981118128734045138),
@@ -150,26 +150,26 @@ def test_orientations() -> None:
 
 
 def test_an_epoch_shows_every_image_as_often_and_never_augmented_alike() -> None:
-    samples = list(TrainingOrder(range(50), 5, repeat=3))
+    samples = list(TrainingSampler(range(50), 5, repeat=3))
     assert Counter(sample.image for sample in samples) == dict.fromkeys(range(50), 3)
-    others = [list(TrainingOrder(range(50), 5, repeat=3, **more)) for more in ({"epoch": 1}, {"seed": 1})]
+    others = [list(TrainingSampler(range(50), 5, repeat=3, **more)) for more in ({"epoch": 1}, {"seed": 1})]
     everything = [*samples, *others[0], *others[1]]
     assert len({sample.seed for sample in everything}) == len(everything)
     assert [s.image for s in samples] != [s.image for s in others[0]] != [s.image for s in others[1]]
 
 
 def test_one_process_takes_what_there_is_and_several_refuse() -> None:
-    assert len(list(TrainingOrder(range(3), 8))) == 3
+    assert len(list(TrainingSampler(range(3), 8))) == 3
     with pytest.raises(ConfigError, match=r"7 training images .* 2 processes, data.batch_size=4 each: lower"):
-        TrainingOrder(range(7), 4, replicas=2)
+        TrainingSampler(range(7), 4, replicas=2)
 
 
 def test_lightning_leaves_it_alone() -> None:
-    assert isinstance(TrainingOrder(range(3), 1), DistributedSampler)
+    assert isinstance(TrainingSampler(range(3), 1), DistributedSampler)
 
 
 def test_seeds_depend_on_every_number() -> None:
-    seeds = {fold(stream, *numbers) for stream in Stream for numbers in np.ndindex(6, 6, 6)}
-    seeds |= {fold(stream, *numbers) for stream in Stream for numbers in np.ndindex(6, 6)}
+    seeds = {derive_seed(stream, *numbers) for stream in Stream for numbers in np.ndindex(6, 6, 6)}
+    seeds |= {derive_seed(stream, *numbers) for stream in Stream for numbers in np.ndindex(6, 6)}
     assert len(seeds) == len(Stream) * (6**3 + 6**2)
     assert all(0 <= seed < 2**63 for seed in seeds)
