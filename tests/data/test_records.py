@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from defeat.data.error_policy import Problems
+from defeat.data.error_policy import ErrorPolicy
 from defeat.data.records import BoxColumns, ImageRow, Records, build_records
 from defeat.types import Record
 
@@ -17,7 +17,7 @@ def build(ids: Sequence[int | str], boxes: int = 0) -> Records:
     columns = BoxColumns()
     for box in range(boxes):
         columns.add(box % len(rows), (box % 30, 0, 31, 9), box % 7 + 1, box % 5 == 0)
-    return build_records(rows, columns, Problems("here", "raise"))
+    return build_records(rows, columns, ErrorPolicy("here", "raise"))
 
 
 def known(record: Record) -> tuple[object, ...]:
