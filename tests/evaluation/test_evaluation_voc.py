@@ -1,9 +1,9 @@
 import math
 
+import numpy as np
 import pytest
-import torch
 
-from defeat.evaluation.voc_metrics import voc_ap
+from defeat.evaluation.average_precision import VOC_RECALLS, average_precision_of_hits
 from tests.helpers.evaluation_cases import CLASSES, Case, evaluate, make_prediction, make_target, random_case
 
 
@@ -83,20 +83,20 @@ def test_mean_ap_equals_a_transcription_of_the_development_kit(seed):
 
 
 @pytest.mark.parametrize(
-    ("recall", "precision", "eleven", "every"),
+    ("hit", "positives", "eleven", "every"),
     [
-        ([], [], 0.0, 0.0),
-        ([1.0], [1.0], 1.0, 1.0),
-        ([0.5], [1.0], 6 / 11, 0.5),  # recalls 0, 0.1, ..., 0.5
-        ([0.0, 0.5, 1.0], [0.0, 0.5, 2 / 3], 2 / 3, 2 / 3),  # precision is made to fall
-        ([0.5, 0.5, 1.0], [1.0, 0.5, 2 / 3], (6 + 5 * 2 / 3) / 11, 0.5 + 0.5 * 2 / 3),
-        ([0.1, 0.2, 0.3], [1.0, 1.0, 1.0], 4 / 11, 0.3),  # 3 / 10 reaches the level 0.3
+        ([], 1, 0.0, 0.0),
+        ([1], 1, 1.0, 1.0),
+        ([1], 2, 6 / 11, 0.5),  # recalls 0, 0.1, ..., 0.5
+        ([0, 1, 1], 2, 2 / 3, 2 / 3),  # precision is made to fall
+        ([1, 0, 1], 2, (6 + 5 * 2 / 3) / 11, 0.5 + 0.5 * 2 / 3),
+        ([1, 1, 1], 10, 4 / 11, 0.3),  # 3 / 10 reaches the level 0.3
     ],
 )
-def test_ap_of_curves_computed_by_hand(recall, precision, eleven, every):
-    curve = torch.tensor(recall, dtype=torch.float64), torch.tensor(precision, dtype=torch.float64)
-    assert voc_ap(*curve, "11") == pytest.approx(eleven, abs=1e-12)
-    assert voc_ap(*curve, "all") == pytest.approx(every, abs=1e-12)
+def test_ap_of_curves_computed_by_hand(hit, positives, eleven, every):
+    hit = np.array(hit, dtype=bool)
+    assert average_precision_of_hits(hit, positives, VOC_RECALLS) == pytest.approx(eleven, abs=1e-12)
+    assert average_precision_of_hits(hit, positives, None) == pytest.approx(every, abs=1e-12)
 
 
 A, B = [0, 0, 10, 10], [100, 0, 110, 10]

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.report import bootstrap
 from defeat.report.bootstrap import FIGURES, draw_weights, resampled_figures
-from defeat.report.matching import match_classes
+from defeat.report.class_matches import match_classes
 from tests.helpers.report_cases import detect, image_result, random_truth
 
 NAMES = ("ant", "bee", "cow", "dog")  # the last never occurs

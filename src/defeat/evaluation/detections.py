@@ -1,4 +1,4 @@
-"""The detections of one validation beside the ground truth, in one file: what reports compare runs by.
+"""The detections of one validation beside the ground truth, in one file, by which reports compare runs.
 
 The file stands by itself: figures, bootstrap and error analysis need neither the data set nor the model.
 """
@@ -20,14 +20,14 @@ from defeat.evaluation.image_result import ImageResult
 from defeat.io.atomic_write import replacing
 
 DETECTIONS_FILE = "detections.safetensors"
-"""What a run calls it."""
+"""Name of the file in a run's folder."""
 
 
 class Detections(NamedTuple):
-    """What a detector found on a whole split."""
+    """All detections of a detector on a split, beside the ground truth."""
 
     images: dict[int, ImageResult]
-    """By position in the data set, in ascending order."""
+    """Position in the data set, in ascending order, to the image's detections and ground truth."""
     classes: tuple[str, ...]
     """K names; label i stands for ``classes[i - 1]``."""
     step: int
@@ -83,9 +83,9 @@ def _join(parts: Sequence[Tensor], dtype: torch.dtype, *columns: int) -> Tensor:
 
 def _split(tensors: Mapping[str, Tensor]) -> dict[int, ImageResult]:
     detected, true = tensors["counts"].unbind(1)
-    found = [tensors[name].split(detected.tolist()) for name in ("boxes", "scores", "labels")]
+    predicted = [tensors[name].split(detected.tolist()) for name in ("boxes", "scores", "labels")]
     truth = [tensors[name].split(true.tolist()) for name in ("true_boxes", "true_labels", "ignore", "area")]
     images = {}
-    for index, boxes, scores, *rest in zip(tensors["index"].tolist(), *found, *truth, strict=True):
+    for index, boxes, scores, *rest in zip(tensors["index"].tolist(), *predicted, *truth, strict=True):
         images[index] = ImageResult(boxes.double(), scores.double(), *rest)
     return images

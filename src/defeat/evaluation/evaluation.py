@@ -1,18 +1,16 @@
-"""What an evaluation yields, and its JSON form."""
+"""The result of an evaluation, and its JSON form."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
-
-from defeat.errors import DataError
+from typing import Any, NamedTuple
 
 COCO_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The 12 COCO figures in the order of https://cocodataset.org/#detection-eval."""
 
 VOC_KEYS = ("AP50_11point", "AP50_allpoint")
-"""Pascal VOC mean AP at IoU 0.5: as of VOC2007, and as of VOC2010."""
+"""Pascal VOC mean AP at IoU 0.5, by the rule of VOC2007 and by that of VOC2010."""
 
 
 class Evaluation(NamedTuple):
@@ -25,34 +23,13 @@ class Evaluation(NamedTuple):
     voc: dict[str, float]
     """:data:`VOC_KEYS` to figure."""
     images: int
-    """How many different images were evaluated."""
+    """Number of different images that were evaluated."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict for :func:`json.dumps`; JSON has no nan, so it becomes null."""
         groups = {name: _nan_to_none(getattr(self, name)) for name in ("coco", "per_class", "voc")}
         return {**groups, "images": self.images}
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild what :meth:`to_json` gave.
-
-        Raises:
-            DataError: ``data`` lacks a figure, or a figure is not a number.
-        """
-        try:
-            groups = {name: _none_to_nan(data[name]) for name in ("coco", "per_class", "voc")}
-            for name, keys in (("coco", COCO_KEYS), ("voc", VOC_KEYS)):
-                groups[name] = {key: groups[name][key] for key in keys}
-            return cls(**groups, images=int(data["images"]))
-        except KeyError as error:
-            raise DataError(f"evaluation: {error.args[0]!r} is missing") from error
-        except (TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"evaluation: not the form that Evaluation.to_json gives ({error})") from error
-
 
 def _nan_to_none(figures: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(figure) else figure for name, figure in figures.items()}
-
-
-def _none_to_nan(figures: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if figure is None else float(figure) for name, figure in figures.items()}

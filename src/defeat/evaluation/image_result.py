@@ -1,4 +1,4 @@
-"""One image's detections beside its ground truth: what every figure is computed from."""
+"""The detections of one image beside its ground truth, from which every figure is computed."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ def evaluation_table(evaluation: Evaluation, title: str = "Evaluation") -> Rende
     """Render all figures for :func:`rich.print`; "-" stands for a figure there was nothing to measure by.
 
     Args:
-        evaluation: The figures; long class names are folded.
-        title: Stands above the COCO figures, beside the number of images.
+        evaluation: the figures; long class names are folded.
+        title: heading of the COCO figures, beside the number of images.
     """
     return Group(
         _coco_table(evaluation, title),

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from defeat.report.matching import AREAS, IOU_THRESHOLDS, ClassMatches
-from defeat.report.overlap import Floats
-from defeat.report.precision import average_precision
+from defeat.evaluation.average_precision import Bools, Floats, average_precision
+from defeat.evaluation.matching import Integers
+from defeat.report.class_matches import AREAS, IOU_THRESHOLDS, ClassMatches
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """The figures that are resampled, in the order of the columns."""
@@ -59,6 +59,7 @@ def _class_figures(matches: ClassMatches, weights: Counts) -> Floats:
 
 
 def _slice_figures(matches: ClassMatches, weights: Counts) -> Floats:
+    """(R, 6) of one class, all resamples at once."""
     of_detection = weights[matches.image]  # (N, R)
     positives = matches.positives.T @ weights.astype(np.float64)  # (A, R)
     precision = np.full((len(AREAS), len(IOU_THRESHOLDS), weights.shape[1]), np.nan)
@@ -66,30 +67,30 @@ def _slice_figures(matches: ClassMatches, weights: Counts) -> Floats:
         if not matches.positives[:, a].any():
             continue
         in_area = matches.in_area[:, a]
-        counted_in_area = _Running(of_detection, np.flatnonzero(in_area))
+        counted_in_area = _RunningTotal(of_detection, in_area)
         for t in range(len(IOU_THRESHOLDS)):
             hit = matches.hit[:, t, a]
             hits = np.flatnonzero(hit)
-            found = np.cumsum(of_detection[hits], axis=0)
+            true_positives = np.cumsum(of_detection[hits], axis=0)
             # The few that count though their own area is outside of the range, and the other way round.
-            more = _Running(of_detection, np.flatnonzero(hit & ~in_area))
-            fewer = _Running(of_detection, np.flatnonzero(matches.excused[:, t, a] & in_area))
+            more = _RunningTotal(of_detection, hit & ~in_area)
+            fewer = _RunningTotal(of_detection, matches.ignored[:, t, a] & in_area)
             counted = counted_in_area.up_to(hits) + more.up_to(hits) - fewer.up_to(hits)
-            precision[a, t] = average_precision(found, counted, positives[a])
+            precision[a, t] = average_precision(true_positives, counted, positives[a])
     overall, *by_size = precision.mean(axis=1)
     at_50, at_75 = (precision[0, np.isclose(IOU_THRESHOLDS, iou)][0] for iou in (0.5, 0.75))
     return np.stack([overall, at_50, at_75, *by_size], axis=1)
 
 
-class _Running:
+class _RunningTotal:
     """Running totals of the weights of some detections."""
 
-    def __init__(self, weights: Counts, places: NDArray[np.int64]) -> None:
-        """Add up the rows of (N, R) ``weights`` at (P,) rising ``places``."""
-        self.places = places
-        self.total = np.zeros((len(places) + 1, weights.shape[1]), dtype=np.int32)
-        np.cumsum(weights[places], axis=0, out=self.total[1:])
+    def __init__(self, weights: Counts, chosen: Bools) -> None:
+        """Add up those rows of (N, R) ``weights`` that are ``chosen``, (N,)."""
+        self.rows = np.flatnonzero(chosen)
+        self.total = np.zeros((len(self.rows) + 1, weights.shape[1]), dtype=np.int32)
+        np.cumsum(weights[self.rows], axis=0, out=self.total[1:])
 
-    def up_to(self, places: NDArray[np.int64]) -> Counts:
-        """(M, R) totals up to and with each of (M,) places."""
-        return self.total[np.searchsorted(self.places, places, side="right")]
+    def up_to(self, rows: Integers) -> Counts:
+        """(M, R) totals up to and with each of (M,) rows."""
+        return self.total[np.searchsorted(self.rows, rows, side="right")]

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from defeat.errors import DefeatError
+from defeat.evaluation.average_precision import Floats
 from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.report.bootstrap import FIGURES, Counts, draw_weights, resampled_figures
+from defeat.report.class_matches import match_classes
 from defeat.report.groups import Group
-from defeat.report.matching import match_classes
-from defeat.report.overlap import Floats
 from defeat.report.runs import FinishedRun
 from defeat.report.statistics import Estimate, of_resamples, over_seeds
 from defeat.report.student_cost import Cost, student_cost

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student_t
 
-from defeat.report.overlap import Floats
+from defeat.evaluation.average_precision import Floats
 
 
 class Estimate(NamedTuple):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_area, box_iou
 
+from defeat.evaluation.matching import coco_overlaps, match_greedily
 from defeat.types import Prediction, Target
 
 
@@ -46,24 +47,16 @@ def match(prediction: Prediction, target: Target, iou: float = 0.5) -> Matching:
         target: M boxes in the same pixels.
         iou: overlap that a hit needs; for regions to ignore, the share of the detection that lies inside.
     """
-    same = prediction["labels"][:, None] == target["labels"][None]
-    overlap = box_iou(prediction["boxes"], target["boxes"]) * same
-    hit = torch.zeros(len(overlap), dtype=torch.bool)
-    free = ~target["ignore"]
-    for row, overlaps in enumerate(overlap):
-        candidates = torch.where(free, overlaps, 0.0)
-        if len(candidates) and candidates.max() >= iou:
-            hit[row] = True
-            free[candidates.argmax()] = False
-    return Matching(hit, ~hit & _inside_ignored(prediction, target, same, iou), free)
-
-
-def _inside_ignored(prediction: Prediction, target: Target, same: Tensor, share: float) -> Tensor:
-    regions = target["boxes"][target["ignore"]]
-    first, second = prediction["boxes"][:, None], regions[None]
-    sides = (
-        torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
-    ).clamp(min=0)
-    inside = sides.prod(dim=-1) / box_area(prediction["boxes"]).clamp(min=1e-6)[:, None]
-    excused: Tensor = ((inside >= share) & same[:, target["ignore"]]).any(dim=1)
-    return excused
+    same_class = (prediction["labels"][:, None] == target["labels"]).numpy()  # (N, M)
+    ignore = target["ignore"].numpy()
+    matches = match_greedily(
+        coco_overlaps(prediction["boxes"], target["boxes"], target["ignore"]) * same_class,
+        np.array([iou]),
+        crowd=ignore,
+        ignored=ignore[None],
+        ties="first",
+    )
+    hit = matches.hit[:, 0, 0]
+    missed = ~ignore
+    missed[matches.truth[hit]] = False
+    return Matching(*map(torch.from_numpy, (hit, matches.ignored[:, 0, 0], missed)))
