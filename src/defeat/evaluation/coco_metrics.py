@@ -1,106 +1,120 @@
-"""The 12 COCO figures and the AP of each class."""
+"""The 12 COCO metrics and the AP of each class, by faster-coco-eval or by pycocotools."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
+import faster_coco_eval
 import numpy as np
 import torch
-from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from defeat.errors import ConfigError
 from defeat.evaluation.evaluation import COCO_KEYS
 from defeat.evaluation.image_result import ImageResult
+from defeat.evaluation.matching import xywh
 from defeat.gc_pause import pause_gc
 
-_IOU_THRESHOLDS, _RECALLS, _AREAS, _MOST = (
-    10,
-    101,
-    4,
-    3,
-)  # of the evaluator: 0.5, 0.55, ...; 1, 10, 100 detections
+Backend = Literal["faster_coco_eval", "pycocotools"]
+
+DEFAULT_BACKEND: Backend = "faster_coco_eval"
+
+_ENGINES: Mapping[Backend, tuple[type[Any], type[Any]]] = {
+    "faster_coco_eval": (faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster),
+    "pycocotools": (COCO, COCOeval),
+}
+"""The data set and the evaluator of each engine; both have pycocotools' interface."""
+
+# Sizes of an evaluator's results: IoU thresholds 0.5, 0.55, ..., recalls, areas, and 1, 10, 100 detections.
+_THRESHOLDS, _RECALLS, _AREAS, _MAX_DETECTIONS = 10, 101, 4, 3
 _ALL, _SMALL, _MEDIUM, _LARGE = range(_AREAS)
 
 
 class _Curves(NamedTuple):
-    """What the figures are means of; -1 where there is no ground truth to measure by."""
+    """The values that the metrics are means of; -1 where there is no ground truth to measure by."""
 
     precision: NDArray[np.float64]
-    """(K, 10, 101, 4) by class, IoU threshold, recall and area, with the most detections."""
+    """(K, 10, 101, 4) by class, IoU threshold, recall and area, with at most 100 detections."""
     recall: NDArray[np.float64]
-    """(K, 10, 4, 3) by class, IoU threshold, area and most detections."""
+    """(K, 10, 4, 3) by class, IoU threshold, area and number of detections."""
+
+
+def check_backend(name: object) -> Backend:
+    """Return ``name`` if it is an engine.
+
+    Raises:
+        ConfigError: there is no such engine.
+    """
+    if name not in _ENGINES:
+        raise ConfigError(f"evaluation.backend={name} is none of {', '.join(_ENGINES)}")
+    return cast(Backend, name)
 
 
 def coco_metrics(
-    images: Sequence[ImageResult], classes: Sequence[str]
+    images: Sequence[ImageResult], classes: Sequence[str], backend: Backend = DEFAULT_BACKEND
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Compute the COCO figures (https://cocodataset.org/#detection-eval), equal to pycocotools' ones.
+    """Compute the COCO metrics (https://cocodataset.org/#detection-eval).
 
     At most 100 detections count per image and class. Detections of equal score count in the order of
     ``images``, then in their order within the image.
 
     The evaluator works on an object for each box, about 1 kB. It is given one class after the other, of which
-    all figures are means, so that only the boxes of one class are objects at a time.
+    all metrics are means, so that only the boxes of one class are objects at a time.
 
     Args:
-        images: Any number of images, none twice.
+        images: any number of images, none twice.
         classes: K names; label i stands for ``classes[i - 1]``.
+        backend: the engine; both give the same numbers, and pycocotools takes several times as long.
 
     Returns:
-        The figure of each of the 12 keys, and the AP of each class name; nan where there is no ground truth
+        The value of each of the 12 keys, and the AP of each class name; nan where there is no ground truth
         to measure by.
     """
-    curves = _curves(images, len(classes))
+    curves = _curves(images, len(classes), backend)
     per_class = {
-        name: _mean(of_class[..., _ALL]) for name, of_class in zip(classes, curves.precision, strict=True)
+        name: _mean(precision[..., _ALL]) for name, precision in zip(classes, curves.precision, strict=True)
     }
-    return _figures(curves), per_class
+    return _metrics(curves), per_class
 
 
-def xywh(boxes: Tensor) -> Tensor:
-    """Turn (N, 4) xyxy into xywh as the annotation file gave it.
-
-    In binary, x + width - x is not quite the width. Rounding to a millionth of a pixel, far below what
-    float32 boxes resolve, takes the last bits off: an overlap of 3 / 5 is 0.6 here as in pycocotools.
-    """
-    corner = boxes[:, :2]
-    return torch.cat([corner, (boxes[:, 2:] - corner).round(decimals=6)], dim=1)
-
-
-def _figures(curves: _Curves) -> dict[str, float]:
+def _metrics(curves: _Curves) -> dict[str, float]:
     precision, recall = curves
     sizes = (_SMALL, _MEDIUM, _LARGE)
-    parts = [
+    averaged = [
         precision[..., _ALL],
         *(precision[:, threshold, :, _ALL] for threshold in (0, 5)),
         *(precision[..., size] for size in sizes),
-        *(recall[..., _ALL, most] for most in range(_MOST)),
+        *(recall[..., _ALL, most] for most in range(_MAX_DETECTIONS)),
         *(recall[..., size, -1] for size in sizes),
     ]
-    return {key: _mean(part) for key, part in zip(COCO_KEYS, parts, strict=True)}
+    return {key: _mean(values) for key, values in zip(COCO_KEYS, averaged, strict=True)}
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """The mean of what could be measured. COCO's -1 would be a wrong number in a table or an average."""
+    """Average what could be measured. COCO's -1 would be a wrong number in a table or an average."""
     measured = values[values >= 0]
     return float(measured.mean()) if measured.size else math.nan
 
 
-def _curves(images: Sequence[ImageResult], classes: int) -> _Curves:
-    precision = np.full((classes, _IOU_THRESHOLDS, _RECALLS, _AREAS), -1.0)
-    recall = np.full((classes, _IOU_THRESHOLDS, _AREAS, _MOST), -1.0)
-    found = _by_class([(image.boxes, image.labels, image.scores) for image in images], classes)
-    true = _by_class(
+def _curves(images: Sequence[ImageResult], classes: int, backend: Backend) -> _Curves:
+    precision = np.full((classes, _THRESHOLDS, _RECALLS, _AREAS), -1.0)
+    recall = np.full((classes, _THRESHOLDS, _AREAS, _MAX_DETECTIONS), -1.0)
+    detections = _by_class([(image.boxes, image.labels, image.scores) for image in images], classes)
+    truths = _by_class(
         [(image.true_boxes, image.true_labels, image.area, image.ignore) for image in images], classes
     )
-    for label, (detections, truths) in enumerate(zip(found, true, strict=True)):
-        if len(truths[0]):
+    for label, (detected, true) in enumerate(zip(detections, truths, strict=True)):
+        if len(true[0]):
             with pause_gc():
-                precision[label], recall[label] = _evaluate(detections, truths)
+                precision[label], recall[label] = _evaluate(detected, true, backend)
     return _Curves(precision, recall)
 
 
@@ -108,7 +122,7 @@ _Columns = list[NDArray[Any]]
 
 
 def _by_class(images: Sequence[Sequence[Tensor]], classes: int) -> Iterator[_Columns]:
-    """For each class the number of the image, the boxes as xywh, and what follows the labels, in order."""
+    """Yield for each class the number of the image, the boxes as xywh, and what follows the labels."""
     if not images:
         return iter([[np.empty(0)] * 2] * classes)
     boxes, labels, *more = (torch.cat(column) for column in zip(*images, strict=True))
@@ -116,34 +130,44 @@ def _by_class(images: Sequence[Sequence[Tensor]], classes: int) -> Iterator[_Col
     columns = [number, xywh(boxes).numpy(), *(column.numpy() for column in more)]
     order = labels.argsort(stable=True).numpy()
     ends = labels.bincount(minlength=classes + 1).cumsum(0).tolist()
-    places = (order[start:end] for start, end in pairwise(ends))
-    return ([column[place] for column in columns] for place in places)
+    rows = (order[start:end] for start, end in pairwise(ends))
+    return ([column[row] for column in columns] for row in rows)
 
 
-def _evaluate(detections: _Columns, truths: _Columns) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _evaluate(
+    detections: _Columns, truths: _Columns, backend: Backend
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(10, 101, 4) precision and (10, 4, 3) recall of one class."""
     number, boxes, scores = detections
-    found = _boxes(number, boxes, boxes[:, 2] * boxes[:, 3], score=scores)
+    detected = _annotations(number, boxes, boxes[:, 2] * boxes[:, 3], score=scores)
     number, boxes, area, crowd = truths
-    true = _boxes(number, boxes, area, iscrowd=crowd.astype(np.int64))
+    true = _annotations(number, boxes, area, iscrowd=crowd.astype(np.int64))
     images = np.union1d(detections[0], truths[0]).tolist()
-    evaluation = COCOeval_faster(_data_set(images, true), _data_set(images, found), iouType="bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
+    data_set, evaluator = _ENGINES[backend]
+    with _silence(backend):
+        evaluation = evaluator(
+            _data_set(data_set(), images, true), _data_set(data_set(), images, detected), iouType="bbox"
+        )
+        evaluation.evaluate()
+        evaluation.accumulate()
     return evaluation.eval["precision"][:, :, 0, :, -1], evaluation.eval["recall"][:, 0]
 
 
-def _boxes(
+def _silence(backend: Backend) -> AbstractContextManager[Any]:
+    """Swallow what pycocotools prints; a progress bar may write meanwhile, so no other output is touched."""
+    return redirect_stdout(io.StringIO()) if backend == "pycocotools" else nullcontext()
+
+
+def _annotations(
     number: NDArray[np.int64], boxes: NDArray[np.float64], area: NDArray[np.float64], **more: NDArray[Any]
 ) -> list[dict[str, Any]]:
     columns = {"image_id": number, "bbox": boxes, "area": area, **more}
     names = ("id", "category_id", *columns)
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return [dict(zip(names, (place, 1, *row), strict=True)) for place, row in enumerate(rows, start=1)]
+    return [dict(zip(names, (position, 1, *row), strict=True)) for position, row in enumerate(rows, start=1)]
 
 
-def _data_set(images: list[int], annotations: list[dict[str, Any]]) -> COCO:
-    data = COCO()
+def _data_set(data: Any, images: list[int], annotations: list[dict[str, Any]]) -> Any:
     data.dataset = {
         "images": [{"id": image} for image in images],
         "categories": [{"id": 1, "name": "1"}],

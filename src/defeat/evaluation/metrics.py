@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from defeat.evaluation.coco_metrics import coco_metrics
+from defeat.evaluation.coco_metrics import DEFAULT_BACKEND, Backend, check_backend, coco_metrics
 from defeat.evaluation.evaluation import Evaluation
 from defeat.evaluation.image_result import ImageResult
 from defeat.evaluation.voc_metrics import voc_metrics
@@ -23,14 +23,22 @@ _TRUTH_COLUMNS = 7  # x1, y1, x2, y2, label, ignore, area
 _LABEL = 4
 
 
-def evaluate_images(images: Sequence[ImageResult], classes: Sequence[str]) -> Evaluation:
-    """Compute all figures over ``images``, none of them twice; label i stands for ``classes[i - 1]``."""
-    coco, per_class = coco_metrics(images, classes)
+def evaluate_images(
+    images: Sequence[ImageResult], classes: Sequence[str], backend: Backend = DEFAULT_BACKEND
+) -> Evaluation:
+    """Compute all metrics.
+
+    Args:
+        images: any number of images, none twice.
+        classes: K names; label i stands for ``classes[i - 1]``.
+        backend: the engine of the COCO metrics.
+    """
+    coco, per_class = coco_metrics(images, classes, backend)
     return Evaluation(coco=coco, per_class=per_class, voc=voc_metrics(images, classes), images=len(images))
 
 
 class DetectionMetrics(Metric):
-    """COCO and VOC figures over all images since the last reset, over all ranks.
+    """COCO and VOC metrics over all images since the last reset, over all ranks.
 
     An image is known by ``Target.index``: figures do not depend on the order of the images or on the rank
     that saw them, and an image that comes twice counts once. ``DistributedSampler`` repeats images to give
@@ -42,6 +50,10 @@ class DetectionMetrics(Metric):
 
     Args:
         classes: K names; label i stands for ``classes[i - 1]``.
+        backend: engine of the COCO metrics, ``faster_coco_eval`` or ``pycocotools``, with equal results.
+
+    Raises:
+        ConfigError: there is no such engine.
     """
 
     full_state_update = False
@@ -50,9 +62,10 @@ class DetectionMetrics(Metric):
     detections: list[Tensor]
     truths: list[Tensor]
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], backend: str = DEFAULT_BACKEND) -> None:
         super().__init__(dist_sync_fn=_gather)
         self.classes = tuple(classes)
+        self.backend = check_backend(backend)
         self.computed: dict[int, ImageResult] = {}
         for name in ("images", "detections", "truths"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -61,7 +74,7 @@ class DetectionMetrics(Metric):
         """Add the detections of some images, on any device.
 
         Raises:
-            ValueError: The lists differ in length, or a label is not one of 1..K.
+            ValueError: the lists differ in length, or a label is not one of 1..K.
         """
         if len(predictions) != len(targets):
             raise ValueError(
@@ -89,7 +102,7 @@ class DetectionMetrics(Metric):
         What they were computed from stays in ``computed`` until the next call, by position in the data set.
         """
         self.computed = self._image_results()
-        return evaluate_images(list(self.computed.values()), self.classes)
+        return evaluate_images(list(self.computed.values()), self.classes, self.backend)
 
     def _check_labels(self, name: str, labels: Tensor) -> None:
         if labels.numel() > 0 and not 1 <= labels.min() <= labels.max() <= len(self.classes):

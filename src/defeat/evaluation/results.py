@@ -18,6 +18,7 @@ from torch import Tensor
 
 from defeat.data.fields import is_finite
 from defeat.errors import DataError
+from defeat.evaluation.coco_metrics import DEFAULT_BACKEND, check_backend
 from defeat.evaluation.evaluation import Evaluation
 from defeat.evaluation.image_result import to_image_result
 from defeat.evaluation.metrics import evaluate_images
@@ -30,12 +31,12 @@ def write_results(path: Path, annotations: Annotations, predictions: Mapping[int
     """Write detections to a results file; reading it again gives exactly the same numbers.
 
     Args:
-        path: Where to; missing folders are made.
-        annotations: The data set whose ids to write.
-        predictions: Position in ``annotations.records`` to the detections of that image.
+        path: file to write; missing folders are made.
+        annotations: the data set whose ids to write.
+        predictions: position in ``annotations.records`` to the detections of that image.
 
     Raises:
-        IndexError: A position or a label is outside the data set.
+        IndexError: a position or a label is outside the data set.
     """
     entries = [
         entry
@@ -56,25 +57,32 @@ def read_results(path: Path, annotations: Annotations) -> list[Prediction]:
         The detections of each of ``annotations.records``, best first; none for an image the file leaves out.
 
     Raises:
-        DataError: The file cannot be read or an entry is wrong; the message names file and entry.
+        DataError: the file cannot be read or an entry is wrong; the message names file and entry.
     """
     position = {record.image_id: index for index, record in enumerate(annotations.records)}
     label = {class_id: index for index, class_id in enumerate(annotations.class_ids, start=1)}
-    found: list[list[_Detection]] = [[] for _ in annotations.records]
+    detections: list[list[_Detection]] = [[] for _ in annotations.records]
     for number, entry in enumerate(_read_list(path)):
         try:
-            found[_image(entry, position, annotations)].append(_detection(entry, label, annotations))
+            detections[_image(entry, position, annotations)].append(_detection(entry, label, annotations))
         except DataError as error:
             raise DataError(one_line(f"{path}: entry {number}: {error}")) from None
-    return [_prediction(detections) for detections in found]
+    return [_prediction(of_image) for of_image in detections]
 
 
-def evaluate_results(annotations: Annotations, path: Path) -> Evaluation:
-    """Compute the figures of a results file, as pycocotools would from the same two files.
+def evaluate_results(annotations: Annotations, path: Path, backend: str = DEFAULT_BACKEND) -> Evaluation:
+    """Compute the metrics of a results file, as pycocotools would from the same two files.
+
+    Args:
+        annotations: the data set that the file is about.
+        path: the results file.
+        backend: engine of the COCO metrics, see :class:`defeat.evaluation.DetectionMetrics`.
 
     Raises:
-        DataError: See :func:`read_results`.
+        ConfigError: there is no such engine.
+        DataError: see :func:`read_results`.
     """
+    engine = check_backend(backend)
     predictions = read_results(path, annotations)
     images = [
         (record.image_id, to_image_result(predictions[index], _target(record, index)))
@@ -82,7 +90,7 @@ def evaluate_results(annotations: Annotations, path: Path) -> Evaluation:
     ]
     # pycocotools goes by image id, which decides between detections of equal score in different images.
     images.sort(key=lambda image: (isinstance(image[0], str), image[0]))
-    return evaluate_images([image for _, image in images], annotations.classes)
+    return evaluate_images([image for _, image in images], annotations.classes, engine)
 
 
 class _Detection(NamedTuple):
