@@ -43,9 +43,7 @@ class Shares(Callback):
         assert isinstance(pl_module, DetectionModule)
         distiller = pl_module.distiller
         found = measure(
-            pl_module.student,
-            pl_module.teacher,
-            distiller,
+            pl_module,
             self.batches,
             adapter_steps=0,
             adapter_rate=1e-3,

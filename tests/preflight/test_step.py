@@ -141,7 +141,7 @@ def test_an_optimiser_that_is_asked_for_the_student_alone_is_found(
     # The module itself forgets them.
     monkeypatch.setattr(
         DetectionModule,
-        "configure_optimizers",
+        "build_optimizer",
         lambda self: self._optimizer(p for p in self.student.parameters() if p.requires_grad),
     )
     assert "12 of 65 parameters" in only(check_optimizer(walk(built)[0]))

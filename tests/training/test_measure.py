@@ -19,7 +19,7 @@ from defeat.errors import ConfigError
 from defeat.training.balance import balanced_weights
 from defeat.training.gradient_tables import as_csv, as_scalars, figures, sheets, short
 from defeat.training.loss_gradients import DETECTION, Measurement, measure
-from defeat.training.module import to_unit_range
+from defeat.training.module import DetectionModule, to_unit_range
 from defeat.types import Batch, Target
 
 SMALL: dict[str, Any] = {
@@ -82,9 +82,7 @@ def look(
     steps: int = 5,
 ) -> Measurement:
     return measure(
-        student,
-        teacher,
-        distiller,
+        DetectionModule(student, ["a", "b"], teacher=teacher, distiller=distiller),
         batches,
         adapter_steps=steps,
         adapter_rate=1e-3,
@@ -317,9 +315,7 @@ def test_half_precision_loses_no_gradient() -> None:
     student, teacher, distiller = trio({"neck": NECK})
     exact = look(student, teacher, distiller)
     half = measure(
-        student,
-        teacher,
-        distiller,
+        DetectionModule(student, ["a", "b"], teacher=teacher, distiller=distiller),
         BATCHES,
         adapter_steps=5,
         adapter_rate=1e-3,

@@ -44,9 +44,7 @@ def check_losses(
     seen = ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
     if distilled is not None and not infinite:
         measured = measure(
-            subject.module.student,
-            distilled.model,
-            distilled.distiller,
+            subject.module,
             batches,
             adapter_steps=0,
             adapter_rate=1.0,  # of no steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,16 +10,15 @@ from typing import NamedTuple
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from defeat.detectors import capture
 from defeat.io.text import few
 from defeat.memory import peak_memory
 from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.subject import Subject
 from defeat.training.loss_gradients import SCALE, Precision
-from defeat.training.module import DetectionModule, to_unit_range
+from defeat.training.module import DetectionModule
 from defeat.types import Batch
 
 VAL_IMAGES = 8
@@ -78,15 +76,13 @@ def take_steps(subject: Subject, batches: Sequence[Batch], steps: int, over: Cal
         steps: at most.
         over: whether the time is up; one step is taken, whatever it takes.
     """
-    # Only the teacher is shared: it is large, and it must not change anyhow.
-    probe = copy.deepcopy(subject.module, {id(subject.module.teacher): subject.module.teacher})
-    probe.to(subject.device)
+    probe = subject.module.copy_but_teacher().to(subject.device)
     if subject.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(subject.device)
     with _kept(probe.teacher) as changes:
         probe.train()
         awake = _sent_to_sleep(probe.teacher)
-        optimizer = _optimizer(probe)
+        optimizer = _still_optimizer(probe)
         reached = _Reached(probe)
         losses: dict[str, float] = {}
         seconds: list[float] = []
@@ -105,10 +101,8 @@ def take_steps(subject: Subject, batches: Sequence[Batch], steps: int, over: Cal
     return Steps(losses, gradients, teacher, seconds, _validate(subject, probe, batches[0]), peak)
 
 
-def _optimizer(probe: DetectionModule) -> Optimizer:
-    probe._rate = None  # a schedule asks the trainer for its length
-    optimizer = probe.configure_optimizers()
-    assert isinstance(optimizer, Optimizer)
+def _still_optimizer(probe: DetectionModule) -> Optimizer:
+    optimizer = probe.build_optimizer()
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     return optimizer
@@ -119,11 +113,10 @@ def _step(
 ) -> dict[str, float]:
     optimizer.zero_grad()
     with precision():
-        with capture(probe.student) as seen:
-            losses: dict[str, Tensor] = probe.student(to_unit_range(batch.images), list(batch.targets))
+        losses, captures = probe.detection_losses(batch)
         if probe.distiller is not None and probe.teacher is not None:
-            parts = probe.distiller.level_losses(probe.student, probe.teacher, seen)
-            losses = {**losses, **{name: part.sum() for name, part in parts.items()}}
+            levels = probe.distiller.level_losses(probe.student, probe.teacher, captures)
+            losses = {**losses, **{name: values.sum() for name, values in levels.items()}}
     # Larger, for half precision would lose small gradients; a power of two is exact elsewhere.
     (SCALE * torch.stack(list(losses.values())).sum()).backward()
     optimizer.step()

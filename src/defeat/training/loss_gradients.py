@@ -6,7 +6,6 @@ gradient that reaches its feature maps, and that can be measured.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -19,11 +18,11 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from defeat.detectors import capture, inspect_detector
+from defeat.detectors import inspect_detector
 from defeat.detectors.capture import Captured
 from defeat.distill import DistillBatch, Distiller
 from defeat.distill.terms import Maps
-from defeat.training.module import to_unit_range
+from defeat.training.module import DetectionModule
 from defeat.types import Batch
 
 DETECTION = "detection"
@@ -103,9 +102,7 @@ class Measurement(NamedTuple):
 
 
 def measure(
-    student: nn.Module,
-    teacher: nn.Module,
-    distiller: Distiller,
+    module: DetectionModule,
     batches: Sequence[Batch],
     *,
     adapter_steps: int,
@@ -123,50 +120,42 @@ def measure(
     drawn apart.
 
     Args:
-        student: in training mode.
-        teacher: frozen, in eval mode.
-        distiller: of these two.
+        module: with a distiller and in training mode.
         batches: as the training gives them.
-        adapter_steps: of Adam, for all adapters together.
-        adapter_rate: its learning rate, which falls to 0 in a line.
+        adapter_steps: steps of Adam, for all adapters together.
+        adapter_rate: its learning rate, which falls linearly to 0.
         device: where to compute.
         precision: context of every forward, for instance autocast.
     """
     with isolate_rng():
-        probe = _Probe(student, teacher, distiller, device, precision)
+        probe = _Probe(module, device, precision)
         # Every batch is seen twice with the same random numbers: masks may draw some.
         seeds = [int(seed) for seed in torch.randint(2**62, (len(batches),))]
         moved = [move_data_to_device(batch, device) for batch in batches]
         # Beside the graph of one batch, a GPU has no room for the maps of all others: these wait elsewhere.
-        looks = [probe.look(batch, seed) for batch, seed in zip(moved, seeds, strict=True)]
-        start, pairs = _stack([found for found, _ in looks]), [pair for _, pair in looks]
+        first = [probe.measure(batch, seed) for batch, seed in zip(moved, seeds, strict=True)]
+        start, distilled = _stack([readings for readings, _ in first]), [kept for _, kept in first]
         fitted = dict(start)
         if probe.adapted:
-            probe.fit([_moved(pair, device) for pair in pairs], adapter_steps, adapter_rate)
-            fitted |= _stack([probe.look_again(*one) for one in zip(moved, seeds, pairs, strict=True)])
+            probe.fit([_moved(kept, device) for kept in distilled], adapter_steps, adapter_rate)
+            again = [probe.measure_adapted(*args) for args in zip(moved, seeds, distilled, strict=True)]
+            fitted |= _stack(again)
     images = sum(len(batch.images) for batch in batches)
     return Measurement(probe.maps, start, fitted, len(batches), images)
 
 
 class _Probe:
-    """Copies of student and distiller, on which is measured."""
+    """A copy of student and distiller, on which is measured."""
 
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        distiller: Distiller,
-        device: torch.device,
-        precision: Precision,
-    ) -> None:
-        self.student = copy.deepcopy(student).to(device)
-        for module in self.student.modules():
-            if type(module) is nn.SyncBatchNorm:
-                cast(nn.Module, module).__class__ = nn.BatchNorm2d  # the other processes do not come along
-        self.distiller = copy.deepcopy(distiller).to(device)
-        self.teacher = teacher.to(device)
+    def __init__(self, module: DetectionModule, device: torch.device, precision: Precision) -> None:
+        if module.distiller is None or module.teacher is None:
+            raise ValueError("without a distiller there is nothing to measure")
+        self.module = module.copy_but_teacher().to(device)
+        self.distiller = cast(Distiller, self.module.distiller)
+        self.teacher = module.teacher
         self.precision = precision
-        spec = inspect_detector(self.student)
+        _leave_other_processes(self.module.student)
+        spec = inspect_detector(self.module.student)
         self.maps = (
             *(Map("neck", level.stride, level.name) for level in spec.neck),
             *(Map("stages", level.stride, level.name) for level in spec.stages),
@@ -175,39 +164,31 @@ class _Probe:
         self.adapted = {name for name, term in terms if any(p.requires_grad for p in term.parameters())}
         """Terms that learn."""
 
-    def look(self, batch: Batch, seed: int) -> tuple[dict[str, Reading], DistillBatch]:
-        """Measure all losses on a batch; what both saw of it comes back on the CPU, without its graph."""
-        with self.precision():
-            own, seen = self._forward(batch, seed)
-            pair = self.distiller.make_batch(self.student, self.teacher, seen)
-            losses = {
-                **own,
-                DETECTION: torch.stack(list(own.values())).sum(),
-                **self.distiller.term_losses(pair),
-            }
-        found = {name: self._read(loss, seen) for name, loss in losses.items()}
-        return found, _moved(pair._replace(student_captures=_detached(seen)), torch.device("cpu"))
-
-    def look_again(self, batch: Batch, seed: int, before: DistillBatch) -> dict[str, Reading]:
-        """Measure the losses of the terms that learn; all others are what they were."""
-        with self.precision():
-            _, seen = self._forward(batch, seed)
-            pair = before._replace(
-                student_captures=seen,
-                teacher_captures=move_data_to_device(before.teacher_captures, seen.images.device),
-            )
-            losses = self.distiller.term_losses(pair, self.adapted)
-        return {name: self._read(loss, seen) for name, loss in losses.items()}
-
-    def _forward(self, batch: Batch, seed: int) -> tuple[dict[str, Tensor], Captured]:
+    def measure(self, batch: Batch, seed: int) -> tuple[dict[str, Reading], DistillBatch]:
+        """Measure all losses on a batch; its captures come back on the CPU, without their graph."""
         torch.manual_seed(seed)
-        with capture(self.student) as seen:
-            losses = self.student(to_unit_range(batch.images), list(batch.targets))
-        return losses, seen
+        with self.precision():
+            detection, captures = self.module.detection_losses(batch)
+            distilled = self.distiller.make_batch(self.module.student, self.teacher, captures)
+            total = torch.stack(list(detection.values())).sum()
+            losses = {**detection, DETECTION: total, **self.distiller.term_losses(distilled)}
+        readings = {name: self._read(loss, captures) for name, loss in losses.items()}
+        kept = distilled._replace(student_captures=_detached(captures))
+        return readings, _moved(kept, torch.device("cpu"))
 
-    def _read(self, loss: Tensor, seen: Captured) -> Reading:
-        inputs = [getattr(seen, m.maps)[m.name] for m in self.maps]
-        trained = [i for i, one in enumerate(inputs) if one.requires_grad]  # stages may be frozen
+    def measure_adapted(self, batch: Batch, seed: int, before: DistillBatch) -> dict[str, Reading]:
+        """Measure the losses of the terms that learn; all others are what they were."""
+        torch.manual_seed(seed)
+        with self.precision():
+            _, captures = self.module.detection_losses(batch)
+            taught = move_data_to_device(before.teacher_captures, captures.images.device)
+            distilled = before._replace(student_captures=captures, teacher_captures=taught)
+            losses = self.distiller.term_losses(distilled, self.adapted)
+        return {name: self._read(loss, captures) for name, loss in losses.items()}
+
+    def _read(self, loss: Tensor, captures: Captured) -> Reading:
+        inputs = [getattr(captures, m.maps)[m.name] for m in self.maps]
+        trained = [i for i, x in enumerate(inputs) if x.requires_grad]  # stages may be frozen
         norms: dict[int, Tensor] = {}
         if trained and loss.requires_grad:
             gradients = torch.autograd.grad(
@@ -216,42 +197,52 @@ class _Probe:
             for i, gradient in zip(trained, gradients, strict=True):
                 if gradient is not None:
                     norms[i] = torch.linalg.vector_norm(gradient, dtype=torch.float32)
-        squares = torch.full((1, len(inputs)), torch.nan, dtype=torch.float64)
+        squares = torch.full((1, len(inputs)), torch.nan, dtype=torch.float64)  # (1, M)
         if norms:
-            found = torch.stack(list(norms.values())).cpu().double()
-            squares[0, list(norms)] = (found / SCALE).square()
+            values = torch.stack(list(norms.values())).cpu().double()
+            squares[0, list(norms)] = (values / SCALE).square()
         return Reading(loss.detach().float().cpu().double().reshape(1, -1), squares)
 
-    def fit(self, pairs: Sequence[DistillBatch], steps: int, rate: float) -> None:
+    def fit(self, batches: Sequence[DistillBatch], steps: int, rate: float) -> None:
         """Fit the adapters alone, all losses of theirs counting alike whatever their weights are."""
         weights = self.distiller.weights
         optimizer = torch.optim.Adam((p for p in self.distiller.parameters() if p.requires_grad), lr=rate)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
             with self.precision():
-                losses = self.distiller.term_losses(pairs[step % len(pairs)], self.adapted)
+                losses = self.distiller.term_losses(batches[step % len(batches)], self.adapted)
             optimizer.zero_grad()
             alike = torch.stack([loss.sum() / weights[name] for name, loss in losses.items()])
             (SCALE * alike.sum()).backward()
             optimizer.step()
 
 
-def _detached(seen: Captured) -> Captured:
+def _leave_other_processes(model: nn.Module) -> None:
+    """Let BatchNorm layers that gather statistics from all processes take those of this one alone."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.SyncBatchNorm):
+                alone = nn.BatchNorm2d(layer.num_features, layer.eps, layer.momentum).train(layer.training)
+                alone._parameters, alone._buffers = layer._parameters, layer._buffers
+                setattr(parent, name, alone)
+
+
+def _detached(captures: Captured) -> Captured:
     return replace(
-        seen,
-        stages={name: x.detach() for name, x in seen.stages.items()},
-        neck={name: x.detach() for name, x in seen.neck.items()},
-        class_logits=None if seen.class_logits is None else seen.class_logits.detach(),
-        anchor_logits=None if seen.anchor_logits is None else seen.anchor_logits.detach(),
+        captures,
+        stages={name: x.detach() for name, x in captures.stages.items()},
+        neck={name: x.detach() for name, x in captures.neck.items()},
+        class_logits=None if captures.class_logits is None else captures.class_logits.detach(),
+        anchor_logits=None if captures.anchor_logits is None else captures.anchor_logits.detach(),
     )
 
 
-def _moved(pair: DistillBatch, device: torch.device) -> DistillBatch:
-    """A pair whose tensors are on a device; those that are there already are not copied."""
-    seen, taught = (
-        move_data_to_device(one, device) for one in (pair.student_captures, pair.teacher_captures)
+def _moved(batch: DistillBatch, device: torch.device) -> DistillBatch:
+    """A batch whose tensors are on a device; those that are there already are not copied."""
+    return batch._replace(
+        student_captures=move_data_to_device(batch.student_captures, device),
+        teacher_captures=move_data_to_device(batch.teacher_captures, device),
     )
-    return pair._replace(student_captures=seen, teacher_captures=taught)
 
 
 def _stack(batches: Sequence[Mapping[str, Reading]]) -> dict[str, Reading]:

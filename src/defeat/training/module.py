@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchvision.ops import FrozenBatchNorm2d
 
 from defeat.detectors import capture
+from defeat.detectors.capture import Captured
 from defeat.distill import Distiller
 from defeat.evaluation import DetectionMetrics, Evaluation
 from defeat.seeds import Stream, derive_seed, seed_all
@@ -27,6 +29,25 @@ from defeat.types import Batch, Prediction
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], Optimizer]
 RateFactory = Callable[..., LRScheduler]
+
+
+class Losses(NamedTuple):
+    """The losses of one batch by name: scalars, weighted, with their graph."""
+
+    detection: dict[str, Tensor]
+    """The losses that the student computes by itself."""
+    distilled: dict[str, Tensor]
+    """The losses of the distiller; empty without one."""
+
+    @property
+    def detection_sum(self) -> Tensor:
+        """Sum of the student's own losses."""
+        return torch.stack(list(self.detection.values())).sum()
+
+    @property
+    def total(self) -> Tensor:
+        """The loss that the training minimises."""
+        return self.detection_sum + sum(self.distilled.values())
 
 
 class DetectionModule(LightningModule):
@@ -81,6 +102,10 @@ class DetectionModule(LightningModule):
         self._seed = seed
         self._provenance = dict(provenance or {})
 
+    def copy_but_teacher(self) -> Self:
+        """Copy everything, without the trainer, and share the teacher: it is large and never changes."""
+        return copy.deepcopy(self, {id(self.teacher): self.teacher})
+
     def train(self, mode: bool = True) -> Self:
         """Switch modes; the teacher stays in eval mode, where its statistics are those it was trained to."""
         super().train(mode)
@@ -116,21 +141,32 @@ class DetectionModule(LightningModule):
         """Seed the step: a resumed run draws what it would have, and a baseline what a distilled run does."""
         seed_all(derive_seed(Stream.STEP, self._seed, self.current_epoch, batch_idx, self.global_rank))
 
+    def detection_losses(self, batch: Batch) -> tuple[dict[str, Tensor], Captured]:
+        """Run the student's training forward: the one place where a student sees training images.
+
+        Returns:
+            The student's own losses, scalars by name, and what was captured for a distiller.
+        """
+        with phase("student"), capture(self.student) as captured:
+            losses: dict[str, Tensor] = self.student(to_unit_range(batch.images), list(batch.targets))
+        return losses, captured
+
+    def losses(self, batch: Batch) -> Losses:
+        """Compute all losses of a batch as the training does, which all processes do together."""
+        detection, captured = self.detection_losses(batch)
+        if self.distiller is None or self.teacher is None:
+            return Losses(detection, {})
+        with phase("losses"):
+            return Losses(detection, self.distiller(self.student, self.teacher, captured, self.progress()))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum of the student's own detection losses and the distiller's, each logged by name."""
-        with phase("student"), capture(self.student) as seen:
-            detection: dict[str, Tensor] = self.student(to_unit_range(batch.images), list(batch.targets))
-        distilled: dict[str, Tensor] = {}
-        if self.distiller is not None:
-            assert self.teacher is not None
-            with phase("losses"):
-                distilled = self.distiller(self.student, self.teacher, seen, self.progress())
-        detection_loss = torch.stack(list(detection.values())).sum()
-        loss = detection_loss + sum(distilled.values())
-        self._log_losses(len(batch.images), loss, detection_loss, detection, distilled)
+        losses = self.losses(batch)
+        total = losses.total
+        self._log_losses(len(batch.images), losses, total)
         if self.nonfinite is not None:
-            self.nonfinite.watch(self, batch, {**detection, **distilled}, loss)
-        return loss
+            self.nonfinite.watch(self, batch, {**losses.detection, **losses.distilled}, total)
+        return total
 
     def configure_callbacks(self) -> list[Callback]:
         """What watches the losses comes with the module."""
@@ -144,18 +180,11 @@ class DetectionModule(LightningModule):
         """Share of the planned optimiser steps that are done, in [0, 1]."""
         return min(1.0, self.global_step / self._total_steps) if self._total_steps else 0.0
 
-    def _log_losses(
-        self,
-        images: int,
-        loss: Tensor,
-        detection_loss: Tensor,
-        detection: Mapping[str, Tensor],
-        distilled: Mapping[str, Tensor],
-    ) -> None:
-        shown = {"loss": loss, "loss_detection": detection_loss, **distilled}
-        losses = self._over_processes({**detection, **shown})
-        self.headline = {name: losses[name] for name in shown}
-        for name, value in losses.items():
+    def _log_losses(self, images: int, losses: Losses, total: Tensor) -> None:
+        shown = {"loss": total, "loss_detection": losses.detection_sum, **losses.distilled}
+        means = self._over_processes({**losses.detection, **shown})
+        self.headline = {name: means[name] for name in shown}
+        for name, value in means.items():
             # Never with prog_bar: Lightning would wait for the device in every step, bar or no bar.
             self.log(f"train/{name}", value, batch_size=images)
 
@@ -186,11 +215,19 @@ class DetectionModule(LightningModule):
         self.log("val/AP", figures.pop("val/AP"), prog_bar=True)
         self.log_dict(figures)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser over student and adapters, and its schedule."""
+    def build_optimizer(self) -> Optimizer:
+        """Build the optimiser over student and adapters.
+
+        Raises:
+            ValueError: the module was built without one.
+        """
         if self._optimizer is None:
             raise ValueError("this module was built without an optimizer: it can only evaluate")
-        optimizer = self._optimizer(p for p in self.parameters() if p.requires_grad)
+        return self._optimizer(p for p in self.parameters() if p.requires_grad)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimiser and its schedule."""
+        optimizer = self.build_optimizer()
         if self._rate is None:
             return optimizer
         # Bounded by steps alone, Lightning has not looked at the training data yet.

@@ -100,11 +100,8 @@ class MeasureGradients(Callback):
     ) -> dict[str, float] | str | None:
         """Measure and report; return balanced weights if they are asked for, or why there are none."""
         assert module.distiller is not None
-        assert module.teacher is not None
         measured = measure(
-            module.student,
-            module.teacher,
-            module.distiller,
+            module,
             self._first_batches(trainer),
             adapter_steps=self.adapter_steps,
             adapter_rate=self.adapter_rate,
