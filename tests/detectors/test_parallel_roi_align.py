@@ -14,11 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn
 from torchvision.ops import MultiScaleRoIAlign
 
-from defeat.detectors import create_detector, faster_rcnn
-from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign, _workers, pool_in_parallel
+from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign, _workers
 
 THREADS = 3
 NAMES = ["0", "1", "pool"]
@@ -164,40 +162,6 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     assert ours.poll(60), "the fork waits for threads that it does not have"
     assert ours.recv() == process.pid
     process.join(60)
-
-
-def test_detectors_pool_so_and_train_as_before() -> None:
-    def build(num_classes: int) -> nn.Module:
-        return faster_rcnn(num_classes, backbone="resnet10", fpn_channels=32, min_size=64, max_size=96)
-
-    ours = create_detector(build, ["a", "b"]).model
-    plain = build(3)
-    plain.load_state_dict(ours.state_dict())
-    assert type(ours.roi_heads.box_roi_pool) is ParallelRoIAlign
-    assert type(plain.roi_heads.box_roi_pool) is MultiScaleRoIAlign
-    target = {"boxes": torch.tensor([[10.0, 3.0, 41.5, 47.25]]), "labels": torch.tensor([1])}
-    grads = []
-    for model in (ours, plain):
-        torch.manual_seed(0)
-        losses = model([torch.rand(3, 64, 96)], [target])
-        sum(losses.values()).backward()
-        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert grads[0].keys() == grads[1].keys()
-    assert all(value.equal(grads[1][name]) for name, value in grads[0].items())
-
-
-def test_torchvisions_builders_and_only_torchvisions_pooling() -> None:
-    class Mine(MultiScaleRoIAlign):
-        pass
-
-    model = fasterrcnn_mobilenet_v3_large_fpn(
-        weights=None, weights_backbone=None, box_roi_pool=Mine(["0"], 7, 2)
-    )
-    pool_in_parallel(model)
-    assert type(model.roi_heads.box_roi_pool) is Mine
-    model.roi_heads.box_roi_pool = MultiScaleRoIAlign(["0"], 7, 2)
-    pool_in_parallel(model)
-    assert type(model.roi_heads.box_roi_pool) is ParallelRoIAlign
 
 
 @pytest.mark.filterwarnings(

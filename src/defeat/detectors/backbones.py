@@ -10,14 +10,14 @@ from torch import nn
 from torchvision.models import mobilenetv2, mobilenetv3, resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
-from torchvision.ops.misc import FrozenBatchNorm2d
 
+from defeat.detectors.adapted import HalfFrozenBatchNorm2d
 from defeat.errors import ConfigError
 
 Norm = Literal["frozen", "batch", "sync"]
 
 NORMS: dict[str, Callable[..., nn.Module]] = {
-    "frozen": FrozenBatchNorm2d,
+    "frozen": HalfFrozenBatchNorm2d,
     "batch": nn.BatchNorm2d,
     "sync": nn.SyncBatchNorm,
 }

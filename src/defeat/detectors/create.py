@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from defeat.detectors.adapted.float32_boxes import keep_boxes_exact
-from defeat.detectors.adapted.frozen_batch_norm import normalise_in_half
-from defeat.detectors.adapted.parallel_roi_align import pool_in_parallel
+from defeat.detectors.adapted import adapt
 from defeat.detectors.compiled_backbone import COMPILE_MODES, CompileMode
 from defeat.detectors.loading import LoadReport, load_backbone_weights, load_detector_weights
 from defeat.detectors.teacher_precision import PRECISIONS, Precision
@@ -89,9 +87,7 @@ def create_detector(
     if not download:
         _refuse_download(model)
     detector = _build(model, len(classes) + 1)
-    keep_boxes_exact(detector)
-    pool_in_parallel(detector)
-    normalise_in_half(detector)
+    adapt(detector)
     if not weights:
         filled = backbone_weights and load_backbone_weights(detector, backbone_weights, download=download)
         if filled:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from defeat.detectors.adapted.float32_boxes import keep_boxes_exact
+from defeat.detectors.adapted import adapt
 from defeat.detectors.capture import capture
 from defeat.detectors.fold import fold_normalisation
 from defeat.detectors.heads import anchor_logits, box_head_logits
@@ -117,7 +117,7 @@ def rewrite(detector: nn.Module, images: Tensor, precision: Precision = "auto") 
     """
     if precision == "as_built":
         return None
-    keep_boxes_exact(detector)
+    adapt(detector)
     reference = outputs(detector, images)
     folded = fold_normalisation(detector.get_submodule("backbone"))
     detector.to(memory_format=torch.channels_last)

@@ -1,1 +1,39 @@
-"""torchvision's modules with changes, each a subclass in a file of its own."""
+"""The changes that this project makes to modules of torchvision, each as a subclass in a file of its own.
+
+====================  ==========================  ==========================================  ================
+torchvision           here                        what is changed, and why                    upstream
+====================  ==========================  ==========================================  ================
+FrozenBatchNorm2d     HalfFrozenBatchNorm2d       Half precision stays half: under autocast   none known
+                                                  its float32 output was kept for the
+                                                  backward, beside the convolution's copy.
+AnchorGenerator       Float32AnchorGenerator      Anchors stay float32 where features are     none known
+                                                  half: in bfloat16 a coordinate above 1024
+                                                  is a multiple of 8.
+BoxCoder              Float32BoxCoder             Boxes are decoded in float32, likewise.     none known
+BoxLinearCoder        Float32BoxLinearCoder       The same for FCOS.                          none known
+MultiScaleRoIAlign    ParallelRoIAlign            All cores of a CPU pool; torchvision uses   vision issues
+                                                  one.                                        4935 and 6619
+====================  ==========================  ==========================================  ================
+
+In float32 all of them compute what torchvision does, bit for bit, and parameters keep their names. Builders
+of this project construct them. :func:`adapt` puts them into a detector that torchvision's own builders made.
+"""
+
+from defeat.detectors.adapted.adapt import adapt, adapt_box_coders
+from defeat.detectors.adapted.float32_boxes import (
+    Float32AnchorGenerator,
+    Float32BoxCoder,
+    Float32BoxLinearCoder,
+)
+from defeat.detectors.adapted.frozen_batch_norm import HalfFrozenBatchNorm2d
+from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign
+
+__all__ = [
+    "Float32AnchorGenerator",
+    "Float32BoxCoder",
+    "Float32BoxLinearCoder",
+    "HalfFrozenBatchNorm2d",
+    "ParallelRoIAlign",
+    "adapt",
+    "adapt_box_coders",
+]

@@ -11,7 +11,7 @@ from threading import Barrier
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
@@ -24,7 +24,7 @@ _CHANNELS = 32
 
 
 class ParallelRoIAlign(MultiScaleRoIAlign):
-    """torchvision's pooling, bit for bit, with the channels shared among torch's threads on a CPU.
+    """torchvision's MultiScaleRoIAlign, bit for bit, with the channels shared among torch's threads on a CPU.
 
     Channels do not depend on each other, so that pooling some of them at a time adds up the same numbers in
     the same order. ``make bench-step`` measures what it saves.
@@ -51,16 +51,6 @@ class ParallelRoIAlign(MultiScaleRoIAlign):
             return cast(Tensor, whole)
 
         return cast(Tensor, _Shared.apply(pool, *maps.values()))
-
-
-def pool_in_parallel(detector: nn.Module) -> None:
-    """Let a detector built by torchvision pool on all cores, in place; its numbers stay bit for bit.
-
-    torchvision's own pooling alone: what somebody has put there in its place is left.
-    """
-    for module in detector.modules():
-        if type(module) is MultiScaleRoIAlign:
-            module.__class__ = ParallelRoIAlign
 
 
 def _can_share(level: Tensor) -> bool:
