@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,19 +48,67 @@ def build(node: Any, **arguments: Any) -> Any:
 
     Raises:
         DefeatError: what the target raised, if it is one; Hydra would hide it in an error of its own.
-        ConfigError: the target does not exist, or does not take these arguments.
+        ConfigError: the target does not exist, or does not take these arguments; so too for what is called
+            later (``_partial_``), in this node or below it.
     """
     try:
-        return instantiate(node, **arguments)
+        built = instantiate(node, **arguments)
     except InstantiationException as error:
         cause: BaseException = error
         while cause.__cause__ is not None and not isinstance(cause, DefeatError):
             cause = cause.__cause__
         if not isinstance(cause, DefeatError):
+            if isinstance(cause, TypeError):
+                _check_partials(node)
             key = re.search(r"full_key: (\S+)", str(error))
             reason = " ".join(str(cause).split())
             raise ConfigError(f"{key[1] if key else 'configuration'}: {reason}") from error
+    else:
+        _check_partials(node)
+        return built
     raise cause  # outside of the block: Hydra's error, whose cause it is, must not become its cause
+
+
+def build_factory(node: DictConfig) -> Callable[..., Any]:
+    """Instantiate a node that is called later (``_partial_``), with errors as those of :func:`build`.
+
+    Raises:
+        ConfigError: see :func:`build`. When called, the factory raises it for values that the target refuses.
+    """
+    partial = build(node)
+
+    def factory(*args: Any, **arguments: Any) -> Any:
+        try:
+            return partial(*args, **arguments)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{node._get_full_key(None)}: {error}") from error
+
+    return factory
+
+
+def _check_partials(node: Any) -> None:
+    """Check the arguments of a node and of all below it, as far as they are called later (``_partial_``)."""
+    if not OmegaConf.is_config(node):
+        return
+    if isinstance(node, DictConfig) and node.get("_partial_"):
+        _check_arguments(node)
+    for child in node.values() if isinstance(node, DictConfig) else node:
+        _check_partials(child)
+
+
+def _check_arguments(node: DictConfig) -> None:
+    """Refuse keys that the target of a node has no argument for."""
+    try:
+        parameters = inspect.signature(pkgutil.resolve_name(node._target_)).parameters
+    except (ImportError, AttributeError, ValueError):  # there is none; or it has no signature, written in C
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key in map(str, node):
+        if key not in parameters and not key.startswith("_"):
+            close = get_close_matches(key, parameters, n=1)
+            hint = f": did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{node._get_full_key(key)}: {node._target_} has no argument {key}{hint}")
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

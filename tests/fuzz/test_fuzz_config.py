@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from defeat.cli.error_messages import explain
+from defeat.cli.overrides import check_choices, check_types
 from defeat.config import compose_config
 from tests.helpers.distillation import build_all, distillation
 from tests.helpers.trials import Tally, sizes, try_inputs
@@ -121,12 +122,15 @@ def test_changed_command_lines(
     monkeypatch.chdir(tmp_path)
 
     def check(case: Case) -> str:
-        words = [*base, *(f"{group}={choice}" for group, choice in case.choices)]
-        words += [
+        chosen = [*base, *(f"{group}={choice}" for group, choice in case.choices)]
+        words = chosen + [
             f"{word.prefix}{keys[word.key % len(keys)]}{word.noise}={word.value}" for word in case.words
         ]
         try:
-            build_all(compose_config("train", words))
+            check_choices(words, "train")
+            config = compose_config("train", words)
+            check_types(config, compose_config("train", chosen))
+            build_all(config)
         except Exception as error:
             line = explain(error, "train", words)
             assert line is not None, "".join(traceback.format_exception(error))[-3000:]  # noqa: PT017 - not what is expected

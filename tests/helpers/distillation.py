@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig
 from PIL import Image
 
-from defeat.config import build, to_plain
+from defeat.config import build, build_factory, to_plain
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
 
@@ -60,8 +60,8 @@ def build_all(config: DictConfig) -> None:
     if config.distiller is not None and config.teacher is not None:
         teacher: Detector = build(config.teacher, classes=list(data.classes))
         build(config.distiller, student=student.model, teacher=teacher.model, _partial_=False)
-    optimizer = build(config.optim.optimizer)(student.model.parameters())
-    build(config.optim.rate)(optimizer, total_steps=100, steps_per_epoch=10)
+    optimizer = build_factory(config.optim.optimizer)(student.model.parameters())
+    build_factory(config.optim.rate)(optimizer, total_steps=100, steps_per_epoch=10)
     nodes: list[Any] = [*(config.logger or {}).values(), *(config.callbacks or {}).values()]
     built = [build(node) for node in nodes if node]
     callbacks = [part for part in built if isinstance(part, Callback)]

@@ -15,20 +15,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from defeat.cli.abort_together import abort_together
 from defeat.cli.error_messages import explain
+from defeat.cli.overrides import check_choices, check_types, is_choice, parse
 from defeat.cli.ranks import process_rank
 from defeat.cli.run_dir import RefusedError, register, remove_unused
-from defeat.config import conf_dir
+from defeat.config import compose_config, conf_dir
 from defeat.errors import ConfigError
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-MISSING = {
-    "data.root": "the folder of the data set",
-}
-"""What to write where a value that only the user knows is not set."""
 
 
 def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
-    """Compose ``config_name`` with the command line and run ``task`` on it, under Hydra.
+    """Compose ``config_name`` with the command line, check it, and run ``task`` on it under Hydra.
 
     A run gets a folder of its own, see :class:`~defeat.cli.run_dir.RunDirCallback`.
 
@@ -44,8 +41,7 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
         # Processes that the task starts, such as those of DDP, decide about tracebacks for themselves.
         with _environment(FULL_ERROR, full_error):
             try:
-                _require(config)
-                _check_processes(config, config_name)
+                _check(config, config_name)
                 return task(config)
             except Exception as error:
                 # Hydra must not see it, or it writes a line of its own. In a sweep that line names the job.
@@ -56,6 +52,7 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
     register()
     with abort_together():
         try:
+            check_choices(words, config_name)
             # Hydra would print its own cut-down traceback and exit; told so, it lets the error through.
             with _environment(FULL_ERROR, "1"), _unpacked():
                 hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(
@@ -88,7 +85,7 @@ def _is_verbose(word: str) -> bool:
 
 @contextmanager
 def _unpacked() -> Iterator[None]:
-    """Raise what a callback refused as the error that it is."""
+    """Raise the error that a callback has refused the run with."""
     try:
         yield
     except RefusedError as refused:
@@ -113,25 +110,30 @@ def _set(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def _require(config: DictConfig) -> None:
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        wanted = "; ".join(f"add {key}=<{MISSING.get(key, 'a value')}>" for key in missing)
-        raise ConfigError(f"{', '.join(missing)} not set: {wanted}")
+def _check(config: DictConfig, config_name: str) -> None:
+    """Refuse what is wrong with the configuration as such, before anything is imported or built."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        wanted = " ".join(f"{key}=<{key.rpartition('.')[2]}>" for key in missing)
+        raise ConfigError(f"{', '.join(missing)} not set: add {wanted}")
+    job = HydraConfig.get()
+    if job.job.config_name == config_name:  # rather than a file of the user's, such as that of an earlier run
+        choices = [word for word, override in parse(job.overrides.task) if is_choice(override)]
+        check_types(config, compose_config(config_name, [*choices, "run_dir=."]))
+    _check_processes(config, config_name)
 
 
 def _check_processes(config: DictConfig, config_name: str) -> None:
     """Refuse what each of several processes would do by itself, as if it were alone."""
-    started = process_rank().launched
-    if started == 1:
+    launched = process_rank().launched
+    if launched == 1:
         return
     if config_name != "train":
-        raise ConfigError(f"{started} processes were started (torchrun or srun), but this runs as one")
+        raise ConfigError(f"{launched} processes were started (torchrun or srun), but this runs as one")
     devices, nodes = config.trainer.devices, config.trainer.num_nodes
     known = devices * nodes if isinstance(devices, int) and devices > 0 else None
     # Lightning counts other devices by itself, and compares, but with strategy=auto and one device.
-    if started != known and (known is not None or config.trainer.strategy == "auto"):
+    if launched != known and (known is not None or config.trainer.strategy == "auto"):
         raise ConfigError(
-            f"{started} processes were started (torchrun or srun), but the configuration is for "
+            f"{launched} processes were started (torchrun or srun), but the configuration is for "
             f"{known or 1}: add trainer=ddp trainer.devices=<processes of a node> trainer.num_nodes=<nodes>"
         )

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from defeat.config import build, to_plain
+from defeat.config import build, build_factory, to_plain
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
 from defeat.detectors.compiled_backbone import compile_backbone
@@ -117,8 +117,8 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     module = DetectionModule(
         student.model,
         data.classes,
-        optimizer=laid_like_parameters(build(config.optim.optimizer)),
-        rate=build(config.optim.rate),
+        optimizer=laid_like_parameters(build_factory(config.optim.optimizer)),
+        rate=build_factory(config.optim.rate),
         seed=config.seed,
         teacher=teacher.model if teacher else None,
         distiller=distiller,
