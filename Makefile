@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-teacher experiments-table test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-gpu format lint types check clean
+.PHONY: help setup demo demo-teacher experiments-table test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-commands bench-gpu format lint types check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -68,6 +68,9 @@ bench-evaluation: $(READY)  ## Time the figures of a validation beside pycocotoo
 
 bench-start-up: $(READY)  ## Time the start on a generated data set of COCO's size, and measure its memory
 	$(BIN)/python benchmarks/start_up.py $(ARGS)
+
+bench-commands: $(READY)  ## Time commands that do no work, such as --help and mistakes, and measure their memory
+	$(BIN)/python benchmarks/commands.py $(ARGS)
 
 bench-gpu: $(READY)  ## Time distillation on a GPU beside its floor, its peak memory and FLOP/s, and its waits
 	$(BIN)/python benchmarks/gpu.py $(ARGS)

@@ -206,6 +206,7 @@ STEPS = ["--variants", "student", "backbone", "adapters", "features", "features-
 GPU = ["--tiny", "--device", "cpu", "--kinds", "features", "--settings", "default", "--compile"]
 
 RUNS: dict[str, list[str]] = {
+    "commands.py": ["--rounds", "1"],
     "step.py": [*STEPS, "--boxes", "3", "--rounds", "1", "--lightning", "4", *SMALL],
     "memory.py": ["--variants", "features", "--no-rss", "--explain", "student", *SMALL],
     "losses.py": ["--boxes", "3", "--rounds", "1", *SMALL],

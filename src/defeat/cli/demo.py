@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from defeat.cli.launch import launch
-from defeat.demo import run_demo
-from defeat.warning_filters import filter_warnings
 
 
 def main() -> None:
@@ -16,7 +13,12 @@ def main() -> None:
 
 
 def run(config: DictConfig) -> None:
-    """Run the demo and say where everything lies."""
+    """Run the demo and print where everything lies."""
+    from rich.console import Console
+
+    from defeat.demo import run_demo
+    from defeat.warning_filters import filter_warnings
+
     filter_warnings()
     console = Console()
     demo = run_demo(config, console)

@@ -1,4 +1,4 @@
-"""``defeat-eval``: the figures of a checkpoint, a state_dict or a results file, as a table and as JSON."""
+"""``defeat-eval``: figures of a checkpoint, a state_dict or a results file, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import json
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from defeat.cli.launch import launch
-from defeat.evaluation import evaluation_table, write_results
 from defeat.io.atomic_write import write_text
 from defeat.io.run_dirs import refuse_overwriting
-from defeat.run.evaluate import evaluate
-from defeat.warning_filters import filter_warnings
 
 
 def main() -> None:
@@ -27,6 +23,12 @@ def run(config: DictConfig) -> float:
     Raises:
         DefeatError: see :func:`~defeat.run.evaluate.evaluate`; or the folder holds one already.
     """
+    from rich.console import Console
+
+    from defeat.evaluation import evaluation_table, write_results
+    from defeat.run.evaluate import evaluate
+    from defeat.warning_filters import filter_warnings
+
     filter_warnings()
     path = Path(config.run_dir) / "evaluation.json"
     results = path.with_name("results.json")

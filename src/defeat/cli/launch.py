@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NoReturn
 
 import hydra
@@ -13,11 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from defeat.cli.abort_together import abort_together
 from defeat.cli.error_messages import explain
 from defeat.cli.overrides import check_choices, check_types, is_choice, parse
 from defeat.cli.ranks import process_rank
 from defeat.cli.run_dir import RefusedError, register, remove_unused
+from defeat.cli.version import version_text
 from defeat.config import compose_config, conf_dir
 from defeat.errors import ConfigError
 
@@ -27,13 +27,17 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
     """Compose ``config_name`` with the command line, check it, and run ``task`` on it under Hydra.
 
-    A run gets a folder of its own, see :class:`~defeat.cli.run_dir.RunDirCallback`.
+    A run gets a folder of its own, see :class:`~defeat.cli.run_dir.RunDirCallback`. The task alone
+    imports torch and what is built on it, so that ``--help`` and mistakes are answered at once.
 
     Errors that the user can mend end the process with status 1 and one line on standard error; with
     ``hydra.verbose=true`` or HYDRA_FULL_ERROR=1 their traceback is shown. Any other error is a defect of the
     program and keeps its traceback.
     """
     words = sys.argv[1:]
+    if "--version" in words:  # Hydra would give its own
+        print(version_text())
+        return
     full_error = os.environ.get(FULL_ERROR)
     verbose = full_error is not None or any(map(_is_verbose, words))
 
@@ -50,7 +54,7 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
                 _end(error, config_name, words)
 
     register()
-    with abort_together():
+    with _abort_together():
         try:
             check_choices(words, config_name)
             # Hydra would print its own cut-down traceback and exit; told so, it lets the error through.
@@ -65,6 +69,15 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
             if verbose:
                 raise
             _end(error, config_name, words)
+
+
+def _abort_together() -> AbstractContextManager[None]:
+    """Let the processes that torchrun has started end together; a single process needs no torch for that."""
+    if process_rank().launched == 1:
+        return nullcontext()
+    from defeat.cli.abort_together import abort_together
+
+    return abort_together()
 
 
 def _end(error: Exception, config_name: str, words: list[str]) -> NoReturn:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from defeat.cli.version import version_text
 from defeat.errors import ConfigError, DefeatError
 
 EPILOG = """\
@@ -43,7 +44,7 @@ def main() -> None:
 
 def run(words: argparse.Namespace) -> None:
     """Compare as the command line says."""
-    # Here, as they take seconds: --help and wrong words need none of them.
+    # These imports take seconds, and --help and mistakes are answered without them.
     from defeat.report import make_report
     from defeat.warning_filters import filter_warnings
 
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=version_text())
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run, or a folder of runs")
     parser.add_argument(
         "--output",

@@ -1,21 +1,17 @@
-"""``defeat-train``: train or distil as configured, then say what came of it."""
+"""``defeat-train``: train or distil as configured, then print what the run ended with."""
 
 from __future__ import annotations
 
 import logging
 import math
 import sys
+from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
 from defeat.cli.ranks import process_rank
 from defeat.errors import ConfigError
-from defeat.evaluation import COCO_KEYS, VOC_KEYS
-from defeat.run.summary import print_summary
-from defeat.run.train import Outcome, train
-from defeat.training.stopping import StoppedError, hand_on
-from defeat.warning_filters import filter_warnings
 
 
 def main() -> None:
@@ -25,6 +21,11 @@ def main() -> None:
 
 def run(config: DictConfig) -> float | None:
     """Train, print the summary, and give a sweeper the metric it asked for."""
+    from defeat.run.summary import print_summary
+    from defeat.run.train import train
+    from defeat.training.stopping import StoppedError, hand_on
+    from defeat.warning_filters import filter_warnings
+
     filter_warnings()
     _check_metric(config.optimized_metric)
     try:
@@ -39,28 +40,30 @@ def run(config: DictConfig) -> float | None:
     if config.preflight and config.preflight.only:
         return None
     print_summary(outcome)
-    return _metric(outcome, config.optimized_metric)
+    return _metric(outcome.metrics, config.optimized_metric)
 
 
 def _check_metric(name: str | None) -> None:
     """Refuse a misspelt metric before the training rather than after it."""
+    from defeat.evaluation import COCO_KEYS, VOC_KEYS
+
     figures = {f"val/{key}" for key in COCO_KEYS} | {f"val/voc_{key}" for key in VOC_KEYS}
     if name is None or name in figures or name.startswith(("train/", "val/AP_class/")):
         return
     raise ConfigError(f"optimized_metric={name} is none of {', '.join(sorted(figures))}")
 
 
-def _metric(outcome: Outcome, name: str | None) -> float | None:
+def _metric(metrics: Mapping[str, float], name: str | None) -> float | None:
     if name is None:
         return None
-    if name not in outcome.metrics:
-        if any(metric.startswith("val/") for metric in outcome.metrics):
+    if name not in metrics:
+        if any(metric.startswith("val/") for metric in metrics):
             raise ConfigError(
-                f"optimized_metric={name} was not logged; there are {', '.join(sorted(outcome.metrics))}"
+                f"optimized_metric={name} was not logged; there are {', '.join(sorted(metrics))}"
             )
         logging.getLogger(__name__).warning("no validation took place: there is no %s to report", name)
         return None
-    value = outcome.metrics[name]
+    value = metrics[name]
     return None if math.isnan(value) else value
 
 
