@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# constraints-oldest.txt holds the oldest torch that is supported
+CONSTRAINTS ?= constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-teacher experiments-table test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-commands bench-gpu format lint types check clean
@@ -12,12 +14,12 @@ help:  ## List the targets
 
 setup: $(READY)  ## Make .venv and install everything
 
-# torch and torchvision are resolved together, in the versions of constraints.txt. uv does in seconds what
+# torch and torchvision are resolved together, in the versions of $(CONSTRAINTS). uv does in seconds what
 # takes pip minutes; pip installs it.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[dev,sweep]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints $(CONSTRAINTS) --editable '.[dev,sweep]'
 	@touch $@
 
 demo: $(READY)  ## Distil a detector on generated scenes and compare: table, pictures, curves in demo/
@@ -45,7 +47,7 @@ fuzz: $(READY)  ## Feed thousands of damaged annotations, images, weights and co
 	$(BIN)/pytest -m slow tests/fuzz -q $(ARGS)
 
 bench-step: $(READY)  ## Time the distillation step beside its floor, the usual design and torchdistill
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[bench]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints $(CONSTRAINTS) --editable '.[bench]'
 	$(BIN)/python benchmarks/step.py $(ARGS)
 
 bench-teacher: $(READY)  ## Time the rewritten teacher in every precision, and measure its errors
