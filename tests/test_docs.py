@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,17 +20,23 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 HYDRA = {"defeat-train": "train", "defeat-eval": "eval", "defeat-demo": "demo"}
 FLAGS = {"-m", "--multirun", "--help", "--version", "--cfg", "job", "--resolve", "..."}
-REST = {"git", "pip", "pre-commit", "scontrol", "tensorboard", ".ci/run"}
+REST = {"git", "pip", "pre-commit", "scontrol", "tensorboard"}
 """Programs whose words are not looked at."""
 
-# No program is on this PATH, and bash hands the words of a missing one to this function.
-STAND_IN = "PATH=/nowhere; command_not_found_handle() { local IFS=$'\\x1f'; printf '%s\\n' \"$*\"; }\n"
+STAND_IN = "command_not_found_handle() { local IFS=$'\\x1f'; printf '%s\\n' \"$*\"; }\n"
+"""No program is on the PATH below, and bash hands the words of a missing one to this function."""
 
 
 def run_block(block: str) -> list[list[str]]:
-    """Run shell with stand-ins for all programs, and return the words of each call."""
+    """Run shell with stand-ins for all programs, and return the words of each call.
+
+    bash is restricted (-r): it starts no program by its path, and writes no file.
+    """
     code = STAND_IN + re.sub(r"<[^<>\n]+>", "given", block)
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
+    bash = shutil.which("bash") or "bash"
+    done = subprocess.run(
+        [bash, "-r", "-c", code], env={"PATH": "/nowhere"}, capture_output=True, text=True, check=False
+    )
     assert done.stderr == "", block
     return [line.split("\x1f") for line in done.stdout.splitlines()]
 
