@@ -19,7 +19,6 @@ from defeat.report import make_report
 from defeat.report.compare import Comparison, compare
 from defeat.report.groups import group_runs
 from defeat.report.runs import find_runs
-from defeat.report.tables import wrap
 from defeat.report.tide import KINDS
 from tests.helpers.report_cases import detect, random_truth, write_run
 
@@ -262,15 +261,3 @@ def test_the_folder_is_named_by_the_time(few, tmp_path, monkeypatch):
     (folder,) = Path("reports").iterdir()
     assert len(folder.name) == len("2026-01-01_00-00-00")
     assert (folder / "report.md").is_file()
-
-
-@pytest.mark.parametrize(
-    ("name", "lines"),
-    [
-        ("short", ["short"]),
-        ("scenes [a.b.weight=16, c=2]", ["scenes [a.b.", "weight=16, c=2]"]),
-        ("one_two_three_four_five_six", ["one_two_three_", "four_five_six"]),
-    ],
-)
-def test_long_names_are_broken_where_words_end(name, lines):
-    assert wrap(name, 15).splitlines() == lines

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from defeat.config import compose_config
 from defeat.demo.demo_teacher import choose_teacher
-from defeat.demo.results import Row, draw_detections, print_table, write_table
+from defeat.demo.results import Row, draw_detections, results_table
 from defeat.io.run_dirs import refuse_overwriting
 from defeat.run.evaluate import evaluate
 from defeat.run.train import train
@@ -66,8 +66,9 @@ def run_demo(config: DictConfig, console: Console | None = None) -> Demo:
     draw_detections(annotations, rows, config.pictures, demo.detections)
     logged = {row.name: here / row.name / "csv" / "metrics.csv" for row in (plain, distilled)}
     plot_curves(logged, demo.curves, teacher_ap=teacher.evaluation.coco["AP"])
-    write_table(rows, demo.table)
-    print_table(rows, console)
+    results = results_table(rows)
+    demo.table.write_text(results.as_markdown(), encoding="utf-8")
+    console.print(results.as_rich())
     return demo._replace(seconds=time.perf_counter() - started)
 
 

@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from defeat.data import DetectionDataset
 from defeat.evaluation import Evaluation
+from defeat.render import Table, decimals
 from defeat.types import Annotations, Prediction, Record, Target
 from defeat.visual import side_by_side
 
-FIGURES = ("AP", "AP50", "AP75")
-HEADER = ("model", *FIGURES, "parameters", "training seconds")
+METRICS = ("AP", "AP50", "AP75")
 
 
 class Row(NamedTuple):
@@ -28,29 +26,24 @@ class Row(NamedTuple):
     seconds: float | None
     """Training time with validation; None for a teacher that was there already."""
     predictions: Mapping[int, Prediction]
-    """On the validation images, by position."""
+    """Position of each validation image to the detections on it."""
 
 
-def print_table(rows: Sequence[Row], console: Console) -> None:
-    """Print the comparison."""
-    table = Table(title="Generated scenes, validation split", title_justify="left")
-    for name in HEADER:
-        table.add_column(name, justify="left" if name == "model" else "right")
-    for row in rows:
-        table.add_row(*_cells(row))
-    console.print(table)
-
-
-def write_table(rows: Sequence[Row], path: Path) -> None:
-    """Write the same as Markdown."""
-    lines = [HEADER, ("---", *["--:"] * (len(HEADER) - 1)), *(_cells(row) for row in rows)]
-    path.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    seconds = "shipped" if row.seconds is None else f"{row.seconds:.0f}"
-    figures = (f"{row.evaluation.coco[name]:.3f}" for name in FIGURES)
-    return (row.name, *figures, f"{row.parameters / 1e6:.2f} M", seconds)
+def results_table(rows: Sequence[Row]) -> Table:
+    """Compare the models."""
+    return Table(
+        ["model", *METRICS, "parameters", "training seconds"],
+        [
+            [
+                row.name,
+                *(decimals(row.evaluation.coco[name]) for name in METRICS),
+                f"{row.parameters / 1e6:.2f} M",
+                "shipped" if row.seconds is None else f"{row.seconds:.0f}",
+            ]
+            for row in rows
+        ],
+        "Generated scenes, validation split",
+    )
 
 
 def draw_detections(annotations: Annotations, rows: Sequence[Row], pictures: int, path: Path) -> None:

@@ -1,25 +1,18 @@
-"""An evaluation as a table for an 80-column terminal."""
+"""An evaluation as tables for an 80-column terminal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-from rich import box
+from rich.columns import Columns
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
 
-from defeat.evaluation.evaluation import Evaluation
+from defeat.evaluation.evaluation import COCO_KEYS, Evaluation
+from defeat.render import Table, decimals
 
-_COCO_ROWS = (
-    ("all sizes", ("AP", "AP50", "AP75")),
-    ("small, medium, large", ("APs", "APm", "APl")),
-    ("1, 10, 100 detections", ("AR1", "AR10", "AR100")),
-    ("small, medium, large", ("ARs", "ARm", "ARl")),
-)
 _VOC_LABELS = {"AP50_11point": "11 points (2007)", "AP50_allpoint": "all points (2010)"}
-_FEW_CLASSES = 12  # beyond this one column of classes is taller than a terminal
+_MAX_ROWS = 12  # beyond this one table of classes is taller than a terminal
 
 
 def evaluation_table(evaluation: Evaluation, title: str = "Evaluation") -> RenderableType:
@@ -29,43 +22,27 @@ def evaluation_table(evaluation: Evaluation, title: str = "Evaluation") -> Rende
         evaluation: the figures; long class names are folded.
         title: heading of the COCO figures, beside the number of images.
     """
-    return Group(
-        _coco_table(evaluation, title),
-        _figures_table(
-            {_VOC_LABELS[key]: value for key, value in evaluation.voc.items()}, "VOC mAP at IoU 0.5"
-        ),
-        _figures_table(evaluation.per_class, "AP per class"),
-    )
-
-
-def _coco_table(evaluation: Evaluation, title: str) -> Table:
     images = "1 image" if evaluation.images == 1 else f"{evaluation.images} images"
-    rendered = Table(
-        title=escape(f"{title}, {images}"), title_justify="left", box=box.SIMPLE, show_header=False
+    precision, recall = (
+        {key: evaluation.coco[key] for key in COCO_KEYS if key.startswith(kind)} for kind in ("AP", "AR")
     )
-    rendered.add_column(style="dim")
-    for _ in range(3):
-        rendered.add_column(style="bold")
-        rendered.add_column(justify="right")
-    for label, keys in _COCO_ROWS:
-        cells = (cell for key in keys for cell in (key, _format(evaluation.coco[key])))
-        rendered.add_row(label, *cells)
-    return rendered
+    voc = {_VOC_LABELS[key]: value for key, value in evaluation.voc.items()}
+    return Group(
+        _one_row(precision, f"{title}, {images}").as_rich(),
+        _one_row(recall, "").as_rich(),
+        _one_row(voc, "VOC mAP at IoU 0.5").as_rich(),
+        "AP per class",
+        _per_class(evaluation.per_class),
+    )
 
 
-def _figures_table(figures: Mapping[str, float], title: str) -> Table:
-    """List names and figures, read downwards; in three columns where there are many."""
-    columns = 1 if len(figures) <= _FEW_CLASSES else 3
-    rows = math.ceil(len(figures) / columns)
-    rendered = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)
-    for _ in range(columns):
-        rendered.add_column(overflow="fold", max_width=16 if columns > 1 else 60)
-        rendered.add_column(justify="right", min_width=5)
-    cells = [(escape(name), _format(figure)) for name, figure in figures.items()]
-    for row in range(rows):
-        rendered.add_row(*(text for cell in cells[row::rows] for text in cell))
-    return rendered
+def _one_row(figures: Mapping[str, float], title: str) -> Table:
+    return Table(list(figures), [[decimals(value) for value in figures.values()]], title, text_columns=0)
 
 
-def _format(figure: float) -> str:
-    return "-" if math.isnan(figure) else f"{figure:.3f}"
+def _per_class(figures: Mapping[str, float]) -> RenderableType:
+    """List classes with their AP, read downwards; in three columns where there are many."""
+    rows = [(name, decimals(value)) for name, value in figures.items()]
+    height = math.ceil(len(rows) / 3) if len(rows) > _MAX_ROWS else max(1, len(rows))
+    parts = [rows[start : start + height] for start in range(0, len(rows), height)]
+    return Columns([Table(("class", "AP"), part).as_rich() for part in parts])

@@ -1,4 +1,4 @@
-"""The figures of all groups."""
+"""The figures of all groups of runs, and their differences to a baseline."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from defeat.report.tide import Errors, tide
 
 
 class RunFigures(NamedTuple):
-    """What one run reached."""
+    """The figures of one run."""
 
     run: FinishedRun
     coco: dict[str, float]
-    """The 12 figures."""
+    """The 12 COCO figures."""
     per_class: dict[str, float]
     """Class name to AP."""
     errors: Errors
@@ -34,44 +34,49 @@ class RunFigures(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """How far a group is ahead of the baseline in one figure, the same images for both."""
+    """The lead of a group over the baseline in one figure, on the same images."""
 
     estimate: Estimate
-    """Of the means over seeds, with the interval of the bootstrap over images."""
+    """Difference of the means over seeds, with the interval of the bootstrap over images."""
     ahead: float
     """Share of the resamples in which it is ahead."""
 
 
 class GroupFigures(NamedTuple):
-    """What a group of runs reached; intervals are over seeds unless said otherwise."""
+    """The figures of a group of runs; intervals are over seeds unless said otherwise."""
 
     group: Group
     runs: list[RunFigures]
     coco: dict[str, Estimate]
     per_class: dict[str, Estimate]
     gains: dict[str, Estimate]
-    """By kind of error: AP50 that correcting it would gain."""
+    """Kind of error to the AP50 that correcting it would gain."""
     counts: dict[str, Estimate]
-    """By kind of error."""
+    """Kind of error to the number of such errors."""
     difference: dict[str, PairedDifference] | None
-    """Of each of :data:`defeat.report.bootstrap.FIGURES`; None for the baseline."""
+    """One for each of :data:`defeat.report.bootstrap.FIGURES`; None for the baseline."""
     cost: Cost | None
     """None where the student cannot be built or counted."""
 
+    @property
+    def label(self) -> str:
+        """Name of the group."""
+        return self.group.label
+
 
 class Comparison(NamedTuple):
-    """All there is to report."""
+    """Everything that is reported."""
 
     groups: list[GroupFigures]
     """The baseline first."""
     baseline: Group
     classes: tuple[str, ...]
     objects: dict[str, int]
-    """Class name to ground truth boxes that are to be found."""
+    """Class name to the number of ground truth boxes to find."""
     images: int
     resamples: int
     seed: int
-    """Of the resamples."""
+    """Seed of the resamples."""
     warnings: list[str]
 
 
@@ -84,14 +89,14 @@ def compare(
     warnings: Sequence[str] = (),
     done: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Compute everything.
+    """Compute the figures of all groups.
 
     Args:
         groups: runs with the same ground truth.
         baseline: one of ``groups``.
-        resamples: how many.
-        seed: of the resamples.
-        warnings: what is to be said beside what is found here.
+        resamples: number of resamples of the images.
+        seed: seed of the resamples.
+        warnings: warnings to report beside those of the comparison itself.
         done: called after each run.
     """
     groups = [baseline, *(group for group in groups if group is not baseline)]
@@ -152,10 +157,12 @@ def _difference(runs: list[RunFigures], baseline: list[RunFigures]) -> dict[str,
     resampled = _mean_resampled(runs) - _mean_resampled(baseline)  # the same images in each row
     differences = {}
     for name, column in zip(FIGURES, resampled.T, strict=True):
-        ours, theirs = (over_seeds([run.coco[name] for run in of]).value for of in (runs, baseline))
+        reached, expected = (
+            over_seeds([run.coco[name] for run in group]).value for group in (runs, baseline)
+        )
         numbers = column[~np.isnan(column)]
         ahead = float((numbers > 0).mean()) if len(numbers) else np.nan
-        differences[name] = PairedDifference(of_resamples(ours - theirs, column), ahead)
+        differences[name] = PairedDifference(of_resamples(reached - expected, column), ahead)
     return differences
 
 
@@ -165,7 +172,7 @@ def _mean_resampled(runs: Sequence[RunFigures]) -> Floats:
 
 
 def _costs(groups: Sequence[Group], classes: Sequence[str]) -> tuple[list[Cost | None], list[str]]:
-    costs: dict[str, Cost | None] = {}  # by configuration: most groups have the same student
+    costs: dict[str, Cost | None] = {}  # by configuration, as most groups have the same student
     warnings = []
     nodes = [json.dumps(group.config["student"], sort_keys=True) for group in groups]
     for group, node in zip(groups, nodes, strict=True):
@@ -180,7 +187,7 @@ def _costs(groups: Sequence[Group], classes: Sequence[str]) -> tuple[list[Cost |
 
 
 def _unequal(groups: Sequence[Group]) -> list[str]:
-    """In what the comparison is not one of equals."""
+    """Warn of everything in which the groups are not treated equally."""
     warnings = []
     if len({tuple(group.steps) for group in groups}) > 1 or any(len(group.steps) > 1 for group in groups):
         warnings.append(

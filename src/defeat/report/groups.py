@@ -1,4 +1,4 @@
-"""Which runs are the same experiment with other seeds, and what tells the experiments apart."""
+"""Groups of runs that are one experiment with several seeds, and the settings that tell groups apart."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ _IGNORED_KEYS = {
     "measure",
     "callbacks.progress",
     "optimized_metric",
+    "evaluation",
 }
-"""Keys that say where, with which seed and how watched an experiment is run, not what it is."""
+"""Keys that do not make another experiment: places, seeds, displays, and engines with equal results."""
 
 _ABSENT = "absent"
 
@@ -42,17 +43,17 @@ class Group(NamedTuple):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Of its first run."""
+        """Configuration of the first run."""
         return self.runs[0].config
 
     @property
     def seeds(self) -> list[int]:
-        """In ascending order."""
+        """Seeds in ascending order."""
         return [run.seed for run in self.runs]
 
     @property
     def steps(self) -> list[int]:
-        """For how many steps its runs were trained, each number once."""
+        """Numbers of steps that its runs were trained for, each once."""
         return sorted({run.detections.step for run in self.runs})
 
 
@@ -67,8 +68,8 @@ class SettingDifference(NamedTuple):
 def group_runs(runs: Sequence[FinishedRun]) -> tuple[list[Group], list[str]]:
     """Put runs of equal configuration together, in the order in which they come.
 
-    Of runs of one group that have the same seed only one counts, the one trained furthest, of equals the
-    newest: they are no independent samples, and would make an interval look narrower than it is.
+    Only one of the runs of a group that have the same seed counts, the one trained furthest, and of equals
+    the newest: they are no independent samples, and would make an interval look narrower than it is.
 
     Returns:
         The groups, and a warning for each group that had such repeats.
@@ -90,8 +91,8 @@ def choose_baseline(groups: Sequence[Group], label: str | None = None) -> Group:
     """Find the group that the others are compared with.
 
     Args:
-        label: of the group, or its name where no other group has it; None chooses the only group without a
-            distiller, else the first.
+        label: label of the group, or its name where no other group has it; None chooses the only group
+            without a distiller, else the first.
 
     Raises:
         ConfigError: there is no such group, or several have that name.
@@ -109,9 +110,9 @@ def choose_baseline(groups: Sequence[Group], label: str | None = None) -> Group:
 
 
 def setting_differences(configs: Sequence[Mapping[str, Any]]) -> list[SettingDifference]:
-    """List the keys in which configurations differ, leaving aside places, seeds and names.
+    """List the keys in which configurations differ, but for places, seeds and names.
 
-    Where one has a group of keys and another has none, the group is one key.
+    A group of keys that another configuration does not have is one key.
     """
     compared = [_experiment_settings(config) for config in configs]
     for settings in compared:
@@ -120,7 +121,7 @@ def setting_differences(configs: Sequence[Mapping[str, Any]]) -> list[SettingDif
 
 
 def _experiment_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without what does not make the experiment."""
+    """The configuration without the keys that do not make the experiment."""
     stripped: dict[str, Any] = _strip(config, str(config["run_dir"]))
     distiller = stripped.get("distiller") or {}
     if distiller.get("balance") == "balanced":
@@ -129,7 +130,7 @@ def _experiment_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_weights(term: Any) -> Any:
-    """A term whose weights the run found for itself, others with each seed; a weight of 0 is chosen."""
+    """A term without the weights that the run balanced by itself, others with each seed; 0 is chosen."""
     if not isinstance(term, Mapping):
         return term
     return {
@@ -155,7 +156,7 @@ def _without_repeats(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], li
     for run in sorted(runs, key=lambda run: (run.detections.step, run.written)):
         best[run.seed, str(run.config["data"].get("seed"))] = run
     kept = sorted(best.values(), key=lambda run: run.seed)
-    return kept, [run for run in runs if not any(run is one for one in kept)]
+    return kept, [run for run in runs if all(run is not counted for counted in kept)]
 
 
 def _labels(runs: Sequence[FinishedRun]) -> list[str]:
@@ -164,14 +165,14 @@ def _labels(runs: Sequence[FinishedRun]) -> list[str]:
     for name in dict.fromkeys(labels):
         places = [i for i, run in enumerate(runs) if run.name == name]
         if len(places) > 1:
-            found = _distinguishing(setting_differences([runs[i].config for i in places]), len(places))
+            chosen = _distinguishing(setting_differences([runs[i].config for i in places]), len(places))
             for n, i in enumerate(places):
-                settings = ", ".join(f"{difference.key}={difference.values[n]}" for difference in found)
+                settings = ", ".join(f"{difference.key}={difference.values[n]}" for difference in chosen)
                 labels[i] = f"{name} [{settings}]"
     return labels
 
 
-def _distinguishing(found: Sequence[SettingDifference], groups: int) -> list[SettingDifference]:
+def _distinguishing(candidates: Sequence[SettingDifference], groups: int) -> list[SettingDifference]:
     """The fewest keys, greedily, whose values differ between any two of the groups."""
     chosen: list[SettingDifference] = []
 
@@ -179,8 +180,8 @@ def _distinguishing(found: Sequence[SettingDifference], groups: int) -> list[Set
         return len({tuple(key.values[n] for key in keys) for n in range(groups)})
 
     while number_distinguished(chosen) < groups:
-        chosen.append(max(found, key=lambda key: number_distinguished([*chosen, key])))
-    return sorted(chosen, key=list(found).index)
+        chosen.append(max(candidates, key=lambda key: number_distinguished([*chosen, key])))
+    return sorted(chosen, key=list(candidates).index)
 
 
 def _walk_differences(nodes: Sequence[Any], prefix: str = "") -> Iterator[SettingDifference]:
@@ -193,7 +194,7 @@ def _walk_differences(nodes: Sequence[Any], prefix: str = "") -> Iterator[Settin
 
 
 def _text(value: Any) -> str:
-    """A value as the command line has it; of a group of keys its target's name."""
+    """A value as the command line has it; for a group of keys the name of its target."""
     if isinstance(value, Mapping):
         return str(value.get("_target_", "{...}")).rpartition(".")[2]
     return value if isinstance(value, str) else json.dumps(value)

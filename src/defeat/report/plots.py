@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,6 @@ from matplotlib.figure import Figure
 
 from defeat.report.compare import Comparison, GroupFigures
 from defeat.report.statistics import Estimate
-from defeat.report.tables import wrap
 from defeat.report.tide import KINDS
 
 # Okabe and Ito's blue and vermilion; the baseline is grey.
@@ -33,24 +33,24 @@ def plot_figures(comparison: Comparison, path: Path) -> None:
     """Draw AP of each group, mean, 95% interval over seeds, and each run as a small dot."""
     groups = comparison.groups
     figure, (axes,) = _panels(groups, 1)
-    for row, of in enumerate(groups):
-        colour = _colour(of)
-        values = [run.coco["AP"] for run in of.runs]
+    for row, group in enumerate(groups):
+        colour = _colour(group)
+        values = [run.coco["AP"] for run in group.runs]
         axes.plot(values, [row + 0.22] * len(values), ".", color=colour, alpha=0.45, markersize=7)
-        _dot(axes, row, of.coco["AP"], colour)
+        _dot(axes, row, group.coco["AP"], colour)
     _dress(axes, "AP at IoU 0.50 to 0.95: mean, 95% interval over seeds, single runs below")
     _save(figure, path)
 
 
 def plot_differences(comparison: Comparison, path: Path) -> None:
     """Draw how far each group is ahead of the baseline in AP, with the bootstrap's interval."""
-    groups = [of for of in comparison.groups if of.difference is not None]
+    groups = [group for group in comparison.groups if group.difference is not None]
     figure, (axes,) = _panels(groups, 1)
     axes.axvline(0, color=_GREY, linewidth=1.6)
-    for row, of in enumerate(groups):
-        if of.difference is not None:
-            _dot(axes, row, of.difference["AP"].estimate, _BLUE)
-    title = wrap(f"Difference in AP to {comparison.baseline.label}", 60)
+    for row, group in enumerate(groups):
+        if group.difference is not None:
+            _dot(axes, row, group.difference["AP"].estimate, _BLUE)
+    title = fill(f"Difference in AP to {comparison.baseline.label}", 60)
     _dress(axes, f"{title}\n95% interval of a paired bootstrap over images")
     _save(figure, path)
 
@@ -60,9 +60,9 @@ def plot_errors(comparison: Comparison, path: Path) -> None:
     groups = comparison.groups
     figure, panels = _panels(groups, len(KINDS))
     for axes, kind in zip(panels, KINDS, strict=True):
-        for row, of in enumerate(groups):
-            gain = of.gains[kind]
-            axes.barh(row, np.nan_to_num(gain.value), height=0.62, color=_colour(of))
+        for row, group in enumerate(groups):
+            gain = group.gains[kind]
+            axes.barh(row, np.nan_to_num(gain.value), height=0.62, color=_colour(group))
             _whisker(axes, row, gain, _INK)
         _dress(axes, _NAMES[kind])
         axes.locator_params(axis="x", nbins=2)
@@ -81,7 +81,7 @@ def plot_errors(comparison: Comparison, path: Path) -> None:
 
 def _panels(groups: Sequence[GroupFigures], columns: int) -> tuple[Figure, list[Axes]]:
     """Panels side by side, whose rows are the groups from top to bottom."""
-    labels = [wrap(of.group.label, _LINE) for of in groups]
+    labels = [fill(group.label, _LINE) for group in groups]
     lines = sum(max(2, label.count("\n") + 1) for label in labels)
     figure = Figure(figsize=(11, 1.7 + 0.24 * lines), dpi=120, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -101,8 +101,8 @@ def _whisker(axes: Axes, row: int, estimate: Estimate, colour: str) -> None:
     axes.plot([estimate.low, estimate.high], [row, row], color=colour, linewidth=2.0)
 
 
-def _colour(of: GroupFigures) -> str:
-    return _GREY if of.difference is None else _BLUE
+def _colour(group: GroupFigures) -> str:
+    return _GREY if group.difference is None else _BLUE
 
 
 def _dress(axes: Axes, title: str) -> None:

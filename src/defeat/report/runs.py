@@ -1,4 +1,4 @@
-"""Finding runs and reading what they left behind."""
+"""Find runs and read their files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from defeat.evaluation.image_result import ImageResult
 
 CONFIG = "config.yaml"
 _KEYS = ("name", "seed", "run_dir", "student", "distiller", "data")
-_MEND = "runs of this version write it at every validation, so train it again or let it go on (ckpt_path)"
+_REMEDY = "runs of this version write it at every validation, so train it again or let it go on (ckpt_path)"
 
 
 class FinishedRun(NamedTuple):
@@ -27,22 +27,22 @@ class FinishedRun(NamedTuple):
 
     folder: Path
     config: dict[str, Any]
-    """Whole, with all interpolations resolved."""
+    """The whole configuration, with all interpolations resolved."""
     detections: Detections
-    """Of the last validation."""
+    """Detections of the last validation."""
     written: float
-    """When they were written, seconds."""
+    """Time at which they were written, seconds."""
     training_data: str | None
     """Fingerprint of the training split; None where the run does not say."""
 
     @property
     def name(self) -> str:
-        """What the experiment is called."""
+        """Name of the experiment."""
         return str(self.config["name"])
 
     @property
     def seed(self) -> int:
-        """Of initial weights, order and augmentation."""
+        """Seed of initial weights, order and augmentation."""
         return int(self.config["seed"])
 
 
@@ -60,11 +60,11 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
     without: dict[Path, None] = {}
     for path in paths:
         folders = list(_run_folders(path))
-        found = [folder for folder in folders if (folder / DETECTIONS_FILE).is_file()]
-        if not found:
+        validated = [folder for folder in folders if (folder / DETECTIONS_FILE).is_file()]
+        if not validated:
             raise DataError(_nothing(path, folders))
-        without.update(dict.fromkeys(folder for folder in folders if folder not in found))
-        for folder in found:
+        without.update(dict.fromkeys(folder for folder in folders if folder not in validated))
+        for folder in validated:
             if folder.resolve() not in runs:
                 runs[folder.resolve()] = _read(folder)
     names = ", ".join(map(str, without))
@@ -113,8 +113,8 @@ def _nothing(path: Path, folders: Sequence[Path]) -> str:
             f"(a run holds {CONFIG} and {DETECTIONS_FILE})"
         )
     if folders == [path]:
-        return f"{path}: this run holds no {DETECTIONS_FILE}; {_MEND}"
-    return f"{path}: none of the {len(folders)} runs below it holds {DETECTIONS_FILE}; {_MEND}"
+        return f"{path}: this run holds no {DETECTIONS_FILE}; {_REMEDY}"
+    return f"{path}: none of the {len(folders)} runs below it holds {DETECTIONS_FILE}; {_REMEDY}"
 
 
 def _read(folder: Path) -> FinishedRun:
@@ -149,17 +149,17 @@ def _training_data(folder: Path) -> str | None:
         return None
 
 
-def _differ(ours: Detections, theirs: Detections) -> str | None:
-    if ours.classes != theirs.classes:
-        return f"classes ({', '.join(ours.classes)}; {', '.join(theirs.classes)})"
-    if ours.images.keys() != theirs.images.keys():
-        return f"images ({len(ours.images)}; {len(theirs.images)})"
-    for index, image in ours.images.items():
-        if not _same_truth(image, theirs.images[index]):
+def _differ(first: Detections, other: Detections) -> str | None:
+    if first.classes != other.classes:
+        return f"classes ({', '.join(first.classes)}; {', '.join(other.classes)})"
+    if first.images.keys() != other.images.keys():
+        return f"images ({len(first.images)}; {len(other.images)})"
+    for index, image in first.images.items():
+        if not _same_truth(image, other.images[index]):
             return f"boxes (first at image {index})"
     return None
 
 
-def _same_truth(ours: ImageResult, theirs: ImageResult) -> bool:
+def _same_truth(first: ImageResult, other: ImageResult) -> bool:
     fields = ("true_boxes", "true_labels", "ignore", "area")
-    return all(getattr(ours, name).equal(getattr(theirs, name)) for name in fields)
+    return all(getattr(first, name).equal(getattr(other, name)) for name in fields)

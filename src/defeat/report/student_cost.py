@@ -1,4 +1,4 @@
-"""What a student's inference costs: parameters, and operations of its network."""
+"""The cost of a student's inference: parameters, and operations of its network."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ DEFINITION = (
     "backbone, pyramid and head; of two-stage detectors by the RPN's head, and by the box head on as many "
     "proposals as the test keeps at most"
 )
-"""What the FLOPs are of: the architecture and its settings, whatever is in the picture."""
+"""Operations that the FLOPs count: those of the architecture and its settings, whatever is in the picture."""
 
 
 class Cost(NamedTuple):
-    """Of one image."""
+    """The cost of one image."""
 
     parameters: int
-    """Frozen ones included."""
+    """Number of parameters, frozen ones included."""
     flops: int
     """See :data:`DEFINITION`."""
     height: int
-    """Of the padded image, pixels."""
+    """Height of the padded image, pixels."""
     width: int
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
-from typing import NamedTuple
 
+from defeat.render import Cell, Table, decimals
 from defeat.report.bootstrap import FIGURES
 from defeat.report.compare import Comparison, GroupFigures
 from defeat.report.groups import setting_differences
@@ -16,162 +15,123 @@ from defeat.report.tide import KINDS, SPECIAL
 SIZES = ("APs", "APm", "APl")
 
 
-class Sheet(NamedTuple):
-    """A table; the first column is text, the others are figures."""
-
-    title: str
-    note: str
-    """What the figures are."""
-    header: list[str]
-    rows: list[list[str]]
-    """A cell may have several lines."""
+def group_tables(comparison: Comparison) -> list[Table]:
+    """Make all tables that have a row for each group; those that would be empty are left out."""
+    tables = [_figures(comparison), _differences(comparison), _gains(comparison), _counts(comparison)]
+    return [*(table for table in tables if table.rows), _training(comparison)]
 
 
-def sheets(comparison: Comparison) -> list[Sheet]:
-    """All tables but that of classes, whose shape depends on where it is shown."""
-    shown = [_figures(comparison), _differences(comparison), _gains(comparison), _counts(comparison)]
-    return [*(sheet for sheet in shown if sheet.rows), _groups(comparison)]
-
-
-def _figures(comparison: Comparison) -> Sheet:
-    return Sheet(
-        "COCO figures",
+def _figures(comparison: Comparison) -> Table:
+    rows = [
+        [group.label, str(len(group.runs)), *(over_seeds(group.coco[name]) for name in FIGURES)]
+        for group in comparison.groups
+    ]
+    note = (
         f"Last validation of each run, {comparison.images} images. Mean over seeds ± half of the 95% "
-        "interval of Student's t.",
-        ["group", "seeds", *FIGURES],
-        [
-            [of.group.label, str(len(of.runs)), *(over_seeds(of.coco[name]) for name in FIGURES)]
-            for of in comparison.groups
-        ],
+        "interval of Student's t."
     )
+    return Table(["group", "seeds", *FIGURES], rows, "COCO figures", note)
 
 
-def _differences(comparison: Comparison) -> Sheet:
+def _differences(comparison: Comparison) -> Table:
     rows = []
-    for of in comparison.groups:
-        if of.difference is not None:
-            cells = [_interval(of.difference[name].estimate) for name in ("AP", *SIZES)]
-            rows.append([of.group.label, cells[0], _percent(of.difference["AP"].ahead), *cells[1:]])
-    return Sheet(
-        f"Difference to {comparison.baseline.label}",
+    for group in comparison.groups:
+        if group.difference is not None:
+            cells = [_interval(group.difference[name].estimate) for name in ("AP", *SIZES)]
+            rows.append([group.label, cells[0], _percent(group.difference["AP"].ahead), *cells[1:]])
+    note = (
         "Of the means over seeds, with the 95% percentile interval of a paired bootstrap over images "
         f"({comparison.resamples} resamples, seed {comparison.seed}), and the share of resamples in which AP "
         "is ahead. It holds the runs fixed: it says how far other images could change the difference of "
-        "these runs, not how far other seeds could.",
-        ["group", "AP", "ahead", *SIZES],
-        rows,
+        "these runs, not how far other seeds could."
     )
+    title = f"Difference to {comparison.baseline.label}"
+    return Table(["group", "AP", "ahead", *SIZES], rows, title, note)
 
 
-def _gains(comparison: Comparison) -> Sheet:
-    return Sheet(
-        "What errors cost",
+def _gains(comparison: Comparison) -> Table:
+    rows = [
+        [group.label, over_seeds(group.coco["AP50"]), *(over_seeds(group.gains[kind]) for kind in KINDS)]
+        for group in comparison.groups
+    ]
+    note = (
         "AP50 that correcting one kind of error alone would gain (TIDE, Bolya et al. 2020; IoU 0.5 and 0.1): "
         "wrong class, bad localisation, both, duplicate, background, missed. Mean over seeds ± half of the "
-        "95% interval of Student's t.",
-        ["group", "AP50", *KINDS],
-        [
-            [of.group.label, over_seeds(of.coco["AP50"]), *(over_seeds(of.gains[kind]) for kind in KINDS)]
-            for of in comparison.groups
-        ],
+        "95% interval of Student's t."
     )
+    return Table(["group", "AP50", *KINDS], rows, "What errors cost", note)
 
 
-def _counts(comparison: Comparison) -> Sheet:
-    return Sheet(
-        "How many errors",
-        "Mean over seeds of how many there are of each kind, and of all false positives and false negatives.",
-        ["group", *KINDS, *SPECIAL],
-        [
-            [of.group.label, *(f"{of.counts[kind].value:.0f}" for kind in (*KINDS, *SPECIAL))]
-            for of in comparison.groups
-        ],
-    )
-
-
-def _groups(comparison: Comparison) -> Sheet:
-    return Sheet(
-        "Training and cost",
-        f"FLOPs: {DEFINITION}.",
-        ["group", "seeds", "steps", "parameters", "FLOPs", "image"],
-        [
-            [of.group.label, _listed(of.group.seeds), _listed(of.group.steps), *_cost(of)]
-            for of in comparison.groups
-        ],
-    )
-
-
-def class_sheet(comparison: Comparison) -> Sheet:
-    """AP by class, a row for each class."""
-    return Sheet(
-        "AP by class",
-        "Mean over seeds; objects is the ground truth to find.",
-        ["class", "objects", *(of.group.label for of in comparison.groups)],
-        [
-            [
-                name,
-                str(comparison.objects[name]),
-                *(figure(of.per_class[name].value) for of in comparison.groups),
-            ]
-            for name in comparison.classes
-        ],
-    )
-
-
-def class_sheets(comparison: Comparison, columns: int) -> list[Sheet]:
-    """AP by class, a row for each group and at most ``columns`` classes a table."""
-    tables = math.ceil(len(comparison.classes) / columns)
-    columns = math.ceil(len(comparison.classes) / tables)
-    parts = [comparison.classes[i * columns : (i + 1) * columns] for i in range(tables)]
-    return [
-        Sheet(
-            "AP by class" + (f" ({i} of {tables})" if tables > 1 else ""),
-            "Mean over seeds." if i == tables else "",
-            ["group", *part],
-            [
-                [of.group.label, *(figure(of.per_class[name].value) for name in part)]
-                for of in comparison.groups
-            ],
-        )
-        for i, part in enumerate(parts, start=1)
+def _counts(comparison: Comparison) -> Table:
+    kinds = (*KINDS, *SPECIAL)
+    rows = [
+        [group.label, *(f"{group.counts[kind].value:.0f}" for kind in kinds)] for group in comparison.groups
     ]
+    note = "Mean over seeds of the number of each kind, and of all false positives and false negatives."
+    return Table(["group", *kinds], rows, "How many errors", note)
+
+
+def _training(comparison: Comparison) -> Table:
+    rows = [
+        [
+            group.label,
+            _listed(group.group.seeds),
+            _listed(group.group.steps),
+            *_cost(group),
+        ]
+        for group in comparison.groups
+    ]
+    columns = ["group", "seeds", "steps", "parameters", "FLOPs", "image"]
+    return Table(columns, rows, "Training and cost", f"FLOPs: {DEFINITION}.")
+
+
+def class_table(comparison: Comparison) -> Table:
+    """Make the table of AP by class, with a row for each class and a column for each group."""
+    rows: list[list[Cell]] = [
+        [
+            name,
+            comparison.objects[name],
+            *(decimals(group.per_class[name].value) for group in comparison.groups),
+        ]
+        for name in comparison.classes
+    ]
+    columns = ["class", "objects", *(group.label for group in comparison.groups)]
+    return Table(columns, rows, "AP by class", "Mean over seeds; objects is the ground truth to find.")
+
+
+def run_table(comparison: Comparison) -> Table:
+    """Make the table of the runs themselves, with the folder of each."""
+    rows = [
+        [
+            str(figures.run.folder),
+            group.label,
+            str(figures.run.seed),
+            str(figures.run.detections.step),
+            decimals(figures.coco["AP"]),
+        ]
+        for group in comparison.groups
+        for figures in group.runs
+    ]
+    return Table(["folder", "group", "seed", "step", "AP"], rows, "Runs", text_columns=2)
 
 
 def settings(comparison: Comparison) -> dict[str, list[str]]:
-    """For each group but the baseline: its settings unlike the baseline's, as ``key=value (not value)``."""
+    """List the settings of each group that are unlike the baseline's, as ``key=value (not value)``."""
     base = comparison.baseline.config
     return {
-        of.group.label: [
+        group.label: [
             f"{difference.key}={difference.values[1]} (not {difference.values[0]})"
-            for difference in setting_differences([base, of.group.config])
+            for difference in setting_differences([base, group.group.config])
         ]
-        for of in comparison.groups
-        if of.group is not comparison.baseline
+        for group in comparison.groups
+        if group.group is not comparison.baseline
     }
 
 
-def wrap(name: str, width: int) -> str:
-    """Break a long name into lines after its dots, commas and the like, and words after a _ if need be."""
-    lines = [""]
-    words = re.findall(r".+?(?:[., /-]|$)", name)
-    for piece in (
-        part for word in words for part in ([word] if len(word) <= width else re.split(r"(?<=_)", word))
-    ):
-        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(line.strip() for line in lines)
-
-
-def figure(value: float) -> str:
-    """Three decimals, "-" for nan."""
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
 def over_seeds(estimate: Estimate) -> str:
-    """Mean, and half of the interval on a line of its own."""
+    """Write a mean, and half of its interval on a line of its own."""
     if math.isnan(estimate.low):
-        return figure(estimate.value)
+        return decimals(estimate.value)
     return f"{estimate.value:.3f}\n±{estimate.high - estimate.value:.3f}"
 
 
@@ -182,7 +142,7 @@ def _interval(estimate: Estimate) -> str:
 
 
 def _signed(value: float) -> str:
-    """Without the leading zero: four such intervals stand side by side."""
+    """Write without the leading zero: four such intervals stand side by side."""
     return f"{value:+.3f}".replace("0.", ".", 1)
 
 
@@ -194,8 +154,8 @@ def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _cost(figures: GroupFigures) -> list[str]:
-    cost = figures.cost
+def _cost(group: GroupFigures) -> list[str]:
+    cost = group.cost
     if cost is None:
         return ["-", "-", "-"]
     return [f"{cost.parameters / 1e6:.2f} M", f"{cost.flops / 1e9:.2f} G", f"{cost.height} x {cost.width}"]
