@@ -1,17 +1,20 @@
+"""The pictures of detections, by what matplotlib is told to draw."""
+
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from defeat.types import Prediction, Target
 from defeat.visual import draw_boxes, side_by_side
-from defeat.visual.grid import CAPTION, GAP, HEADER, MARGIN
-from defeat.visual.legend import draw_legend
-from defeat.visual.matching import above, match
-from defeat.visual.palette import FALSE, IGNORED, PAPER, class_colour
-from defeat.visual.strokes import Style, rectangle, tag
+from defeat.visual.boxes import FALSE_COLOUR, IGNORED_COLOUR, class_colour
+from defeat.visual.side_by_side import above, match
 
-CLASSES = ("disc", "square", "ring")
+CLASSES = ("disc", "square", "$ring$")
 GREY = torch.full((3, 64, 64), 120, dtype=torch.uint8)
 
 
@@ -33,47 +36,43 @@ def prediction(boxes: list[list[float]], labels: list[int], scores: list[float])
     }
 
 
-def count(picture: Image.Image, colour: tuple[int, int, int]) -> int:
-    return sum(n for n, c in picture.getcolors(1 << 20) or [] if c == colour)
+def drawn(axes: Axes) -> list[tuple[tuple[float, ...], str, str]]:
+    """Each box in axes: corner and size, line style, colour."""
+    return [
+        (
+            (*patch.get_xy(), patch.get_width(), patch.get_height()),
+            patch.get_linestyle(),
+            to_hex(patch.get_edgecolor()),
+        )
+        for patch in axes.patches
+    ]
 
 
-def edge(picture: Image.Image, box: tuple[int, int, int, int]) -> list[tuple[int, ...]]:
-    """The pixels along a box's edge."""
-    x1, y1, x2, y2 = box
-    rows = [(x, y) for y in (y1, y2 - 1) for x in range(x1, x2)]
-    columns = [(x, y) for x in (x1, x2 - 1) for y in range(y1, y2)]
-    return [picture.getpixel(p) for p in rows + columns]  # type: ignore[misc]
+def names(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
 
 
-# Colours
+def blank() -> Axes:
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    return figure.subplots()
 
 
 def test_colours_of_classes_differ_and_none_looks_like_an_error():
     colours = [class_colour(i) for i in range(1, 41)]
     assert len(set(colours)) == 40
-    for red, green, blue in colours:
-        assert not (red > 180 and green < 80 and blue < 80)
+    for red, green, blue in map(to_rgb, colours):
+        assert not (red > 0.7 and green < 0.3 and blue < 0.3)
     with pytest.raises(ValueError, match="start at 1"):
         class_colour(0)
 
 
-# Matching
-
-
 def test_match_takes_each_ground_truth_once_and_best_first():
     truth = target([[0, 0, 20, 20], [30, 30, 50, 50]], [1, 2])
-    found = prediction(
-        [[0, 0, 20, 19], [1, 1, 20, 20], [30, 30, 50, 50], [30, 30, 50, 38]],
-        [1, 1, 1, 2],
-        [0.9, 0.8, 0.7, 0.6],
-    )
-    matching = match(found, truth)
-    assert matching.hit.tolist() == [
-        True,
-        False,
-        False,
-        False,
-    ]  # then: taken, wrong class, too small an overlap
+    boxes = [[0, 0, 20, 19], [1, 1, 20, 20], [30, 30, 50, 50], [30, 30, 50, 38]]
+    matching = match(prediction(boxes, [1, 1, 1, 2], [0.9, 0.8, 0.7, 0.6]), truth)
+    # Of the last three one box is taken, one has the wrong class, and one overlaps too little.
+    assert matching.hit.tolist() == [True, False, False, False]
     assert matching.false.tolist() == [False, True, True, True]
     assert matching.missed.tolist() == [False, True]
 
@@ -83,11 +82,11 @@ def test_match_prefers_the_larger_overlap():
     assert match(prediction([[0, 4, 20, 24]], [1], [0.9]), truth).missed.tolist() == [True, False]
 
 
-def test_match_excuses_detections_inside_a_crowd_of_their_class():
+def test_detections_inside_a_crowd_of_their_class_are_not_judged():
     truth = target([[0, 0, 40, 40]], [1], [True])
-    found = prediction([[5, 5, 10, 10], [5, 5, 10, 10], [38, 38, 50, 50]], [1, 2, 1], [0.9, 0.8, 0.7])
-    matching = match(found, truth)
-    assert matching.excused.tolist() == [True, False, False]
+    inside = prediction([[5, 5, 10, 10], [5, 5, 10, 10], [38, 38, 50, 50]], [1, 2, 1], [0.9, 0.8, 0.7])
+    matching = match(inside, truth)
+    assert matching.ignored.tolist() == [True, False, False]
     assert matching.false.tolist() == [False, True, True]
     assert matching.missed.tolist() == [False]
 
@@ -107,163 +106,102 @@ def test_above_keeps_and_sorts():
     assert kept["boxes"][:, 2].tolist() == [3, 1]
 
 
-# Strokes
-
-
-@pytest.mark.parametrize("style", list(Style))
-def test_rectangle_covers_its_edge_and_nothing_inside(style: Style):
-    canvas = Image.new("RGB", (60, 60), PAPER)
-    rectangle(ImageDraw.Draw(canvas), (10, 10, 49, 39), FALSE, style)
-    on, off = style.value
-    share = sum(c == FALSE for c in edge(canvas, (10, 10, 50, 40))) / (2 * 40 + 2 * 30)
-    assert share == pytest.approx(on / (on + off), abs=0.12)
-    assert canvas.crop((13, 13, 47, 37)).getcolors() == [(34 * 24, PAPER)]
-    assert canvas.getpixel((8, 20)) == PAPER
-
-
-def test_tags_do_not_cover_each_other_and_stay_on_the_canvas():
-    canvas = Image.new("RGB", (120, 120), PAPER)
-    taken: list[tuple[int, int, int, int]] = []
-    for anchor in [(0, 0, 60, 60), (0, 0, 60, 60), (90, 90, 119, 119), (90, 88, 119, 119)]:
-        tag(ImageDraw.Draw(canvas), anchor, "square", FALSE, taken)
-    assert all(min(x1, y1) >= 0 and max(x2, y2) < 120 for x1, y1, x2, y2 in taken)
-    cover = torch.zeros(120, 120)
-    for x1, y1, x2, y2 in taken:
-        cover[y1 : y2 + 1, x1 : x2 + 1] += 1
-    assert cover.max() == 1
-
-
-# Boxes on one image
-
-
-def test_draw_boxes_enlarges_and_paints_edges_in_class_colours():
+def test_boxes_stand_where_they_are_in_the_image_with_names_scores_and_colours():
+    axes = blank()
     boxes = torch.tensor([[10.0, 30.0, 30.0, 50.0], [40.0, 36.0, 60.0, 62.0]])
-    picture = draw_boxes(GREY, boxes, torch.tensor([1, 3]), CLASSES)
-    assert picture.size == (256, 256)
-    assert set(edge(picture, (40, 120, 120, 200))) == {class_colour(1)}
-    assert picture.getpixel((80, 160)) == (120, 120, 120)
-    assert edge(picture, (160, 144, 240, 248)).count(class_colour(3)) > 300
-
-
-def test_draw_boxes_leaves_large_images_at_their_size():
-    image = torch.zeros((3, 200, 300), dtype=torch.uint8)
-    assert draw_boxes(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), CLASSES).size == (300, 200)
-
-
-def test_draw_boxes_shows_scores_and_regions_to_ignore():
-    boxes, labels = torch.tensor([[10.0, 30.0, 40.0, 60.0]]), torch.tensor([2])
-    plain = draw_boxes(GREY, boxes, labels, CLASSES)
-    scored = draw_boxes(GREY, boxes, labels, CLASSES, scores=torch.tensor([0.75]))
-    ignored = draw_boxes(GREY, boxes, labels, CLASSES, ignore=torch.tensor([True]))
-    assert count(scored, class_colour(2)) > count(plain, class_colour(2))  # a longer plate
-    assert count(ignored, class_colour(2)) == 0
-    assert count(ignored, IGNORED) > 100
-
-
-@pytest.mark.parametrize("box", [[0.0, 0.0, 64.0, 64.0], [63.5, 63.5, 64.0, 64.0], [-5.0, -5.0, 3.0, 80.0]])
-def test_boxes_at_the_border_stay_visible(box: list[float]):
-    picture = draw_boxes(GREY, torch.tensor([box]), torch.tensor([1]), CLASSES)
-    assert count(picture, class_colour(1)) > 100
+    scores, ignore = torch.tensor([0.75, 0.5]), torch.tensor([False, True])
+    draw_boxes(axes, GREY, boxes, torch.tensor([1, 3]), CLASSES, scores, ignore)
+    assert drawn(axes) == [
+        ((10, 30, 20, 20), "solid", class_colour(1)),
+        ((40, 36, 20, 26), "dashed", IGNORED_COLOUR),
+    ]
+    assert names(axes) == ["disc 0.75", "$ring$ 0.50"]
+    assert axes.images[0].get_extent() == [0, 64, 64, 0]
 
 
 @pytest.mark.parametrize("image", [torch.zeros(3, 8, 8), torch.zeros((8, 8, 3), dtype=torch.uint8), GREY[0]])
 def test_draw_boxes_refuses_other_tensors(image: Tensor):
     with pytest.raises(ValueError, match="uint8"):
-        draw_boxes(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), CLASSES)
+        draw_boxes(blank(), image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), CLASSES)
 
 
-# The sheet
-
-TRUTH = target([[8, 8, 28, 28], [36, 36, 56, 56]], [1, 2])
-PERFECT = prediction(TRUTH["boxes"].tolist(), [1, 2], [0.9, 0.8])
-MISSING = prediction([[8, 8, 28, 28], [36, 36, 56, 56]], [1, 2], [0.9, 0.2])
-WRONG = prediction([[8, 8, 28, 28], [36, 36, 56, 56]], [1, 3], [0.9, 0.8])
-
-
-def panel(sheet: Image.Image, row: int, column: int, side: int = 128) -> Image.Image:
-    left = MARGIN + column * (side + GAP)
-    top = MARGIN + HEADER + row * (side + CAPTION + GAP)
-    return sheet.crop((left, top, left + side, top + side))
+BOXES = [[8.0, 8.0, 28.0, 28.0], [36.0, 36.0, 56.0, 56.0]]
+FIRST, SECOND = (8, 8, 20, 20), (36, 36, 20, 20)
+TRUTH = target(BOXES, [1, 2])
+PERFECT = prediction(BOXES, [1, 2], [0.9, 0.8])
+MISSING = prediction(BOXES, [1, 2], [0.9, 0.2])
+WRONG = prediction(BOXES, [1, 3], [0.9, 0.8])
 
 
 @pytest.fixture(scope="module")
-def sheet() -> Image.Image:
-    rows = [(GREY, [TRUTH, PERFECT, MISSING, WRONG])] * 2
-    return side_by_side(rows, ["truth", "a", "b", "c"], CLASSES, side=128)
+def grid() -> list[list[Axes]]:
+    figure = side_by_side([(GREY, [TRUTH, PERFECT, MISSING, WRONG])] * 2, ["truth", "a", "b", "c"], CLASSES)
+    return [figure.axes[:4], figure.axes[4:]]
 
 
-def test_sheet_has_one_panel_per_image_and_column(sheet: Image.Image):
-    width = 2 * MARGIN + 4 * 128 + 3 * GAP
-    legend = draw_legend(CLASSES, width - 2 * MARGIN, 0.5, 0.5)
-    assert sheet.size == (width, 2 * MARGIN + HEADER + 2 * (128 + CAPTION + GAP) + legend.height)
-    for row in range(2):
-        for column in range(4):
-            assert panel(sheet, row, column).getpixel((64, 64)) == (120, 120, 120)
+def test_hits_are_solid_missed_objects_dotted_and_false_detections_dashed_red_with_a_name(grid):
+    hit, found = (FIRST, "solid", class_colour(1)), (SECOND, "solid", class_colour(2))
+    missed, false = (SECOND, "dotted", class_colour(2)), (SECOND, "dashed", FALSE_COLOUR)
+    for truth, perfect, missing, wrong in grid:
+        assert drawn(truth) == drawn(perfect) == [hit, found]
+        assert sorted(drawn(missing)) == sorted([hit, missed])
+        assert sorted(drawn(wrong)) == sorted([hit, missed, false])
+        assert [names(axes) for axes in (truth, perfect, missing, wrong)] == [
+            ["disc", "square"], [], [], ["$ring$"],
+        ]  # fmt: skip
 
 
-def test_hits_are_solid_in_their_class_colour(sheet: Image.Image):
-    perfect = panel(sheet, 0, 1)
-    assert set(edge(perfect, (16, 16, 56, 56))) == {class_colour(1)}
-    assert set(edge(perfect, (72, 72, 112, 112))) == {class_colour(2)}
-    assert count(perfect, FALSE) == 0
+def test_counts_stand_under_each_panel_and_summed_under_each_title(grid):
+    assert [axes.get_title() for axes in grid[0]] == [
+        "truth\n4 objects",
+        "a\n4 found · 0 missed · 0 false",
+        "b\n2 found · 2 missed · 0 false",
+        "c\n2 found · 2 missed · 2 false",
+    ]
+    assert [axes.get_xlabel() for axes in grid[1]] == [
+        "2 objects",
+        *("2 found · 0 missed · 0 false", "1 found · 1 missed · 0 false", "1 found · 1 missed · 1 false"),
+    ]
 
 
-def test_missed_objects_are_dotted(sheet: Image.Image):
-    missed = edge(panel(sheet, 1, 2), (72, 72, 112, 112))
-    assert 0.2 < missed.count(class_colour(2)) / len(missed) < 0.5
-    assert (120, 120, 120) in missed
-    assert count(panel(sheet, 1, 2), FALSE) == 0
-
-
-def test_false_detections_are_dashed_red_with_a_name(sheet: Image.Image):
-    wrong = panel(sheet, 0, 3)
-    dashes = edge(wrong, (72, 72, 112, 112))
-    assert 0.4 < dashes.count(FALSE) / len(dashes) < 0.8
-    assert count(wrong.crop((60, 50, 128, 71)), FALSE) > 100  # the plate with the name
-    assert count(wrong, class_colour(3)) == 0
-    assert set(edge(wrong, (16, 16, 56, 56))) == {class_colour(1)}
+def test_crowds_are_grey_and_dashed_and_so_is_what_is_detected_in_them():
+    truth = target([[0, 0, 40, 40]], [1], [True])
+    figure = side_by_side(
+        [(GREY, [truth, prediction([[5, 5, 10, 10]], [1], [0.9])])], ["truth", "a"], CLASSES
+    )
+    assert [style for axes in figure.axes for _, *style in drawn(axes)] == [["dashed", IGNORED_COLOUR]] * 2
+    assert figure.axes[1].get_xlabel() == "0 found · 0 missed · 0 false"
 
 
 def test_threshold_decides_what_is_shown():
-    strict, lenient = (
-        side_by_side([(GREY, [TRUTH, MISSING])], ["truth", "b"], CLASSES, threshold=t, side=128)
-        for t in (0.5, 0.1)
-    )
-    assert set(edge(panel(lenient, 0, 1), (72, 72, 112, 112))) == {class_colour(2)}
-    assert set(edge(panel(strict, 0, 1), (72, 72, 112, 112))) != {class_colour(2)}
+    figure = side_by_side([(GREY, [TRUTH, MISSING])], ["truth", "b"], CLASSES, threshold=0.1)
+    assert [style for _, style, _ in drawn(figure.axes[1])] == ["solid", "solid"]
 
 
-def test_captions_count(monkeypatch: pytest.MonkeyPatch):
-    from defeat.visual import grid
-
-    written: list[str] = []
-    monkeypatch.setattr(grid, "_centred", lambda sheet, text, *_, **__: written.append(text))
-    side_by_side([(GREY, [TRUTH, MISSING]), (GREY, [TRUTH, WRONG])], ["truth", "model"], CLASSES)
-    assert written == [
-        "truth", "4 objects", "model", "2 found · 2 missed · 1 false",
-        "2 objects", "1 found · 1 missed · 0 false", "2 objects", "1 found · 1 missed · 1 false",
-    ]  # fmt: skip
+def test_the_legend_names_every_class_and_style():
+    figure = side_by_side([(GREY, [TRUTH, PERFECT])], ["truth", "a"], CLASSES, threshold=0.3)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *CLASSES,
+        *("found", "missed", "false, with its class", "crowd or difficult"),
+    ]
+    assert "0.3" in legend.get_title().get_text()
 
 
-def test_images_of_other_shapes_fit_their_column():
+def test_a_sheet_of_images_of_other_shapes_is_written(tmp_path):
     tall = torch.full((3, 80, 40), 60, dtype=torch.uint8)
     wide = torch.full((3, 300, 600), 90, dtype=torch.uint8)
-    nothing, none_found = target([], []), prediction([], [], [])
-    picture = side_by_side(
-        [(tall, [nothing, none_found]), (wide, [nothing, none_found])], ["truth", "model"], CLASSES, side=128
-    )
-    assert count(picture, (60, 60, 60)) == 2 * 64 * 128
-    assert count(picture, (90, 90, 90)) == 2 * 128 * 64
+    panels = [target([], []), prediction([], [], [])]
+    path = tmp_path / "sheet.png"
+    side_by_side([(tall, panels), (wide, panels)], ["truth", "model $"], CLASSES).savefig(path)
+    with Image.open(path) as picture:
+        colours = {colour: n for n, colour in picture.convert("RGB").getcolors(1 << 20) or []}
+        assert picture.width > 2 * 288
+    assert colours[(60, 60, 60)] > 2 * 100 * 200
+    assert colours[(90, 90, 90)] > 2 * 250 * 125
 
 
-def test_legend_names_every_class_and_wraps():
-    narrow, broad = draw_legend(CLASSES, 200, 0.5, 0.5), draw_legend(CLASSES, 1200, 0.5, 0.5)
-    assert narrow.height > broad.height
-    assert all(count(broad, class_colour(i)) > 100 for i in (1, 2, 3))
-    assert count(broad, FALSE) > 20
-
-
-def test_sheet_refuses_rows_that_cannot_be_judged():
+def test_rows_that_cannot_be_judged_are_refused():
     with pytest.raises(ValueError, match="at least one row"):
         side_by_side([], ["truth"], CLASSES)
     with pytest.raises(ValueError, match="no Target"):

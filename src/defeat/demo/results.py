@@ -54,7 +54,7 @@ def draw_detections(annotations: Annotations, rows: Sequence[Row], pictures: int
         image, target = dataset[index]
         grid.append((image, [target, *(row.predictions[index] for row in rows)]))
     titles = ["ground truth", *(row.name for row in rows)]
-    side_by_side(grid, titles, annotations.classes).save(path)
+    side_by_side(grid, titles, annotations.classes).savefig(path)
 
 
 def _fullest(records: Sequence[Record], pictures: int) -> list[int]:
