@@ -110,6 +110,42 @@ def keys(base: list[str]) -> list[str]:
     return [key for key in found if key not in KEYS_APART]
 
 
+def outcome(words: list[str], chosen: list[str]) -> str:
+    """What comes of a command line, ``chosen`` without its keys: all is built, or one line says why not."""
+    try:
+        check_choices(words, "train")
+        config = compose_config("train", words)
+        check_types(config, compose_config("train", chosen))
+        build_all(config)
+    except Exception as error:
+        line = explain(error, "train", words)
+        assert line is not None, "".join(traceback.format_exception(error))[-3000:]  # noqa: PT017 - not what is expected
+        assert line.isprintable()
+        return f"refused: {line}"
+    return "built"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "distiller.schedule._partial_=1",
+        "data=3",
+        "preflight=[a,null]",
+        "++data.x='a\nb\x1b[31m'",
+        "student.model.aspect_ratios.x=1",
+        "data.val=teacher",
+        "data.train.annotation_file=true",
+        "optim.optimizer.weight_decay={}",
+        "teacher.weights=5",
+    ],
+)
+def test_words_that_once_ended_in_a_traceback(
+    word: str, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert outcome([*base, word], base).startswith("refused: ")
+
+
 @sizes(quick=6, full=200)
 def test_changed_command_lines(
     examples: int,
@@ -126,16 +162,6 @@ def test_changed_command_lines(
         words = chosen + [
             f"{word.prefix}{keys[word.key % len(keys)]}{word.noise}={word.value}" for word in case.words
         ]
-        try:
-            check_choices(words, "train")
-            config = compose_config("train", words)
-            check_types(config, compose_config("train", chosen))
-            build_all(config)
-        except Exception as error:
-            line = explain(error, "train", words)
-            assert line is not None, "".join(traceback.format_exception(error))[-3000:]  # noqa: PT017 - not what is expected
-            assert line.isprintable()
-            return f"refused: {line}"
-        return "built"
+        return outcome(words, chosen)
 
     try_inputs("command lines", cases, check, examples, tally)

@@ -26,9 +26,6 @@ SECONDS = 60.0
 MOST_MEMORY = 2 * 1024**3
 """Bytes by which the process may grow."""
 
-WANTED = 5000
-"""Inputs in a full run."""
-
 HINT = len(" (data.on_error=skip leaves such records out)")
 
 
@@ -41,8 +38,6 @@ class Tally:
         self.slowest: dict[str, float] = defaultdict(float)
         self.growth = 0
         """Bytes by which the peak of memory grew at most during one test."""
-        self.full: set[str] = set()
-        """Tests that ran with all their inputs."""
 
     @property
     def total(self) -> int:

@@ -61,6 +61,8 @@ def _explain(error: BaseException, config_name: str, words: Sequence[str]) -> st
         return _unknown_choice(found[1], text)
     if isinstance(error, (HydraException, OmegaConfBaseException)) or _is_lightnings(error):
         return text
+    if isinstance(error, ValueError) and _raised_in(error).startswith("omegaconf."):  # a name inside a list
+        return f"a key of the command line cannot be set: {text}"
     if found := re.search(r"^full_key: (\S+)", text, re.MULTILINE):  # Hydra's TypeErrors about a node
         return f"{found[1]}: {text[: found.start()]}"
     return None
@@ -73,8 +75,13 @@ def _is_lightnings(error: BaseException) -> bool:
     """
     if any(parent.__name__ == "MisconfigurationException" for parent in type(error).__mro__):
         return True
+    return isinstance(error, ValueError) and _raised_in(error).startswith("lightning.")
+
+
+def _raised_in(error: BaseException) -> str:
+    """Name the module that raised an error; empty for one that was never raised."""
     modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
-    return isinstance(error, ValueError) and modules[-1:] != [] and modules[-1].startswith("lightning.")
+    return modules[-1] if modules else ""
 
 
 def _innermost(error: BaseException) -> BaseException:
