@@ -34,7 +34,7 @@ def checkpoint_weights(config: DictConfig, checkpoint: Path) -> dict[str, float]
         WeightsError: it cannot be read.
     """
     before = _keyed((read_weights(checkpoint).config or {}).get("distiller"))
-    wanted = _keyed(OmegaConf.to_container(config.distiller))
+    wanted = _keyed(OmegaConf.to_container(config.distiller, resolve=True))
     lacking = [key for key in wanted if key not in before]
     if lacking:
         raise ConfigError(
@@ -47,7 +47,7 @@ def checkpoint_weights(config: DictConfig, checkpoint: Path) -> dict[str, float]
 def changed_weights(config: DictConfig, checkpoint: Path) -> Iterator[str]:
     """Describe each weight in which ``config`` differs from what a checkpoint was trained with."""
     before = _keyed((read_weights(checkpoint).config or {}).get("distiller"))
-    for key, now in _keyed(OmegaConf.to_container(config.distiller)).items():
+    for key, now in _keyed(OmegaConf.to_container(config.distiller, resolve=True)).items():
         if key in before and before[key] != now:
             yield f"{key} {before[key]:g} -> {now:g}"
 
