@@ -53,7 +53,7 @@ def command(end: str) -> str:
 def test_every_block_is_a_file_or_a_command() -> None:
     assert all(block.path or block.language == "sh" for block in BLOCKS)
     assert sorted(WRITTEN) == ["conf/distiller/centre.yaml", "my_masks.py", "test_my_masks.py"]
-    assert len(QUOTED) == 6
+    assert len(QUOTED) == 7
     assert len(COMMANDS) == 4
 
 

@@ -66,6 +66,7 @@ def test_the_weights_found_are_the_runs_own_from_then_on(balanced: Path) -> None
     assert isinstance(config, DictConfig)
     found = loss_weights(config)
     assert config.distiller.balance == "balanced"
+    assert sorted(config.distiller.balanced) == sorted(f"distiller.terms.{key}" for key in found)
     assert (config.distiller.share, dict(config.distiller.shares)) == (0.25, {"head_object": 1.5})
     assert found["neck.object_weight"] != 4.0
     content = torch.load(balanced / "checkpoints" / "last.ckpt", weights_only=True)["defeat"]["config"]

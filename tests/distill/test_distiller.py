@@ -292,21 +292,6 @@ def test_the_teacher_computes_and_keeps_only_what_terms_read() -> None:
     assert taught(one=partial(STAGES, strides=[8]), two=STAGES) == ({"1", "2", "3"}, set())
 
 
-def test_a_term_of_somebody_elses_sees_all_stages_if_it_does_not_name_them() -> None:
-    class Own(nn.Module):
-        maps = "stages"
-        weight = 1.0
-
-        def __init__(self, ours: Any, theirs: Any) -> None:
-            super().__init__()
-
-        def forward(self, both: Any) -> dict[str, Tensor]:
-            return {"": both.student_captures.stages["0"].mean() - both.teacher_captures.stages["0"].mean()}
-
-    student, teacher = pair()
-    assert "own" in distil(Distiller(student, teacher, terms={"own": Own}), student, teacher)
-
-
 def test_without_the_pyramid_the_loss_of_stages_is_the_same() -> None:
     student, teacher = pair()
     torch.manual_seed(1)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from defeat.config import build, compose_config, conf_dir
 from defeat.detectors import Captured, capture
 from defeat.detectors.heads import Proposals
-from defeat.distill import AdaptedMaps, DistillBatch, Distiller, terms
+from defeat.distill import AdaptedMaps, DistillBatch, Distiller
+from defeat.distill.terms import anchors, head
 from tests.helpers.agree import BOXES, IMAGES, Kind, detector, lively, once
 
 DISTILLERS = sorted(path.stem for path in (conf_dir() / "distiller").glob("*.yaml"))
@@ -54,9 +55,9 @@ class Tape:
     def between(self) -> Iterator[None]:
         with (
             patch.object(AdaptedMaps, "forward", self._taped(AdaptedMaps.forward, list)),
-            patch.object(terms, "sample_proposals", self._taped(terms.sample_proposals)),
-            patch.object(terms, "box_head_logits", self._taped(terms.box_head_logits)),
-            patch.object(terms, "anchor_logits", self._taped(terms.anchor_logits)),
+            patch.object(head, "sample_proposals", self._taped(head.sample_proposals)),
+            patch.object(head, "box_head_logits", self._taped(head.box_head_logits)),
+            patch.object(anchors, "anchor_logits", self._taped(anchors.anchor_logits)),
         ):
             yield
 

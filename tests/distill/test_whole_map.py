@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributions import Categorical, kl_divergence
 
-import defeat.distill.whole_map as whole_map
 from defeat.config import build, compose_config
 from defeat.detectors import capture, faster_rcnn, inspect_detector, retinanet
 from defeat.distill import Distiller, WholeMapTerm, channel_loss, conv3x3, matching, pearson_loss
+from defeat.distill.terms import MapLoss
 from defeat.errors import ConfigError
 
 LOSSES = [pearson_loss, partial(channel_loss, temperature=2.0)]
@@ -129,21 +129,21 @@ def test_channel_loss_ignores_a_constant_added_to_a_channel_of_either_side() -> 
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_equal_maps_cost_nothing_and_others_do(loss: whole_map.MapLoss) -> None:
+def test_equal_maps_cost_nothing_and_others_do(loss: MapLoss) -> None:
     s, t = maps(2, 3, 4, 5)
     assert loss(t, t).item() == pytest.approx(0, abs=1e-12)
     assert loss(s, t).item() > 0.01
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_gradients_are_those_of_finite_differences(loss: whole_map.MapLoss) -> None:
+def test_gradients_are_those_of_finite_differences(loss: MapLoss) -> None:
     s, t = maps(2, 2, 3, 3)
     assert torch.autograd.gradcheck(lambda x: loss(x, t), s.requires_grad_())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("value", [0.0, 0.1, 100.1])
-def test_constant_channels_give_numbers_and_no_noise(loss: whole_map.MapLoss, value: float) -> None:
+def test_constant_channels_give_numbers_and_no_noise(loss: MapLoss, value: float) -> None:
     s, t = (x.float() for x in maps(2, 2, 16, 16))
     # as good as constant: half of the cells are the next number
     for x, around in ((s, value), (t, -value)):
@@ -162,7 +162,7 @@ def test_constant_channels_give_numbers_and_no_noise(loss: whole_map.MapLoss, va
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_half_precision_is_computed_in_float32(loss: whole_map.MapLoss) -> None:
+def test_half_precision_is_computed_in_float32(loss: MapLoss) -> None:
     s, t = (300 + 100 * x for x in maps(2, 2, 8, 8))  # squares beyond float16
     found = loss(s.half(), t.half())
     assert found.dtype == torch.float32
@@ -202,7 +202,7 @@ def pair(
     [(LOSSES[0], "neck", None), (LOSSES[1], "neck", [8, 32]), (LOSSES[0], "stages", [16, 32])],
 )
 def test_the_term_is_the_weighted_mean_of_its_levels(
-    loss: whole_map.MapLoss, place: Any, strides: list[int] | None
+    loss: MapLoss, place: Any, strides: list[int] | None
 ) -> None:
     student, teacher = pair("frcnn")
     term = partial(WholeMapTerm, maps=place, strides=strides, weight=3.0, loss=loss, adapter=conv3x3)

@@ -220,16 +220,20 @@ def test_random_detections_survive_the_way(tmp_path):
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").run_dir == str(tmp_path / "run")
 
 
-def test_runs_that_balanced_their_weights_are_one_experiment_over_seeds(tmp_path):
-    key = "distiller.terms.neck.object_weight"
+@pytest.mark.parametrize(
+    ("key", "recorded"), [("object_weight", False), ("object_weight", True), ("loss_scale", True)]
+)
+def test_runs_that_balanced_their_weights_are_one_experiment_over_seeds(tmp_path, key, recorded):
+    key = f"distiller.terms.neck.{key}"
+    balanced = {"distiller.balance": "balanced", **({"distiller.balanced": [key]} if recorded else {})}
     for seed, weight in enumerate((3.005, 2.902)):
-        found_weight = {"distiller.balance": "balanced", key: weight}
+        found_weight = {**balanced, key: weight}
         write_run(tmp_path / f"b{seed}", IMAGES, experiment="scenes", seed=seed, changes=found_weight)
         write_run(tmp_path / f"c{seed}", IMAGES, experiment="scenes", seed=seed, changes={key: weight})
     grouped = labels(tmp_path)
     assert sorted(grouped.values()) == [[0], [0, 1], [1]]
     (together,) = [label for label, seeds in grouped.items() if seeds == [0, 1]]
-    assert together == "scenes [distiller.terms.neck.object_weight=balanced]"
-    part_off = {"distiller.balance": "balanced", key: 0.0}
+    assert together == f"scenes [{key}=balanced]"
+    part_off = {**balanced, key: 0.0}
     write_run(tmp_path / "off", IMAGES, experiment="scenes", seed=5, changes=part_off)
     assert [5] in labels(tmp_path).values()

@@ -6,7 +6,7 @@ import copy
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from defeat.detectors import capture, faster_rcnn, retinanet
-from defeat.distill import Distiller, FeatureTerm, HeadTerm, conv3x3_relu, shared_mask
+from defeat.distill import DistillBatch, Distiller, FeatureTerm, HeadTerm, Term, conv3x3_relu, shared_mask
 from defeat.errors import ConfigError
 from defeat.training.balance import balanced_weights
 from defeat.training.gradient_tables import as_csv, as_scalars, figures, sheets, short
@@ -266,22 +266,22 @@ def test_frozen_stages_have_no_gradient_to_balance_by() -> None:
 
 
 def test_one_stage_detectors_and_losses_without_parts() -> None:
-    class Whole(nn.Module):
-        maps = "neck"
+    class Size(Term):
+        weight_keys: ClassVar[dict[str, str]] = {"": "scale"}
 
-        def __init__(self, student: Any, teacher: Any) -> None:
-            super().__init__()
-            self.weight = 3.0
+        def __init__(self, student: Any, teacher: Any, scale: float = 3.0) -> None:
+            super().__init__({"": scale})
 
-        def forward(self, pair: Any) -> dict[str, Tensor]:
-            return {"": self.weight * sum(x.square().mean() for x in pair.student_captures.neck.values())}
+        def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
+            maps = batch.student_captures.neck.values()
+            return self.weighted({"": torch.stack([x.square().mean() for x in maps]).sum()})
 
     student = retinanet(3, **SMALL, fpn_channels=8).train()
     teacher = retinanet(3, **SMALL, fpn_channels=8).requires_grad_(False).eval()
-    distiller = Distiller(student, teacher, terms={"size": Whole})
+    distiller = Distiller(student, teacher, terms={"size": Size})
     assert distiller.weights == {"size": 3.0}
     assert distiller.gradient_sites["size"].strides == (8, 16, 32, 64, 128)
-    assert distiller.key("size") == "distiller.terms.size.weight"
+    assert distiller.key("size") == "distiller.terms.size.scale"
     distiller.set_weights(balanced_weights(distiller, look(student, teacher, distiller)))
     found = look(student, teacher, distiller)
     share = found.norm(found.fitted["size"], "neck") / found.norm(found.fitted[DETECTION], "neck")

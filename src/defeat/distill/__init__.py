@@ -21,8 +21,17 @@ from defeat.distill.masks import (
     random_mask,
     shared_mask,
 )
-from defeat.distill.terms import AdaptedMaps, AnchorTerm, DistillBatch, FeatureTerm, HeadTerm
-from defeat.distill.whole_map import WholeMapTerm
+from defeat.distill.terms import (
+    AdaptedMaps,
+    AnchorTerm,
+    DistillBatch,
+    FeatureTerm,
+    HeadTerm,
+    LevelPair,
+    Term,
+    WholeMapTerm,
+)
+from defeat.distill.weight_keys import WeightKey, weight_keys
 
 __all__ = [
     "AdaptedMaps",
@@ -33,6 +42,9 @@ __all__ = [
     "FeatureTerm",
     "Grids",
     "HeadTerm",
+    "LevelPair",
+    "Term",
+    "WeightKey",
     "WholeMapTerm",
     "box_cells",
     "box_level",
@@ -50,4 +62,5 @@ __all__ = [
     "pearson_loss",
     "random_mask",
     "shared_mask",
+    "weight_keys",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
@@ -13,28 +13,20 @@ from defeat.detectors.capture import Captured, DetectorSpec, Level, capture, ins
 from defeat.detectors.teacher_precision import frozen
 from defeat.distill.normalizers import global_normalizer
 from defeat.distill.schedules import Schedule, constant
-from defeat.distill.terms import AdaptedMaps, DistillBatch, LossDict, Maps
+from defeat.distill.terms import DistillBatch, GradientSite, LossDict, Term
+from defeat.distill.weight_keys import WeightKey
 from defeat.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-TermFactory = Callable[[DetectorSpec, DetectorSpec], nn.Module]
-
-
-class GradientSite(NamedTuple):
-    """Through which of the student's maps a loss acts."""
-
-    maps: Maps
-    strides: tuple[int, ...]
-    """Of the levels that it compares; all levels where it compares something behind the maps."""
+TermFactory = Callable[[DetectorSpec, DetectorSpec], Term]
 
 
 class _Source(NamedTuple):
-    """Where a loss comes from."""
+    """The term that computes a loss, and the loss's name within the term."""
 
     term: str
-    weight: str
-    """Attribute of the term."""
+    loss: str
 
 
 class Distiller(nn.Module):
@@ -45,19 +37,23 @@ class Distiller(nn.Module):
     Args:
         student: a detector built like torchvision's.
         teacher: another one; it is only read.
-        terms: builders by name, see :mod:`defeat.distill.terms`; the losses are called after term and part,
-            such as ``neck_object``. None entries are left out, so that a config can switch one off.
+        terms: builders of :class:`~defeat.distill.Term` by name; a loss is called after the term and its name
+            within the term, such as ``neck_object``. None entries are left out, so that a config can switch
+            one off.
         schedule: factor on all terms as a function of training progress.
         balance: None for the weights that the terms have. ``gradient`` asks the training to set them once at
             its start, see :mod:`defeat.training.balance`; the distiller itself only keeps the wish.
             ``balanced`` is what a run that did so has in its records: the weights are those it found.
+        balanced: the configuration's keys of the weights that were found so. The distiller does not need
+            them: reports do, since runs that differ only there are the same experiment.
         share: what each loss is then to have: the norm of its gradient at the maps it acts through, as a
             share of that of the student's own detection loss.
         shares: others than ``share``, by the loss's name.
 
     Raises:
-        ConfigError: no terms, terms that do not fit these detectors, detectors that normalise pixels
-            differently (one of them would see another image), or a ``balance`` or share that makes no sense.
+        ConfigError: no terms, terms that break the contract of :class:`~defeat.distill.Term` or do not fit
+            these detectors, detectors that normalise pixels differently (one of them would see another
+            image), or a ``balance`` or share that makes no sense.
     """
 
     def __init__(
@@ -68,46 +64,66 @@ class Distiller(nn.Module):
         terms: Mapping[str, TermFactory | None],
         schedule: Schedule = constant,
         balance: Literal["gradient", "balanced"] | None = None,
+        balanced: Sequence[str] | None = None,
         share: float = 1.0,
         shares: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         _check_normalisation(student, teacher)
-        ours, theirs = inspect_detector(student), inspect_detector(teacher)
-        self.terms = nn.ModuleDict({name: term(ours, theirs) for name, term in terms.items() if term})
+        student_spec, teacher_spec = inspect_detector(student), inspect_detector(teacher)
+        self.terms = nn.ModuleDict(
+            {
+                name: _checked(name, factory(student_spec, teacher_spec))
+                for name, factory in terms.items()
+                if factory
+            }
+        )
         if not self.terms:
             raise ConfigError("the distiller has no terms: choose one, such as distiller=defeat")
         self.schedule = schedule
         self._sources = {
-            _loss_name(name, weight.removesuffix("weight").removesuffix("_")): _Source(name, weight)
-            for name, term in self.terms.items()
-            for weight in _weights(term)
+            _loss_name(name, loss): _Source(name, loss)
+            for name, term in self.named_terms()
+            for loss, weight in term.weights.items()
+            if weight > 0
         }
         self.gradient_sites = {
-            name: _gradient_site(self.terms[source.term], ours) for name, source in self._sources.items()
+            name: _gradient_site(self._term(source.term), student_spec)
+            for name, source in self._sources.items()
         }
         self.balance = balance
         self.shares = dict.fromkeys(self._sources, share) | dict(shares or {})
         _check_balance(balance, self.shares, list(self._sources))
-        _report_levels(ours.neck, theirs.neck)
+        _report_levels(student_spec.neck, teacher_spec.neck)
+
+    def named_terms(self) -> Iterator[tuple[str, Term]]:
+        """Yield the terms with their names, in the order of the configuration."""
+        yield from ((name, self._term(name)) for name in self.terms)
+
+    def _term(self, name: str) -> Term:
+        return cast(Term, self.terms[name])
 
     @property
     def weights(self) -> dict[str, float]:
         """The weight of every loss by the loss's name; a weight of 0 is no loss."""
-        return {
-            name: getattr(self.terms[source.term], source.weight) for name, source in self._sources.items()
-        }
+        return {name: self._term(source.term).weights[source.loss] for name, source in self._sources.items()}
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Change the weights of losses, given by name."""
-        for name, value in weights.items():
+        for name, weight in weights.items():
             source = self._sources[name]
-            setattr(self.terms[source.term], source.weight, value)
+            self._term(source.term).weights[source.loss] = weight
 
     def key(self, name: str) -> str:
-        """The configuration's key of a loss's weight, from ``distiller`` on."""
+        """Return the configuration's key of a loss's weight, from ``distiller`` on."""
         source = self._sources[name]
-        return f"distiller.terms.{source.term}.{source.weight}"
+        return str(WeightKey(source.term, self._term(source.term).weight_keys[source.loss]))
+
+    @property
+    def needs_teacher_head(self) -> bool:
+        """Whether a term compares class scores, for which the teacher's classification head must be
+        trained."""
+        return any(term.needs_teacher_head for _, term in self.named_terms())
 
     def forward(
         self, student: nn.Module, teacher: nn.Module, captured: Captured, progress: float
@@ -127,14 +143,15 @@ class Distiller(nn.Module):
             Scalars by name, ready to be added to the detection losses.
         """
         batch = self.make_batch(student, teacher, captured)
-        parts = self.term_losses(batch._replace(normalizer=global_normalizer))
+        losses = self.term_losses(batch._replace(normalizer=global_normalizer))
         factor = self.schedule(progress)
-        return {name: factor * value.sum() for name, value in parts.items()}
+        return {name: factor * loss.sum() for name, loss in losses.items()}
 
     def level_losses(self, student: nn.Module, teacher: nn.Module, captured: Captured) -> dict[str, Tensor]:
         """Compute the weighted losses of one batch without the schedule's factor, level by level.
 
-        Of these images alone, and any process may do so alone. Arguments as for :meth:`forward`.
+        They are of these images alone, and any process may compute them alone. Arguments are those of
+        :meth:`forward`.
 
         Returns:
             Scalars or (L,) vectors by name; the loss is their sum.
@@ -142,63 +159,73 @@ class Distiller(nn.Module):
         return self.term_losses(self.make_batch(student, teacher, captured))
 
     def make_batch(self, student: nn.Module, teacher: nn.Module, captured: Captured) -> DistillBatch:
-        """Let the teacher look at what the student saw. Arguments as for :meth:`forward`.
+        """Let the teacher look at what the student saw. Arguments are those of :meth:`forward`.
 
-        Only as far as the terms read it: without its pyramid where all of them compare backbone stages, and
-        of the stages those are kept that a term compares.
+        The teacher computes only what the terms read: not its pyramid where all of them compare backbone
+        stages. Of its stages those are kept that a term compares.
         """
         backbone = cast(Any, teacher).backbone
+        reads_neck = any(term.maps == "neck" for _, term in self.named_terms())
         with frozen(teacher), capture(teacher) as teacher_captures:
-            (backbone if self._reads_neck() else backbone.body)(captured.images)
-        kept = self._stages()
+            (backbone if reads_neck else backbone.body)(captured.images)
+        kept = self._compared_stages()
         teacher_captures.stages = {
             name: x for name, x in teacher_captures.stages.items() if kept is None or name in kept
         }
         return DistillBatch(student, teacher, captured, teacher_captures)
 
-    def _reads_neck(self) -> bool:
-        return any(getattr(term, "maps", "neck") != "stages" for term in self.terms.values())
-
-    def _stages(self) -> set[str] | None:
-        """Names of the teacher's stages that the terms compare; None where one does not say which."""
-        names: set[str] = set()
-        for term in self.terms.values():
-            compared = [m for m in term.modules() if isinstance(m, AdaptedMaps) and m.maps == "stages"]
-            if getattr(term, "maps", "neck") == "stages" and not compared:
-                return None
-            names.update(theirs.name for maps in compared for _, theirs in maps.levels)
-        return names
+    def _compared_stages(self) -> set[str] | None:
+        """Return the names of the teacher's stages that terms compare; None if a term does not say which."""
+        terms = [term for _, term in self.named_terms() if term.maps == "stages"]
+        if not all(term.levels for term in terms):
+            return None
+        return {level.teacher.name for term in terms for level in term.levels}
 
     def term_losses(self, batch: DistillBatch, terms: Container[str] | None = None) -> dict[str, Tensor]:
         """Compute the losses of :meth:`level_losses` from a batch of :meth:`make_batch`.
 
-        Terms of the head come first: what they need for a while is gone before the differences of the maps
-        are there, which the backward keeps.
+        Terms that compare no maps, those of the head, are computed first: what they need for a while is gone
+        before the differences of the maps are there, which the backward keeps.
+
+        Args:
+            batch: what both detectors computed.
+            terms: names of the terms to compute; None means all.
         """
-        wanted = [name for name in self.terms if terms is None or name in terms]
-        found = {
-            name: cast(LossDict, self.terms[name](batch)) for name in sorted(wanted, key=self._compares_maps)
+        chosen = [name for name in self.terms if terms is None or name in terms]
+        by_term = {
+            name: self._checked_losses(name, batch)
+            for name in sorted(chosen, key=lambda name: bool(self._term(name).levels))
         }
-        return {_loss_name(name, part): value for name in wanted for part, value in found[name].items()}
+        return {_loss_name(name, loss): x for name in chosen for loss, x in by_term[name].items()}
 
-    def _compares_maps(self, name: str) -> bool:
-        return any(isinstance(module, AdaptedMaps) for module in self.terms[name].modules())
-
-
-def _loss_name(term: str, part: str) -> str:
-    return f"{term}_{part}" if part else term
-
-
-def _weights(term: nn.Module) -> list[str]:
-    """Names of the attributes that are weights of losses, see :mod:`defeat.distill.terms`."""
-    named = (name for name in vars(term) if name == "weight" or name.endswith("_weight"))
-    return [name for name in named if getattr(term, name) > 0]
+    def _checked_losses(self, name: str, batch: DistillBatch) -> LossDict:
+        term = self._term(name)
+        losses: LossDict = term(batch)
+        wanted = {loss for loss, weight in term.weights.items() if weight > 0}
+        if losses.keys() != wanted:
+            raise ConfigError(
+                f"distiller.terms.{name}: {type(term).__name__} computed the losses {sorted(losses)}, and "
+                f"has weights of {sorted(wanted)}"
+            )
+        return losses
 
 
-def _gradient_site(term: nn.Module, student: DetectorSpec) -> GradientSite:
-    maps: Maps = getattr(term, "maps", "neck")
-    levels = [s for m in term.modules() if isinstance(m, AdaptedMaps) and m.maps == maps for s, _ in m.levels]
-    return GradientSite(maps, tuple(level.stride for level in levels or getattr(student, maps)))
+def _loss_name(term: str, loss: str) -> str:
+    return f"{term}_{loss}" if loss else term
+
+
+def _checked(name: str, term: nn.Module) -> Term:
+    if not isinstance(term, Term):
+        raise ConfigError(
+            f"distiller.terms.{name}: {type(term).__name__} is not derived from defeat.distill.Term, which "
+            "says what losses and weights it has"
+        )
+    return term
+
+
+def _gradient_site(term: Term, student: DetectorSpec) -> GradientSite:
+    compared = [level.student for level in term.levels]
+    return GradientSite(term.maps, tuple(level.stride for level in compared or getattr(student, term.maps)))
 
 
 def _check_balance(balance: str | None, shares: Mapping[str, float], names: list[str]) -> None:
@@ -215,21 +242,21 @@ def _check_balance(balance: str | None, shares: Mapping[str, float], names: list
 
 
 def _check_normalisation(student: nn.Module, teacher: nn.Module) -> None:
-    ours, theirs = cast(Any, student).transform, cast(Any, teacher).transform
+    transforms = cast(Any, student).transform, cast(Any, teacher).transform
     for name in ("image_mean", "image_std"):
-        a, b = list(getattr(ours, name)), list(getattr(theirs, name))
-        if a != b:
+        student_values, teacher_values = (list(getattr(transform, name)) for transform in transforms)
+        if student_values != teacher_values:
             raise ConfigError(
-                f"student and teacher normalise pixels differently ({name} {a} and {b}): "
-                "the teacher would see another image than it was trained on"
+                f"student and teacher normalise pixels differently ({name} {student_values} and "
+                f"{teacher_values}): the teacher would see another image than it was trained on"
             )
 
 
 def _report_levels(student: tuple[Level, ...], teacher: tuple[Level, ...]) -> None:
-    ours, theirs = ({level.stride for level in levels} for levels in (student, teacher))
-    if ours != theirs:
+    student_strides, teacher_strides = ({level.stride for level in levels} for levels in (student, teacher))
+    if student_strides != teacher_strides:
         log.warning(
             "pyramid levels without a partner are not distilled: student strides %s, teacher strides %s",
-            sorted(ours - theirs),
-            sorted(theirs - ours),
+            sorted(student_strides - teacher_strides),
+            sorted(teacher_strides - student_strides),
         )

@@ -10,7 +10,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from defeat.detectors import Detector, LoadReport, inspect_detector
 from defeat.detectors.teacher_precision import frozen
-from defeat.distill.terms import AdaptedMaps
 from defeat.io.text import few
 from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.subject import Pair, Subject, transform_of
@@ -153,24 +152,21 @@ def check_levels(subject: Subject, pair: Pair) -> Finding:
         teacher = inspect_detector(pair.model)
     terms = subject.config["distiller"]["terms"]
     problems = []
-    for name, term in pair.distiller.terms.items():
-        if (terms.get(name) or {}).get("strides") is not None:
+    for name, term in pair.distiller.named_terms():
+        if not term.levels or (terms.get(name) or {}).get("strides") is not None:
             continue
-        for adapted in (module for module in term.modules() if isinstance(module, AdaptedMaps)):
-            ours, theirs = (
-                {level.stride for level in getattr(spec, adapted.maps)} for spec in (student, teacher)
-            )
-            if ours != theirs:
-                shared = sorted(ours & theirs)
-                problems.append(
-                    Problem(
-                        f"{name} compares the {adapted.maps} of strides {_plain(shared)} alone: the student "
-                        f"has {_plain(ours)} and the teacher {_plain(theirs)}",
-                        "give both the same returned_layers, or name the strides to compare, "
-                        f"distiller.terms.{name}.strides={shared}".replace(" ", ""),
-                        severe=student.head == teacher.head,
-                    )
+        ours, theirs = ({level.stride for level in getattr(spec, term.maps)} for spec in (student, teacher))
+        if ours != theirs:
+            shared = sorted(ours & theirs)
+            problems.append(
+                Problem(
+                    f"{name} compares the {term.maps} of strides {_plain(shared)} alone: the student "
+                    f"has {_plain(ours)} and the teacher {_plain(theirs)}",
+                    "give both the same returned_layers, or name the strides to compare, "
+                    f"distiller.terms.{name}.strides={shared}".replace(" ", ""),
+                    severe=student.head == teacher.head,
                 )
+            )
     here, there = (_plain(level.stride for level in x.neck) for x in (student, teacher))
     seen = f"strides {here}" if here == there else f"student strides {here}; teacher {there}"
     return Finding("levels", seen, problems)

@@ -32,6 +32,9 @@ _IGNORED_KEYS = {
 }
 """Keys that do not make another experiment: places, seeds, displays, and engines with equal results."""
 
+_WEIGHTS_BEFORE = ("weight", "object_weight", "background_weight")
+"""Weights of the terms that runs had when they did not record yet which weights they have found."""
+
 _ABSENT = "absent"
 
 
@@ -125,18 +128,25 @@ def _experiment_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     stripped: dict[str, Any] = _strip(config, str(config["run_dir"]))
     distiller = stripped.get("distiller") or {}
     if distiller.get("balance") == "balanced":
-        distiller["terms"] = {name: _without_weights(term) for name, term in distiller["terms"].items()}
+        # Weights that the run found for itself are others with each seed; a weight of 0 is chosen.
+        balanced = distiller.pop("balanced", None)
+        for name, term in distiller["terms"].items():
+            for key in _weights(term, f"distiller.terms.{name}.", balanced):
+                term[key] = term[key] and "balanced"
     return stripped
 
 
-def _without_weights(term: Any) -> Any:
-    """A term without the weights that the run balanced by itself, others with each seed; 0 is chosen."""
-    if not isinstance(term, Mapping):
-        return term
-    return {
-        key: "balanced" if (key == "weight" or key.endswith("_weight")) and value else value
-        for key, value in term.items()
-    }
+def _weights(term: Mapping[str, Any] | None, prefix: str, balanced: Sequence[str] | None) -> list[str]:
+    """List the keys of a term that hold weights which a run has found.
+
+    Args:
+        term: its entry in the configuration.
+        prefix: of its keys in the whole configuration.
+        balanced: what the run has recorded of its weights; None for a run of an older version.
+    """
+    if balanced is None:
+        return [key for key in _WEIGHTS_BEFORE if key in (term or {})]
+    return [key for key in term or {} if f"{prefix}{key}" in balanced]
 
 
 def _strip(node: Any, run_dir: str, prefix: str = "") -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from defeat.detectors.weights import load_plain
+from defeat.distill import weight_keys
 from defeat.errors import ConfigError
 from defeat.io.atomic_write import replacing
 from defeat.io.text import cut
@@ -30,6 +31,9 @@ SAME = (
     "trainer.sync_batchnorm",
 )
 """Keys that make a training what it is. Of the optimiser's, a forced resume takes the new ones."""
+
+WEIGHTS = ("distiller.balance", "distiller.share")
+"""Keys, by their beginnings, from which the weights of losses follow. They may change, as weights may."""
 
 OPTIMIZER = "optim.optimizer._target_"
 """What cannot change even so: another optimiser keeps another state."""
@@ -127,9 +131,11 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
     for part, name in (("data", "{} data"), ("order", "{}")):
         for key, value in now[part].items():
             pairs[name.format(key)] = ((before.get(part) or {}).get(key), value)
+    # Weights of losses may be changed on the way; that is warned of elsewhere.
+    weights = set(map(str, weight_keys(now["config"].get("distiller"))))
     theirs, ours = (dict(_flat(one.get("config"))) for one in (before, now))
     for key in sorted(theirs.keys() | ours.keys()):
-        if key.startswith(SAME) and not _may_change(key):
+        if key.startswith(SAME) and not (key in weights or key.startswith(WEIGHTS)):
             old, new = theirs.get(key, SINCE.get(key)), ours.get(key)
             pairs[key] = (_moved(old), _moved(new)) if key.endswith("._target_") else (old, new)
     for what, (old, new) in pairs.items():
@@ -145,14 +151,6 @@ def _identity(teacher: Mapping[str, Any] | None) -> Any:
 def _moved(target: Any) -> Any:
     """Targets of this project without their module: older checkpoints name the one where they were then."""
     return target.rpartition(".")[2] if str(target).startswith("defeat.") else target
-
-
-def _may_change(key: str) -> bool:
-    """Weights of losses may be changed on the way; that is warned of elsewhere."""
-    name = key.rpartition(".")[2]
-    return key.startswith("distiller.") and (
-        name in ("balance", "share", "weight") or name.endswith("_weight") or ".shares" in key
-    )
 
 
 def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

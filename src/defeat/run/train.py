@@ -23,7 +23,7 @@ from defeat.config import build, build_factory, to_plain
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
 from defeat.detectors.compiled_backbone import compile_backbone
-from defeat.distill import AnchorTerm, Distiller, HeadTerm
+from defeat.distill import Distiller
 from defeat.errors import ConfigError
 from defeat.evaluation import Evaluation
 from defeat.preflight import Preflight, Subject
@@ -213,9 +213,7 @@ def _teacher(
     distiller: Distiller = build(
         config.distiller, student=student.model, teacher=teacher.model, _partial_=False
     )
-    if not teacher.whole and any(
-        isinstance(term, HeadTerm | AnchorTerm) for term in distiller.terms.values()
-    ):
+    if not teacher.whole and distiller.needs_teacher_head:
         raise ConfigError(
             "the teacher's classification head is new (teacher.new_head=true) and has nothing to teach: "
             "leave the head term out with ~distiller.terms.head"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from defeat.detectors.capture import DetectorSpec
 from defeat.distill.adapters import matching
-from defeat.distill.terms import AdaptedMaps, DistillBatch, LossDict, Maps
-from defeat.errors import ConfigError
+from defeat.distill.terms.adapted_maps import AdaptedMaps
+from defeat.distill.terms.base import DistillBatch, LossDict, Maps, Term
 
 MapLoss = Callable[[Tensor, Tensor], Tensor]
 """Adapted student map and teacher map of a level, (B, C, H, W) each, to a scalar."""
 
 
-class WholeMapTerm(nn.Module):
+class WholeMapTerm(Term):
     """Imitation of every cell alike by any loss of two maps, averaged over the levels both detectors have.
 
     Args:
@@ -32,6 +33,8 @@ class WholeMapTerm(nn.Module):
         ConfigError: see :class:`AdaptedMaps`; a weight that is not positive.
     """
 
+    weight_keys: ClassVar[Mapping[str, str]] = {"": "weight"}
+
     def __init__(
         self,
         student: DetectorSpec,
@@ -43,15 +46,12 @@ class WholeMapTerm(nn.Module):
         adapter: Callable[[int, int], nn.Module] = matching,
         strides: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
-        if weight <= 0:
-            raise ConfigError(f"weight={weight} must be positive: leave the term out instead")
-        self.maps: Maps = maps
-        self.weight = weight
+        adapters = AdaptedMaps(student, teacher, maps, adapter, strides)
+        super().__init__({"": weight}, maps=maps, levels=adapters.levels)
         self.loss = loss
-        self.adapters = AdaptedMaps(student, teacher, maps, adapter, strides)
+        self.adapters = adapters
 
     def forward(self, batch: DistillBatch) -> LossDict:
-        """Weighted loss of one batch, (L,)."""
-        losses = [self.loss(ours, theirs) for ours, theirs in self.adapters(batch)]
-        return {"": self.weight * torch.stack(losses) / len(losses)}
+        """Compute the weighted loss of one batch, (L,)."""
+        losses = [self.loss(student, teacher) for student, teacher in self.adapters(batch)]  # L scalars
+        return {"": self.weights[""] * torch.stack(losses) / len(losses)}
