@@ -17,7 +17,7 @@ from defeat.detectors import capture, faster_rcnn, retinanet
 from defeat.distill import DistillBatch, Distiller, FeatureTerm, HeadTerm, Term, conv3x3_relu, shared_mask
 from defeat.errors import ConfigError
 from defeat.training.balance import balanced_weights
-from defeat.training.gradient_tables import as_csv, as_scalars, figures, sheets, short
+from defeat.training.gradient_tables import as_csv, as_scalars, figures, gradient_tables, short
 from defeat.training.loss_gradients import DETECTION, Measurement, measure
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.types import Batch, Target
@@ -262,7 +262,9 @@ def test_frozen_stages_have_no_gradient_to_balance_by() -> None:
     assert found.norm(found.fitted[DETECTION], "neck") > 0
     with pytest.raises(ConfigError, match="no gradient at the student's stages"):
         balanced_weights(distiller, found)
-    assert "Gradient at the student's backbone stages" not in str([s.title for s in sheets(found, distiller)])
+    assert "Gradient at the student's backbone stages" not in str(
+        [s.title for s in gradient_tables(found, distiller)]
+    )
 
 
 def test_one_stage_detectors_and_losses_without_parts() -> None:
@@ -330,9 +332,9 @@ def test_half_precision_loses_no_gradient() -> None:
 def test_figures_fill_tables_csv_and_dashboard(measured: tuple[Distiller, Measurement]) -> None:
     distiller, found = measured
     numbers = list(figures(found, distiller))
-    neck, stages, values = sheets(found, distiller)
-    assert neck.header == ["loss", "start", "4", "8", "16", "32", "64", "all", "share"]
-    assert stages.header == ["loss", "start", "4", "8", "16", "32", "all", "share"]
+    neck, stages, values = gradient_tables(found, distiller)
+    assert neck.columns == ["loss", "start", "4", "8", "16", "32", "64", "all", "share"]
+    assert stages.columns == ["loss", "start", "4", "8", "16", "32", "all", "share"]
     rows = {row[0]: row for row in neck.rows}
     assert "backbone_object" not in rows, "a stage's loss does not reach the neck"
     assert rows[DETECTION][-1] == "1"

@@ -6,14 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from defeat.preflight.finding import Finding, Result
+from defeat.preflight.finding import Finding
+from defeat.render import Table
 
-COLOURS: dict[Result, str] = {"ok": "green", "warning": "yellow", "tolerated": "yellow", "failed": "red"}
+COLOURS: dict[str, str] = {"ok": "green", "warning": "yellow", "tolerated": "yellow", "failed": "red"}
 
 
 def title(findings: Sequence[Finding], seconds: float) -> str:
@@ -25,14 +24,7 @@ def title(findings: Sequence[Finding], seconds: float) -> str:
 
 def show(findings: Sequence[Finding], seconds: float, console: Console) -> None:
     """Print a table, and under it the cause and the mend of all that is not in order."""
-    table = Table(box=box.SIMPLE, pad_edge=False, title=title(findings, seconds), title_justify="left")
-    for name in ("check", "result"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("seen", overflow="fold")
-    for finding in findings:
-        word = f"[{COLOURS[finding.result]}]{finding.result}[/]"
-        table.add_row(finding.check, word, escape(finding.seen))
-    console.print(table, highlight=False)
+    console.print(_table(findings, seconds).as_rich(COLOURS), highlight=False)
     for finding in findings:
         for problem in finding.problems:
             colour = COLOURS[finding.result if problem.severe else "warning"]
@@ -64,10 +56,14 @@ def as_json(findings: Sequence[Finding], seconds: float) -> dict[str, object]:
     }
 
 
+def _table(findings: Sequence[Finding], seconds: float) -> Table:
+    rows = [(finding.check, finding.result, finding.seen) for finding in findings]
+    return Table(("check", "result", "seen"), rows, title(findings, seconds), text_columns=3)
+
+
 def _markdown(findings: Sequence[Finding], seconds: float) -> Iterator[str]:
-    yield from (f"# {title(findings, seconds)}", "", "| check | result | seen |", "| --- | --- | --- |")
-    for finding in findings:
-        yield f"| {finding.check} | {finding.result} | {finding.seen.replace('|', chr(92) + '|')} |"
+    table = _table(findings, seconds)
+    yield from (f"# {table.title}", "", table.as_markdown().rstrip())
     for finding in findings:
         for problem in finding.problems:
             yield from ("", f"**{finding.check}**: {problem.cause}.", "", f"Mend: {problem.mend}.")

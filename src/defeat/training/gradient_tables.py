@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, get_args
 
-from rich import box
-from rich.table import Table
-
 from defeat.distill import Distiller
 from defeat.distill.terms import Maps
+from defeat.render import Table
 from defeat.training.loss_gradients import DETECTION, Measurement
 
 
@@ -28,14 +24,6 @@ class Figure(NamedTuple):
     """None for all levels jointly: those that the loss compares, at the maps it acts through."""
     start: float
     fitted: float
-
-
-class Sheet(NamedTuple):
-    """A table of text."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
 
 
 def figures(measured: Measurement, distiller: Distiller) -> Iterator[Figure]:
@@ -79,18 +67,18 @@ def _acts_through(distiller: Distiller, loss: str, maps: str) -> bool:
     return loss in distiller.gradient_sites and distiller.gradient_sites[loss].maps == maps
 
 
-def sheets(measured: Measurement, distiller: Distiller) -> list[Sheet]:
+def gradient_tables(measured: Measurement, distiller: Distiller) -> list[Table]:
     """Arrange a measurement for reading: gradients at neck and stages, then values."""
     found = list(figures(measured, distiller))
-    made = [
-        _gradient_sheet("neck", "Gradient at the student's neck, by stride", found),
-        _gradient_sheet("stages", "Gradient at the student's backbone stages, by stride", found),
-        _value_sheet(found, distiller.weights),
+    tables = [
+        _gradient_table("neck", "Gradient at the student's neck, by stride", found),
+        _gradient_table("stages", "Gradient at the student's backbone stages, by stride", found),
+        _value_table(found, distiller.weights),
     ]
-    return [sheet for sheet in made if sheet.rows]
+    return [table for table in tables if table.rows]
 
 
-def _gradient_sheet(maps: str, title: str, found: Sequence[Figure]) -> Sheet:
+def _gradient_table(maps: str, title: str, found: Sequence[Figure]) -> Table:
     at = {(f.kind, f.loss, f.stride): f for f in found if f.maps == maps}
     strides = sorted({f.stride for f in found if f.maps == maps and f.stride is not None})
     rows = [
@@ -104,10 +92,10 @@ def _gradient_sheet(maps: str, title: str, found: Sequence[Figure]) -> Sheet:
         for (kind, loss, stride), all_levels in at.items()
         if kind == "gradient" and stride is None
     ]
-    return Sheet(title, ["loss", "start", *map(str, strides), "all", "share"], rows)
+    return Table(["loss", "start", *map(str, strides), "all", "share"], rows, title)
 
 
-def _value_sheet(found: Sequence[Figure], weights: Mapping[str, float]) -> Sheet:
+def _value_table(found: Sequence[Figure], weights: Mapping[str, float]) -> Table:
     values = [f for f in found if f.kind == "value"]
     by_level = {(f.loss, f.stride): f.fitted for f in values if f.stride is not None}
     strides = sorted({stride for _, stride in by_level if stride is not None})
@@ -122,10 +110,11 @@ def _value_sheet(found: Sequence[Figure], weights: Mapping[str, float]) -> Sheet
         for f in values
         if f.stride is None
     ]
-    return Sheet("Value, weighted, by stride", ["loss", "weight", "start", *map(str, strides), "all"], rows)
+    columns = ["loss", "weight", "start", *map(str, strides), "all"]
+    return Table(columns, rows, "Value, weighted, by stride")
 
 
-def weight_sheet(measured: Measurement, distiller: Distiller, weights: Mapping[str, float]) -> Sheet:
+def weight_table(measured: Measurement, distiller: Distiller, weights: Mapping[str, float]) -> Table:
     """Old and new weights of a balanced distiller, whose weights are still the old ones."""
     share = {
         f.loss: f.fitted
@@ -136,7 +125,7 @@ def weight_sheet(measured: Measurement, distiller: Distiller, weights: Mapping[s
         [loss, short(share[loss]), short(distiller.shares[loss]), f"{distiller.weights[loss]:g}", f"{new:g}"]
         for loss, new in weights.items()
     ]
-    return Sheet("Weights, balanced", ["loss", "share", "wanted", "weight", "new weight"], rows)
+    return Table(["loss", "share", "wanted", "weight", "new weight"], rows, "Weights, balanced")
 
 
 def short(number: float) -> str:
@@ -149,30 +138,10 @@ def short(number: float) -> str:
     return f"{digits}e{int(power)}"
 
 
-def for_terminal(sheet: Sheet) -> Table:
-    """Render a sheet for :func:`rich.print`, in 80 columns with up to six levels."""
-    table = Table(title=sheet.title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for i, name in enumerate(sheet.header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
-    for row in sheet.rows:
-        table.add_row(*row)
-    return table
-
-
-def as_markdown(sheet: Sheet) -> str:
-    """Render a sheet under its title."""
-    rule = ["---", *["--:"] * (len(sheet.header) - 1)]
-    lines = [f"| {' | '.join(row)} |" for row in (sheet.header, rule, *sheet.rows)]
-    return "\n".join([f"**{sheet.title}**", "", *lines, ""])
-
-
-def as_csv(found: Sequence[Figure]) -> str:
-    """One line for each figure, in full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Figure._fields)
-    writer.writerows(f._replace(stride=f.stride or "all") for f in found)  # type: ignore[arg-type]
-    return text.getvalue()
+def as_csv(measured: Sequence[Figure]) -> str:
+    """Write one line for each figure, in full precision."""
+    rows = [figure._replace(stride=figure.stride or "all") for figure in measured]  # type: ignore[arg-type]
+    return Table(Figure._fields, rows).as_csv()
 
 
 def as_scalars(found: Sequence[Figure]) -> dict[str, float]:

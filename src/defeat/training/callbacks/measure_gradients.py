@@ -22,12 +22,10 @@ from defeat.io.atomic_write import write_text
 from defeat.training.balance import balanced_weights
 from defeat.training.gradient_tables import (
     as_csv,
-    as_markdown,
     as_scalars,
     figures,
-    for_terminal,
-    sheets,
-    weight_sheet,
+    gradient_tables,
+    weight_table,
 )
 from defeat.training.loss_gradients import Measurement, measure, precision_of
 from defeat.training.module import DetectionModule
@@ -136,19 +134,26 @@ class MeasureGradients(Callback):
             f"{self.adapter_steps} steps, {seconds:.1f} s"
         )
         found = list(figures(measured, distiller))
-        made = sheets(measured, distiller)
+        tables = gradient_tables(measured, distiller)
         words = ""
         if weights is not None:
-            made.append(weight_sheet(measured, distiller, weights))
+            tables.append(weight_table(measured, distiller, weights))
             fixed = " ".join(f"{distiller.key(name)}={weight:g}" for name, weight in weights.items())
             words = f"distiller.balance=gradient has set the weights. The same run with these fixed: {fixed}"
         console = Console()
         console.print(title, highlight=False)
-        for sheet in made:
-            console.print(for_terminal(sheet), highlight=False)
+        for table in tables:
+            console.print(table.as_rich(), highlight=False)
         if words:
             console.print(words, highlight=False, soft_wrap=True)
-        text = "\n".join([title, "", *map(as_markdown, made), *([words, ""] if words else [])])
+        text = "\n".join(
+            [
+                title,
+                "",
+                *(f"**{table.title}**\n\n{table.as_markdown()}" for table in tables),
+                *([words, ""] if words else []),
+            ]
+        )
         write_text(self.folder / "gradients.md", text)
         write_text(self.folder / "gradients.csv", as_csv(found))
         _to_tensorboard(trainer, text, as_scalars(found))

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import flop_registry
 from defeat.errors import ConfigError
 from defeat.io.atomic_write import write_text
 from defeat.memory import describe_memory, peak_memory
+from defeat.render import Table
 from defeat.timing import PHASES, CudaClock, HostClock, Phase, Recorder, phase
-from defeat.training.gradient_tables import Sheet, as_markdown, for_terminal
 from defeat.types import Batch
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Profile(NamedTuple):
         """Seconds of a part in each step, 0 where a step did not come by it."""
         return [step.get(name, 0.0) for step in self.steps]
 
-    def sheet(self) -> Sheet:
+    def table(self) -> Table:
         """As a table: the parts, and the step that they add up to."""
         whole = mean(self.totals)
         parts = [(name, self.of(name)) for name in PHASES if any(name in step for step in self.steps)]
@@ -82,7 +82,7 @@ class Profile(NamedTuple):
             for name, t in (*parts, ("step", self.totals))
         ]
         title = f"Training step, {len(self.steps)} timed after {WARM_UP} others"
-        return Sheet(title, ["part", "mean ms", "median ms", "share"], rows)
+        return Table(["part", "mean ms", "median ms", "share"], rows, title)
 
     def words(self) -> str:
         """Speed, memory and arithmetic in one line."""
@@ -224,11 +224,11 @@ class ProfileSteps(Callback):
         self._end(trainer)
         device = trainer.strategy.root_device
         profile = Profile(recorder.steps(), self._images, peak_memory(device), device, self._flops)
-        sheet, words = profile.sheet(), profile.words()
+        table, words = profile.table(), profile.words()
         console = Console()
-        console.print(for_terminal(sheet), highlight=False)
+        console.print(table.as_rich(), highlight=False)
         console.print(words, highlight=False, soft_wrap=True)
-        text = f"{as_markdown(sheet)}\n{words}\n"
+        text = f"**{table.title}**\n\n{table.as_markdown()}\n{words}\n"
         write_text(self.folder / "profile.md", text)
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what Lightning counts logged steps by
         for logger in trainer.loggers:
