@@ -4,9 +4,12 @@ import pytest
 import torch
 
 import defeat.evaluation.coco_metrics as coco_module
+from defeat.config import compose_config
 from defeat.errors import ConfigError
 from defeat.evaluation import DetectionMetrics
 from defeat.evaluation.matching import xywh
+from defeat.run.evaluate import evaluate as evaluate_as_configured
+from defeat.run.train import train
 from tests.helpers.evaluation_cases import (
     CLASSES,
     Case,
@@ -111,9 +114,15 @@ def test_images_without_boxes_and_detections_are_nan():
     assert evaluation.images == 2
 
 
-def test_an_unknown_engine_is_refused_in_one_line():
+def test_an_unknown_engine_is_refused_in_one_line_before_anything_is_read():
+    config = compose_config(
+        "eval", ["results=none.json", "data=coco", "evaluation.backend=coco", "run_dir=."]
+    )
     with pytest.raises(ConfigError, match=r"^evaluation\.backend=coco is none of .*pycocotools$"):
-        DetectionMetrics(CLASSES, "coco")
+        evaluate_as_configured(config)
+    config = compose_config("train", ["+experiment=scenes_plain", "evaluation.backend=coco", "run_dir=none"])
+    with pytest.raises(ConfigError, match=r"^evaluation\.backend=coco is none of .*pycocotools$"):
+        train(config)
 
 
 def test_only_the_boxes_of_one_class_are_objects_at_a_time(monkeypatch):

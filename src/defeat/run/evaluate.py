@@ -14,7 +14,7 @@ from defeat.config import build
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector, WeightFile, load_detector_weights, read_weights
 from defeat.errors import ConfigError
-from defeat.evaluation import Evaluation, evaluate_results
+from defeat.evaluation import Evaluation, check_backend, evaluate_results
 from defeat.training.callbacks import KeepPredictions
 from defeat.training.module import DetectionModule
 from defeat.types import Annotations, Prediction
@@ -44,6 +44,7 @@ def evaluate(config: DictConfig) -> Evaluated:
         raise ConfigError("give either checkpoint=<weights of a detector> or results=<COCO results JSON>")
     if config.split not in ("val", "test"):
         raise ConfigError(f"split={config.split} is neither val nor test")
+    check_backend(config.evaluation.backend)
     return _from_results(config) if config.results else _from_checkpoint(config)
 
 
@@ -52,7 +53,7 @@ def _from_results(config: DictConfig) -> Evaluated:
         raise ConfigError("results= needs the ground truth: add data=<name> and data.root=<folder>")
     data: DetectionDataModule = build(config.data)
     annotations = data.ground_truth(config.split)
-    evaluation = evaluate_results(annotations, Path(config.results))
+    evaluation = evaluate_results(annotations, Path(config.results), config.evaluation.backend)
     return Evaluated(evaluation, str(config.results), annotations, {}, 0)
 
 
@@ -62,7 +63,7 @@ def _from_checkpoint(config: DictConfig) -> Evaluated:
     data = _data(config, file)
     detector = _detector(config, file, data.classes)
     load_detector_weights(detector.model, config.checkpoint, classes=data.classes, download=config.download)
-    module = DetectionModule(detector.model, data.classes)
+    module = DetectionModule(detector.model, data.classes, backend=config.evaluation.backend)
     annotations = data.read(config.split)
     keeper = KeepPredictions()
     trainer = _trainer(config, trained, [keeper])

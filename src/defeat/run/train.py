@@ -25,7 +25,7 @@ from defeat.detectors import Detector
 from defeat.detectors.compiled_backbone import compile_backbone
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
-from defeat.evaluation import Evaluation
+from defeat.evaluation import Evaluation, check_backend
 from defeat.preflight import Preflight, Subject
 from defeat.run.checkpoint_io import SafeCheckpointIO
 from defeat.run.hardware import (
@@ -81,6 +81,7 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
         check_no_run(run_dir)
     _check_teacher(config)
     _check_precision(config)
+    check_backend(config.evaluation.backend)
     set_hardware(config)
     checkpoint = find_checkpoint(
         config.ckpt_path, Path(config.output_root) / config.name, run_dir, swept=_in_sweep()
@@ -124,6 +125,7 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
         distiller=distiller,
         nonfinite=build(config.nonfinite),
         provenance=provenance,
+        backend=config.evaluation.backend,
     )
     if trainer.is_global_zero:
         write_record(run_dir, config, data)

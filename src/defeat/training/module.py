@@ -21,7 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from defeat.detectors import capture
 from defeat.detectors.capture import Captured
 from defeat.distill import Distiller
-from defeat.evaluation import DetectionMetrics, Evaluation
+from defeat.evaluation import DEFAULT_BACKEND, DetectionMetrics, Evaluation
 from defeat.seeds import Stream, derive_seed, seed_all
 from defeat.timing import phase
 from defeat.training.nonfinite import NonFinite
@@ -66,6 +66,7 @@ class DetectionModule(LightningModule):
         nonfinite: what to do about losses that are not finite; None looks at none.
         provenance: plain containers (configuration, class ids, the teacher's file and digest) that are
             stored in checkpoints under ``defeat``.
+        backend: engine of the COCO metrics, see :class:`defeat.evaluation.DetectionMetrics`.
 
     Raises:
         ValueError: a distiller without a teacher, or the reverse.
@@ -83,6 +84,7 @@ class DetectionModule(LightningModule):
         distiller: Distiller | None = None,
         nonfinite: NonFinite | None = None,
         provenance: Mapping[str, Any] | None = None,
+        backend: str = DEFAULT_BACKEND,
     ) -> None:
         super().__init__()
         if (teacher is None) != (distiller is None):
@@ -92,7 +94,7 @@ class DetectionModule(LightningModule):
         self.distiller = distiller
         self.nonfinite = nonfinite
         self.classes = tuple(classes)
-        self.metrics = DetectionMetrics(classes)
+        self.metrics = DetectionMetrics(classes, backend)
         self.evaluation: Evaluation | None = None
         self.headline: dict[str, Tensor] = {}
         """Losses of the latest training step that are worth showing: scalars on the device, by name."""
