@@ -34,6 +34,7 @@ from defeat.distill import (
 )
 from defeat.distill.masks import Mask
 from defeat.distill.terms import anchors, head
+from tests.helpers.gpu import gpu_waits
 
 STRIDES = [4, 8, 16]
 SHAPES = [(16, 20), (8, 10), (4, 5)]
@@ -235,18 +236,16 @@ def test_nothing_waits_and_operations_do_not_grow_with_images_or_boxes(name: str
     assert len(set(counts.values())) == 1, counts
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU to wait for")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_waits_for_a_gpu(name: str) -> None:
     size = Size(2, 100)
     with detectors(size, "cuda"):
         run = CASES[name](size, "cuda")
         compute(run)  # what CUDA sets up once may wait
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with gpu_waits() as waits:
             compute(run)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    assert waits == []
 
 
 @pytest.mark.parametrize(

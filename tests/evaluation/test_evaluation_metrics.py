@@ -102,7 +102,7 @@ def test_predictions_with_a_gradient_keep_no_graph(case):
     assert not any(rows.requires_grad for rows in metrics.detections)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_what_is_kept_leaves_the_gpu(case):
     metrics = DetectionMetrics(CLASSES).to("cuda")
     for prediction, target in zip(case.predictions, case.targets, strict=True):

@@ -238,3 +238,11 @@ def test_warmup_and_cosine() -> None:
     assert found[:3] == pytest.approx([0, 0.5, 1])
     assert found[3:] == sorted(found[3:], reverse=True)
     assert rates(warmup_cosine, 5, steps_per_epoch=4, warmup_steps=0)[0] == 1
+
+
+def test_images_are_converted_to_the_same_numbers_in_one_pass() -> None:
+    image = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(3, 16, 16)
+    (converted,) = to_unit_range([image])
+    assert torch.equal(converted, image.float() / 255)
+    assert converted.dtype == torch.float32
+    assert torch.equal(image[0].flatten(), torch.arange(256, dtype=torch.uint8))  # untouched

@@ -1,88 +1,83 @@
-"""What a training step does around detector and distiller waits for no GPU."""
+"""Between two log entries the training asks for no number, for which a GPU would have to finish its work."""
 
 from __future__ import annotations
 
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from lightning.pytorch import Callback, Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from defeat.training.module import DetectionModule
-from defeat.training.nonfinite import NonFinite
-from defeat.types import Batch, Target
+import defeat
+from defeat.config import compose_config
+from defeat.run.train import train
+from tests.helpers.gpu import gpu_waits
+from tests.helpers.tiny import tiny, tiny_teacher
 
-
-class Detector(nn.Module):
-    """Two losses of the pixels, without anything that torchvision would wait for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        pixels = self.scale * torch.stack(images)
-        return {"loss_classifier": pixels.mean(), "loss_box_reg": pixels.square().mean()}
-
-
-class Distiller(nn.Module):
-    """A loss of the student's weights."""
-
-    def forward(self, student: Any, teacher: nn.Module, seen: Any, progress: float) -> dict[str, Tensor]:
-        return {"neck_object": (student.scale - 2).square()}
+PACKAGE = str(Path(defeat.__file__).parent)
+OURS = (PACKAGE, "lightning/pytorch/trainer/", "lightning/pytorch/callbacks/")
+HELPERS = ("/torch/", "lightning/fabric/utilities/", "lightning_utilities/", Path(__file__).name)
+AWAITED = "nonfinite.py"
+"""It looks at losses where the forward that made them is over."""
 
 
 class Reads(TorchDispatchMode):
-    """Lets no number be read."""
+    """Notes the files of the project, and of what surrounds its training, that make numbers of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func is not torch.ops.aten._local_scalar_dense.default, "a number is waited for"
+        if func is torch.ops.aten._local_scalar_dense.default:
+            frames = reversed(traceback.extract_stack())
+            file = next(f.filename for f in frames if not any(helper in f.filename for helper in HELPERS))
+            if any(place in file for place in OURS) and Path(file).name != AWAITED:
+                self.files.append(file)
         return func(*args, **(kwargs or {}))
 
 
-def prepared(device: str) -> tuple[DetectionModule, Batch]:
-    nonfinite = NonFinite("unused", action="stop", limit=1)
-    module: Any = DetectionModule(
-        Detector(), ("a",), teacher=Detector(), distiller=Distiller(), nonfinite=nonfinite
-    )
-    # barebones is what lets a module log without a loop that would collect it
-    module.trainer = Trainer(barebones=True, accelerator="cpu", devices=1)
-    module.to(device).train()
-    target = Target(
-        boxes=torch.zeros(0, 4, device=device),
-        labels=torch.zeros(0, dtype=torch.int64, device=device),
-        ignore=torch.zeros(0, dtype=torch.bool, device=device),
-        area=torch.zeros(0, device=device),
-        index=torch.zeros((), dtype=torch.int64, device=device),
-    )
-    return module, Batch([torch.randint(256, (3, 8, 8), dtype=torch.uint8, device=device)] * 2, [target] * 2)
+class Watch(Callback):
+    """Enters a context for the steps from one to another, both included."""
+
+    def __init__(self, context: Any, first: int, last: int) -> None:
+        self.context, self.first, self.last = context, first, last
+        self.stack = ExitStack()
+        self.found: Any = None
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.first:
+            self.found = self.stack.enter_context(self.context)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.last + 1:
+            self.stack.close()
 
 
-def step(module: DetectionModule, batch: Batch) -> Tensor:
-    module.on_train_batch_start(batch, 0)
-    loss = module.training_step(batch, 0)
-    loss.backward()
-    return loss.detach()
+def run(watch: Watch, every: int, folder: Path, scenes: Path, teacher: Path, *more: str) -> None:
+    """Six steps of DeFeat, of which every so many are logged."""
+    lengths = [f"trainer.log_every_n_steps={every}", "trainer.val_check_interval=6"]
+    words = tiny(folder, scenes, *tiny_teacher(teacher), *lengths, *more, steps=6)
+    with watch.stack:
+        train(compose_config("train", ["+experiment=scenes", *words]), [watch])
 
 
-@pytest.mark.filterwarnings("ignore:.*barebones.*")
-def test_a_step_reads_no_number() -> None:
-    module, batch = prepared("cpu")
-    with Reads():
-        loss = step(module, batch)
-    assert loss > 0
-    assert module.student.get_parameter("scale").grad is not None
+@pytest.mark.parametrize(("every", "reads"), [(3, False), (1, True)])
+def test_a_step_that_is_not_logged_reads_no_number(
+    every: int, reads: bool, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    watch = Watch(Reads(), 3, 4)  # the fourth and the fifth
+    run(watch, every, tmp_path, scenes, teacher)
+    assert bool(watch.found.files) == reads, watch.found.files
 
 
-@pytest.mark.filterwarnings("ignore:.*barebones.*")
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU to wait for")
-def test_a_step_does_not_wait_for_a_gpu() -> None:
-    module, batch = prepared("cuda")
-    step(module, batch)  # what CUDA sets up once may wait
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step(module, batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+@pytest.mark.gpu
+def test_a_step_waits_for_the_gpu_in_libraries_alone(scenes: Path, teacher: Path, tmp_path: Path) -> None:
+    watch = Watch(gpu_waits(), 4, 4)
+    run(watch, 3, tmp_path, scenes, teacher, "trainer.accelerator=gpu")
+    assert watch.found, "torchvision's matchers and samplers wait"
+    assert [file for file in watch.found if file.startswith(PACKAGE)] == []
