@@ -30,9 +30,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from defeat.config import build, compose_config
-from defeat.detectors import capture
+from defeat.detectors import FrozenTeacher, capture
 from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign
-from defeat.detectors.teacher_precision import Precision, Rewritten, rewrite
+from defeat.detectors.teacher_precision import Precision, PrecisionReport, optimize_for_inference
 from defeat.distill import DistillBatch, Distiller, FeatureTerm
 from defeat.distill.normalizers import global_normalizer
 from defeat.run.hardware import keep_freed_memory, lay_channels_last, set_hardware
@@ -116,9 +116,9 @@ class Case:
         pixels = self.transformed()[0].tensors
         for detector in (self.student, self.teacher):
             fit_statistics(detector, pixels)
-        self.rewritten: dict[Precision, Rewritten | None] = {}
-        """What became of the teachers of :meth:`taught_in`, by precision."""
-        self._teachers: dict[Precision, nn.Module] = {"as_built": self.teacher}
+        self.precision_reports: dict[Precision, PrecisionReport | None] = {}
+        """The arithmetic of the teachers of :meth:`teacher_in`, by precision."""
+        self._teachers: dict[Precision, FrozenTeacher] = {"as_built": FrozenTeacher(self.teacher)}
         self._distillers: dict[Kind, Distiller] = {}
 
     @cached_property
@@ -137,12 +137,13 @@ class Case:
         images = to_unit_range(self.batch.images)
         return cast(Any, self.student).transform(images, list(self.batch.targets))
 
-    def taught_in(self, precision: Precision) -> nn.Module:
+    def teacher_in(self, precision: Precision) -> FrozenTeacher:
         """The teacher in an arithmetic of its own, a copy that is made once."""
         if precision not in self._teachers:
-            rewritten = copy.deepcopy(self.teacher)
-            self.rewritten[precision] = rewrite(rewritten, self.transformed()[0].tensors, precision)
-            self._teachers[precision] = rewritten
+            teacher = FrozenTeacher(copy.deepcopy(self.teacher))
+            images = self.transformed()[0].tensors
+            self.precision_reports[precision] = optimize_for_inference(teacher, images, precision)
+            self._teachers[precision] = teacher
         return self._teachers[precision]
 
     def distiller(self, kind: Kind) -> Distiller:
@@ -373,7 +374,7 @@ def distilled(case: Case, kind: Kind, precision: Precision = "as_built") -> Trai
     module = DetectionModule(
         case.student,
         CLASSES,
-        teacher=case.taught_in(precision),
+        teacher=case.teacher_in(precision),
         distiller=case.distiller(kind),
         nonfinite=build(case.config.nonfinite),
     )
@@ -396,10 +397,11 @@ def usual(case: Case, kind: Kind) -> Callable[[], Tensor]:
         with case.autocast():
             with capture(case.student) as seen:
                 detection = case.student(images, list(case.batch.targets))
-            with torch.no_grad(), capture(case.teacher) as taught:
-                case.teacher(images)
+            teacher = case.teacher_in("as_built")
+            with capture(teacher.detector) as taught:
+                teacher(images)
             parts = distiller.term_losses(
-                DistillBatch(case.student, case.teacher, seen, taught, global_normalizer)
+                DistillBatch(case.student, teacher, seen, taught, global_normalizer)
             )
             loss = torch.stack(list(detection.values())).sum() + sum(part.sum() for part in parts.values())
         optimizer.zero_grad()

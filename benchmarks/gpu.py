@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import defeat
 from defeat.config import build
-from defeat.detectors.compiled_backbone import COMPILE_MODES, CompileMode, compile_backbone
+from defeat.detectors.compiled_backbone import COMPILE_MODES, CompileMode
 from defeat.training.module import DetectionModule
 from defeat.warning_filters import filter_warnings
 
@@ -122,8 +122,8 @@ def _report(options: argparse.Namespace, precision: str, settings: str, images: 
     floor = Floor(case)
     parts = {name: partial(FLOOR[name][1], floor) for kind in options.kinds for name in PARTS[kind][0]}
     trainings = _trainings(case, options.kinds, options.compile)
-    for name, rewritten in case.rewritten.items():
-        print(f"Teacher {name}: {rewritten}.")
+    for name, report in case.precision_reports.items():
+        print(f"Teacher {name}: {report}.")
     flops = {name: count_flops(step) / images for name, step in _uncompiled(trainings).items()}
     timed = alternate({**parts, **trainings}, options.rounds, warmup=3, device=case.device)
     peaks = {name: measure_step(case, training).peak for name, training in trainings.items()}
@@ -151,8 +151,8 @@ def _trainings(case: Case, kinds: Sequence[Kind], modes: Sequence[CompileMode]) 
 
 def compiled(case: Case, kind: Kind, mode: CompileMode) -> Training:
     """A distillation whose teacher is first made cheaper and then compiled."""
-    teacher = copy.deepcopy(case.taught_in("auto"))
-    compile_backbone(teacher, mode)
+    teacher = copy.deepcopy(case.teacher_in("auto"))
+    teacher.compile_backbone(mode)
     module = DetectionModule(
         case.student,
         CLASSES,

@@ -22,8 +22,8 @@ from lightning.fabric.utilities import move_data_to_device
 from measure import Timed, alternate, heading, ratio, table, verdict
 from torch import Tensor, nn
 
-from defeat.detectors.heads import box_head_logits, label_proposals
-from defeat.detectors.teacher_precision import Precision, frozen
+from defeat.detectors.heads import label_proposals
+from defeat.detectors.teacher_precision import Precision
 from defeat.distill import AdaptedMaps, DistillBatch, FeatureTerm, Grids, HeadTerm, decoupled_kl
 from defeat.warning_filters import filter_warnings
 
@@ -99,7 +99,7 @@ class Arithmetic:
     def __init__(self, case: Case, precision: Precision = "as_built") -> None:
         self.case = case
         self.seen = Floor(case).seen
-        distiller, teacher = case.distiller("full"), case.taught_in(precision)
+        distiller, teacher = case.distiller("full"), case.teacher_in(precision)
         with case.autocast():
             self.pair = distiller.make_batch(case.student, teacher, self.seen)
             terms = dict(distiller.terms.items())
@@ -108,11 +108,9 @@ class Arithmetic:
             self.is_object = label_proposals(case.student, self.seen.proposals, self.seen.targets).labels > 0
             assert self.seen.class_logits is not None
             self.logits = self.seen.class_logits.detach().requires_grad_()
-            with frozen(teacher):
-                sizes = self.seen.image_sizes
-                self.taught = box_head_logits(
-                    teacher, self.pair.teacher_captures.neck, self.seen.proposals, sizes
-                )
+            self.taught = teacher.box_head_logits(
+                self.pair.teacher_captures.neck, self.seen.proposals, self.seen.image_sizes
+            )
 
     def with_boxes(self, boxes: int) -> Arithmetic:
         """The same maps and class scores, and images of so many boxes for the masks."""

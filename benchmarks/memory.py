@@ -30,8 +30,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from defeat.detectors import capture
-from defeat.detectors.teacher_precision import frozen
 from defeat.distill import FeatureTerm
 from defeat.memory import peak_memory
 from defeat.training.module import DetectionModule
@@ -193,8 +191,8 @@ def _needed(case: Case, module: DetectionModule) -> int:
     """Bytes of the teacher's weights and of what losses read of it in a step."""
     if module.teacher is None or module.distiller is None:
         return 0
-    with frozen(module.teacher), case.autocast(), capture(module.teacher) as taught:
-        cast(Any, module.teacher).backbone(case.transformed()[0].tensors)
+    with case.autocast():
+        taught = module.teacher.features(case.transformed()[0].tensors)
     read: list[Tensor] = []
     for term in module.distiller.terms.values():
         if isinstance(term, FeatureTerm):

@@ -114,8 +114,8 @@ def main(words: Sequence[str] | None = None) -> None:
     _describe(floor)
     steps = _steps(case, floor, options.variants)
     flops = {name: count_flops(step) / options.batch for name, step in steps.items()}
-    for precision, rewritten in case.rewritten.items():
-        print(f"Teacher {precision}: {rewritten}.")
+    for precision, report in case.precision_reports.items():
+        print(f"Teacher {precision}: {report}.")
     timed = alternate(steps, options.rounds, device=case.device)
     print(f"\n{_seconds(timed, flops, options.batch)}\n\n{_ratios(timed, case.device.type)}\n")
     if options.lightning:
@@ -232,7 +232,7 @@ def lightning_adds(rounds: int) -> Timed:
         case.student,
         [],
         optimizer=build(case.config.optim.optimizer),
-        teacher=case.teacher,
+        teacher=case.teacher_in("as_built"),
         distiller=case.distiller("full"),
         nonfinite=build(case.config.nonfinite),
     )

@@ -1,4 +1,4 @@
-"""What a rewritten teacher costs and how exact it is, for every ``teacher.precision``.
+"""What a teacher costs and how exact it is, for every ``teacher.precision``.
 
     python benchmarks/teacher.py
     python benchmarks/teacher.py --size 64 96 --rounds 1
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from defeat.config import build, compose_config
 from defeat.data import read_image
-from defeat.detectors.teacher_precision import PRECISIONS, Precision, Rewritten, frozen, rewrite
+from defeat.detectors import FrozenTeacher
+from defeat.detectors.teacher_precision import PRECISIONS, Precision, PrecisionReport, optimize_for_inference
 from defeat.run.hardware import keep_freed_memory
 from defeat.training.module import to_unit_range
 from defeat.warning_filters import filter_warnings
@@ -91,16 +92,16 @@ def _random(options: argparse.Namespace) -> tuple[nn.Module, Tensor]:
 
 
 def _compare(detector: nn.Module, images: Tensor, rounds: int) -> str:
-    rewritten: dict[Precision, Rewritten | None] = {}
-    teachers: dict[Precision, nn.Module] = {}
+    reports: dict[Precision, PrecisionReport | None] = {}
+    teachers: dict[Precision, FrozenTeacher] = {}
     for precision in TRIED:
-        teachers[precision] = copy.deepcopy(detector)
-        rewritten[precision] = rewrite(teachers[precision], images, precision)
-    timed = alternate({name: partial(_maps, own, images) for name, own in teachers.items()}, rounds)
+        teachers[precision] = FrozenTeacher(copy.deepcopy(detector))
+        reports[precision] = optimize_for_inference(teachers[precision], images, precision)
+    timed = alternate({name: partial(own.features, images) for name, own in teachers.items()}, rounds)
     rows = []
     for precision, own in timed.items():
         share, spread = ratio([own], [timed["as_built"]])
-        done = rewritten[precision]
+        done = reports[precision]
         rows.append(
             [
                 f"`{precision}`",
@@ -113,12 +114,7 @@ def _compare(detector: nn.Module, images: Tensor, rounds: int) -> str:
     return table(["`teacher.precision`", "in float32", "largest error", "seconds", "of as built"], rows)
 
 
-def _maps(detector: nn.Module, images: Tensor) -> None:
-    with frozen(detector):
-        cast(Any, detector).backbone(images)
-
-
-def _kept(done: Rewritten | None) -> str:
+def _kept(done: PrecisionReport | None) -> str:
     if done is None or done.half is None:
         return "all"
     return f"up to {done.float32[-1]}" if done.float32 else "nothing"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from defeat.config import build, compose_config
 from defeat.data import DetectionDataModule
-from defeat.detectors import Detector, capture
+from defeat.detectors import Detector, FrozenTeacher, capture
 from defeat.distill import Distiller
 from defeat.run.prepare_teacher import prepare_teacher
 from defeat.run.train import train
@@ -43,7 +43,7 @@ WHOLE = "all together"
 class Turned(Callback):
     """Compare gradients at some steps: relative differences by step and loss, of every batch."""
 
-    def __init__(self, cheap: nn.Module, batches: Sequence[Batch]) -> None:
+    def __init__(self, cheap: FrozenTeacher, batches: Sequence[Batch]) -> None:
         self.cheap = cheap
         self.batches = batches
         self.by_rounding: dict[int, dict[str, list[float]]] = {}
@@ -70,7 +70,7 @@ class Turned(Callback):
 
 
 def gradients(
-    student: nn.Module, teacher: nn.Module, distiller: Distiller, batch: Batch, seed: int
+    student: nn.Module, teacher: FrozenTeacher, distiller: Distiller, batch: Batch, seed: int
 ) -> dict[str, Tensor]:
     """(P,) gradient of every loss, and of all together, at the student's P trained weights."""
     weights = [p for p in student.parameters() if p.requires_grad]
@@ -108,8 +108,8 @@ def main() -> None:
         batches = list(islice(data.train_dataloader(), BATCHES))
         cheap: Detector = build(config.teacher, classes=list(data.classes), precision="auto")
         student: Detector = build(config.student, classes=list(data.classes))
-        prepare_teacher(cheap, student.model, data, torch.device("cpu"))
-        turned = Turned(cheap.model, batches)
+        frozen = prepare_teacher(cheap, student.model, data, torch.device("cpu"))
+        turned = Turned(frozen, batches)
         train(config, [turned])
     print(f"Relative difference of the gradient, mean of {BATCHES} batches:\n")
     print(_table(turned))

@@ -212,5 +212,5 @@ def test_inspect_detector_leaves_the_detector_as_it_was() -> None:
 
 
 def test_inspect_detector_refuses_what_it_cannot_see_into() -> None:
-    with pytest.raises(ConfigError, match="Linear has no `backbone`"):
+    with pytest.raises(ConfigError, match="Linear is no Faster R-CNN"):
         inspect_detector(nn.Linear(2, 2))

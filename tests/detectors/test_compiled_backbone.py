@@ -13,9 +13,9 @@ from torch._dynamo.utils import counters
 from torchvision.models.detection import ssd300_vgg16
 
 from defeat.config import compose_config
-from defeat.detectors import capture, faster_rcnn, retinanet
-from defeat.detectors.compiled_backbone import COMPILE_MODES, compile_backbone
-from defeat.detectors.teacher_precision import frozen, rewrite
+from defeat.detectors import FrozenTeacher, faster_rcnn, retinanet
+from defeat.detectors.compiled_backbone import COMPILE_MODES
+from defeat.detectors.teacher_precision import optimize_for_inference
 from defeat.errors import ConfigError
 from defeat.run.train import train
 from tests.helpers.tiny import tiny, tiny_teacher
@@ -37,15 +37,14 @@ def _nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def built(build: Callable[..., nn.Module] = faster_rcnn) -> nn.Module:
-    return build(3, backbone="resnet10", fpn_channels=16).eval().requires_grad_(False)
+def built(build: Callable[..., nn.Module] = faster_rcnn) -> FrozenTeacher:
+    return FrozenTeacher(build(3, backbone="resnet10", fpn_channels=16))
 
 
-def looked(detector: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """All maps of a detector, as a distillation sees them."""
-    with frozen(detector), capture(detector) as seen:
-        detector.get_submodule("backbone")(images)
-    maps = {"stages": seen.stages, "neck": seen.neck}
+def all_maps(teacher: FrozenTeacher, images: Tensor) -> dict[str, Tensor]:
+    """All maps of a teacher, as a distillation reads them."""
+    captured = teacher.features(images)
+    maps = {"stages": captured.stages, "neck": captured.neck}
     return {f"{kind} {name}": x for kind, own in maps.items() for name, x in own.items()}
 
 
@@ -79,22 +78,20 @@ class Replaying(Backend):
 def test_hooks_see_all_maps_and_nothing_is_compiled_twice(build: Callable[..., nn.Module]) -> None:
     detector, backend = built(build), Backend()
     batches = [torch.randn(2, 3, *shape) for shape in SHAPES]
-    exact = [looked(detector, images) for images in batches]
-    compile_backbone(detector, "default", backend=backend)
+    exact = [all_maps(detector, images) for images in batches]
+    detector.compile_backbone("default", backend=backend)
     for _ in range(4):
         for images, own in zip(batches, exact, strict=True):
-            torch.testing.assert_close(looked(detector, images), own)
+            torch.testing.assert_close(all_maps(detector, images), own)
         assert backend.graphs == 2 * len(SHAPES), "body and pyramid, once a shape"
 
 
-def test_the_body_can_be_called_alone() -> None:
+def test_the_body_is_compiled_alone_where_no_pyramid_is_wanted() -> None:
     detector, backend = built(), Backend()
     images = torch.randn(1, 3, 64, 64)
-    body = detector.get_submodule("backbone.body")
-    with torch.no_grad():
-        exact = body(images)
-        compile_backbone(detector, "default", backend=backend)
-        torch.testing.assert_close(body(images), exact)
+    exact = detector.features(images, neck=False).stages
+    detector.compile_backbone("default", backend=backend)
+    torch.testing.assert_close(detector.features(images, neck=False).stages, exact)
     assert backend.graphs == 1
 
 
@@ -102,9 +99,9 @@ def test_the_body_can_be_called_alone() -> None:
 def test_maps_outlast_the_next_replay_of_a_graph(mode: Any) -> None:
     detector = built()
     first, second = torch.randn(2, 1, 3, 64, 64)
-    exact = [looked(detector, images) for images in (first, second)]
-    compile_backbone(detector, mode, backend=Replaying())
-    found = [looked(detector, images) for images in (first, second)]
+    exact = [all_maps(detector, images) for images in (first, second)]
+    detector.compile_backbone(mode, backend=Replaying())
+    found = [all_maps(detector, images) for images in (first, second)]
     torch.testing.assert_close(found, exact)
 
 
@@ -112,31 +109,31 @@ def test_every_detector_of_a_process_is_compiled() -> None:
     """As in a sweep: torch counts all of them against one limit."""
     for _ in range(torch._dynamo.config.recompile_limit + 1):
         detector, backend = built(), Backend()
-        compile_backbone(detector, "default", backend=backend)
-        looked(detector, torch.randn(1, 3, 64, 64))
+        detector.compile_backbone("default", backend=backend)
+        all_maps(detector, torch.randn(1, 3, 64, 64))
         assert backend.graphs == 2
 
 
 def test_more_shapes_than_torch_compiles_are_computed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
     detector, backend = built(), Backend()
     batches = [torch.randn(1, 3, *shape) for shape in SHAPES]
-    exact = [looked(detector, images) for images in batches]
-    compile_backbone(detector, "default", backend=backend)
+    exact = [all_maps(detector, images) for images in batches]
+    detector.compile_backbone("default", backend=backend)
     with torch._dynamo.config.patch(recompile_limit=1):
-        torch.testing.assert_close([looked(detector, images) for images in batches], exact)
+        torch.testing.assert_close([all_maps(detector, images) for images in batches], exact)
     assert backend.graphs == 2
     assert "hit config.recompile_limit (1)" in caplog.text
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_rewritten_detector_compiles(precision: Any) -> None:
+def test_a_teacher_in_another_precision_compiles(precision: Any) -> None:
     detector, backend = built(), Backend()
     images = torch.randn(1, 3, 64, 64)
-    rewrite(detector, images, precision)
-    exact = looked(detector, images)
-    compile_backbone(detector, "default", backend=backend)
+    optimize_for_inference(detector, images, precision)
+    exact = all_maps(detector, images)
+    detector.compile_backbone("default", backend=backend)
     for _ in range(3):
-        torch.testing.assert_close(looked(detector, images), exact)
+        torch.testing.assert_close(all_maps(detector, images), exact)
     assert backend.graphs == 2
 
 
@@ -144,7 +141,7 @@ def test_a_backbone_without_a_pyramid_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="compile=default is for a backbone with a pyramid, and that of SSD"
     ):
-        compile_backbone(ssd300_vgg16(weights=None, weights_backbone=None), "default")
+        FrozenTeacher(ssd300_vgg16(weights=None, weights_backbone=None)).compile_backbone("default")
 
 
 @pytest.mark.slow
@@ -152,11 +149,11 @@ def test_a_backbone_without_a_pyramid_is_refused() -> None:
 def test_kernels_of_inductor_agree(mode: Any) -> None:
     detector = built()
     images = torch.randn(1, 3, 64, 64)
-    exact = looked(detector, images)
+    exact = all_maps(detector, images)
     counters.clear()
-    compile_backbone(detector, mode)
+    detector.compile_backbone(mode)
     for _ in range(3):
-        torch.testing.assert_close(looked(detector, images), exact, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(all_maps(detector, images), exact, rtol=1e-4, atol=1e-4)
     assert counters["stats"]["unique_graphs"] == 2
 
 
@@ -165,11 +162,13 @@ def test_a_run_compiles_its_teacher_and_trains_alike(
 ) -> None:
     backend = Backend()
 
-    def compiled(detector: nn.Module, mode: Any) -> None:
-        assert mode == "default"
-        compile_backbone(detector, mode, backend=backend)
+    own = FrozenTeacher.compile_backbone
 
-    monkeypatch.setattr("defeat.run.train.compile_backbone", compiled)
+    def compiled(teacher: FrozenTeacher, mode: Any) -> None:
+        assert mode == "default"
+        own(teacher, mode, backend=backend)
+
+    monkeypatch.setattr(FrozenTeacher, "compile_backbone", compiled)
     losses = []
     for name, more in (("plain", []), ("compiled", ["teacher.compile=default"])):
         words = tiny(tmp_path / name, scenes, *tiny_teacher(teacher), "~logger", *more, steps=4)

@@ -467,7 +467,7 @@ def test_the_anchor_term_equals_the_loops(
         background_temperature=temperatures[1],
     )
     student: Any = SimpleNamespace(proposal_matcher=Matcher(0.5, 0.4, allow_low_quality_matches=True))
-    teacher: Any = SimpleNamespace(head=SimpleNamespace(classification_head=lambda maps: t))
+    teacher: Any = SimpleNamespace(anchor_logits=lambda neck: t)
     seen = Captured(
         targets=[{"boxes": b} for b in case.tensors],  # type: ignore[typeddict-item]
         anchors=[torch.tensor(laid, dtype=torch.float64)] * len(case.boxes),

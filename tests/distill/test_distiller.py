@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defeat.detectors import capture, faster_rcnn, inspect_detector, retinanet
+from defeat.detectors import FrozenTeacher, capture, faster_rcnn, inspect_detector, retinanet
 from defeat.detectors.heads import box_head_logits, label_proposals, sample_proposals
 from defeat.distill import (
     Distiller,
@@ -64,7 +65,7 @@ def distil(
 ) -> dict[str, Tensor]:
     with capture(student) as seen:
         student(IMAGES, TARGETS)
-    return distiller(student, teacher, seen, progress)  # type: ignore[no-any-return]
+    return distiller(student, FrozenTeacher(teacher), seen, progress)  # type: ignore[no-any-return]
 
 
 def test_every_term_gives_an_object_and_a_background_loss() -> None:
@@ -81,7 +82,7 @@ def test_the_neck_term_is_its_formula_on_the_teachers_view_of_the_same_tensors()
     distiller = Distiller(student, teacher, terms={"neck": NECK})
     with capture(student) as seen:
         student(IMAGES, TARGETS)
-    found = distiller(student, teacher, seen, 0.0)
+    found = distiller(student, FrozenTeacher(teacher), seen, 0.0)
     with torch.no_grad():
         theirs = teacher.backbone(seen.images)
     strides, names = [4, 8, 16, 32, 64], ["0", "1", "2", "3", "pool"]
@@ -102,7 +103,7 @@ def test_the_head_term_is_its_formula_on_the_students_proposals() -> None:
     distiller = Distiller(student, teacher, terms={"head": head})
     with capture(student) as seen:
         losses = student(IMAGES, TARGETS)
-    found = distiller(student, teacher, seen, 0.0)
+    found = distiller(student, FrozenTeacher(teacher), seen, 0.0)
     with torch.no_grad():
         taught = box_head_logits(teacher, teacher.backbone(seen.images), seen.proposals, seen.image_sizes)
     labels = label_proposals(student, seen.proposals, seen.targets).labels
@@ -132,7 +133,7 @@ def test_on_the_teachers_proposals_labels_belong_to_those_proposals() -> None:
     assert (proposals.labels == 0).any()
     distiller = Distiller(student, teacher, terms={"head": HEAD})
     torch.manual_seed(5)
-    found = distiller(student, teacher, seen, 0.0)
+    found = distiller(student, FrozenTeacher(teacher), seen, 0.0)
     logits = box_head_logits(student, seen.neck, proposals.boxes, seen.image_sizes)
     expected = decoupled_kl(logits, taught, proposals.labels > 0)
     torch.testing.assert_close(found["head_object"], 2 * expected.object)
@@ -176,7 +177,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn() -> None:
                 student.roi_heads.box_roi_pool(neck, [t["boxes"] for t in targets], image_list.image_sizes)
             )
         )
-    losses = distiller(student, student, seen, 0.0)
+    losses = distiller(student, FrozenTeacher(deepcopy(student)), seen, 0.0)
     assert all(abs(v.item()) < 1e-6 for v in losses.values())
 
 
@@ -218,7 +219,7 @@ def test_all_neck_is_the_plain_squared_error() -> None:
     distiller = Distiller(student, teacher, terms={"neck": term})
     with capture(student) as seen:
         student(IMAGES, TARGETS)
-    found = distiller(student, teacher, seen, 0.0)
+    found = distiller(student, FrozenTeacher(teacher), seen, 0.0)
     with torch.no_grad():
         theirs = teacher.backbone(seen.images)
     adapters = distiller.terms["neck"].adapters.layers
@@ -280,7 +281,9 @@ def test_the_teacher_computes_and_keeps_only_what_terms_read() -> None:
 
     def taught(**terms: Any) -> tuple[set[str], set[str]]:
         observed = (
-            Distiller(student, teacher, terms=terms).make_batch(student, teacher, seen).teacher_captures
+            Distiller(student, teacher, terms=terms)
+            .make_batch(student, FrozenTeacher(teacher), seen)
+            .teacher_captures
         )
         return set(observed.stages), set(observed.neck)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from defeat.detectors import FrozenTeacher
 from defeat.detectors.capture import Captured, DetectorSpec, Level
 from defeat.detectors.heads import Assigned, Proposals
 from defeat.distill import (
@@ -162,7 +163,7 @@ def teach(build: Callable[..., nn.Module], head: Any, **settings: Any) -> Callab
             neck={name: x.detach() for name, x in features(size, device).items()},
             stages={name: x.detach() for name, x in features(size, device).items()},
         )
-        pair = DistillBatch(nn.Identity(), nn.Identity(), seen, taught)
+        pair = DistillBatch(nn.Identity(), FrozenTeacher(nn.Identity()), seen, taught)
         return lambda: list(term(pair).values())
 
     return prepare
@@ -176,17 +177,22 @@ def detectors(size: Size, device: str) -> Iterator[None]:
     labels = torch.rand(rows, device=device).gt(0.5).long()
     positive = torch.rand(size.images, 64, device=device) > 0.5
     proposals = Proposals(boxes(size, device), labels)
-    known = {
-        "sample_proposals": lambda *args: proposals,
+    student = {
         "label_proposals": lambda *args: proposals,
-        "box_head_logits": lambda detector, *args: (scores if torch.is_grad_enabled() else again).clone(),
-        "anchor_logits": lambda *args: again.view(size.images, 64, 5),
+        "box_head_logits": lambda *args: scores.clone(),
         "assign_anchors": lambda *args: Assigned(positive, ~positive),
+    }
+    teacher = {
+        "sample_proposals": lambda *args: proposals,
+        "box_head_logits": lambda *args: again.clone(),
+        "anchor_logits": lambda *args: again.view(size.images, 64, 5),
     }
     scores.requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        for name, function in known.items():
+        for name, function in student.items():
             patch.setattr(anchors if "anchor" in name else head, name, function)
+        for name, function in teacher.items():
+            patch.setattr(FrozenTeacher, name, function)
         yield
 
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from defeat.config import build, compose_config
 from defeat.data import collate
-from defeat.detectors import capture
+from defeat.detectors import FrozenTeacher, capture
 from defeat.distill import Grids, random_mask
 from defeat.distill.normalizers import global_normalizer, local_normalizer
 from defeat.training.module import DetectionModule
@@ -118,7 +118,7 @@ def module(name: str, config: DictConfig) -> DetectionModule:
         distiller.terms["neck"].mask = random_mask_by_image
     still = partial(torch.optim.SGD, lr=0.0)
     return DetectionModule(
-        deepcopy(student), ["a", "b"], optimizer=still, teacher=teacher, distiller=distiller
+        deepcopy(student), ["a", "b"], optimizer=still, teacher=FrozenTeacher(teacher), distiller=distiller
     )
 
 

@@ -14,10 +14,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from defeat.config import build, compose_config, conf_dir
-from defeat.detectors import Captured, capture
+from defeat.detectors import Captured, FrozenTeacher, capture
 from defeat.detectors.heads import Proposals
 from defeat.distill import AdaptedMaps, DistillBatch, Distiller
-from defeat.distill.terms import anchors, head
+from defeat.distill.terms import head
 from tests.helpers.agree import BOXES, IMAGES, Kind, detector, lively, once
 
 DISTILLERS = sorted(path.stem for path in (conf_dir() / "distiller").glob("*.yaml"))
@@ -37,7 +37,7 @@ def forwards(kind: Kind, dtype: torch.dtype) -> DistillBatch:
     with torch.no_grad(), torch.autocast("cpu", dtype), capture(student) as seen, capture(teacher) as taught:
         student([image.float() for image in IMAGES], targets)
         teacher.get_submodule("backbone")(seen.images)
-    return DistillBatch(student, teacher, seen, taught)
+    return DistillBatch(student, FrozenTeacher(teacher), seen, taught)
 
 
 def widened(found: Any) -> Any:
@@ -55,9 +55,10 @@ class Tape:
     def between(self) -> Iterator[None]:
         with (
             patch.object(AdaptedMaps, "forward", self._taped(AdaptedMaps.forward, list)),
-            patch.object(head, "sample_proposals", self._taped(head.sample_proposals)),
             patch.object(head, "box_head_logits", self._taped(head.box_head_logits)),
-            patch.object(anchors, "anchor_logits", self._taped(anchors.anchor_logits)),
+            patch.object(FrozenTeacher, "sample_proposals", self._taped(FrozenTeacher.sample_proposals)),
+            patch.object(FrozenTeacher, "box_head_logits", self._taped(FrozenTeacher.box_head_logits)),
+            patch.object(FrozenTeacher, "anchor_logits", self._taped(FrozenTeacher.anchor_logits)),
         ):
             yield
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from defeat.config import build, compose_config, conf_dir
-from defeat.detectors import capture
+from defeat.detectors import FrozenTeacher, capture
 from tests.helpers.agree import IMAGES, TARGETS, Kind, detector, once
 
 RECORD = Path(__file__).with_name("losses_on_record.json")
@@ -31,7 +31,7 @@ def step(name: str) -> dict[str, float]:
     torch.manual_seed(2)  # samplers, and masks that draw random numbers
     with capture(student) as seen:
         detection = student(IMAGES, TARGETS)
-    losses = {**detection, **distiller(student, teacher, seen, 0.0)}
+    losses = {**detection, **distiller(student, FrozenTeacher(teacher), seen, 0.0)}
     torch.stack(list(losses.values())).sum().backward()
     learning = [p.grad.flatten() for m in (student, distiller) for p in m.parameters() if p.grad is not None]
     return {k: v.item() for k, v in losses.items()} | {"gradient": torch.cat(learning).norm().item()}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from defeat.detectors import FrozenTeacher
 from defeat.distill import DistillBatch, Distiller, LevelPair, Term, WeightKey, weight_keys
 from defeat.distill.terms import GradientSite
 from defeat.errors import ConfigError
@@ -49,7 +50,7 @@ def distil(term: Any) -> tuple[Distiller, dict[str, Tensor]]:
     student, teacher = detectors()
     with once():
         distiller = Distiller(student, teacher, terms={"mine": term})
-    return distiller, distiller(student, teacher, forward(student), 0.0)
+    return distiller, distiller(student, FrozenTeacher(teacher), forward(student), 0.0)
 
 
 def test_a_term_needs_no_more_than_the_contract() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, kl_divergence
 
 from defeat.config import build, compose_config
-from defeat.detectors import capture, faster_rcnn, inspect_detector, retinanet
+from defeat.detectors import FrozenTeacher, capture, faster_rcnn, inspect_detector, retinanet
 from defeat.distill import Distiller, WholeMapTerm, channel_loss, conv3x3, matching, pearson_loss
 from defeat.distill.terms import MapLoss
 from defeat.errors import ConfigError
@@ -209,7 +209,7 @@ def test_the_term_is_the_weighted_mean_of_its_levels(
     distiller = Distiller(student, teacher, terms={"mine": term})
     with capture(student) as seen:
         student(IMAGES, TARGETS)
-    parts = distiller.level_losses(student, teacher, seen)
+    parts = distiller.level_losses(student, FrozenTeacher(teacher), seen)
     with torch.no_grad(), capture(teacher) as taught:
         teacher.backbone(seen.images)
     ours, theirs = getattr(seen, place), getattr(taught, place)
@@ -220,12 +220,12 @@ def test_the_term_is_the_weighted_mean_of_its_levels(
     each = [loss(layers[str(s)](ours[n]), theirs[n]) for s, n in zip(chosen, names, strict=True)]
     assert list(parts) == ["mine"]
     torch.testing.assert_close(parts["mine"], 3 * torch.stack(each) / len(chosen))
-    total = distiller(student, teacher, seen, 0.0)["mine"]
+    total = distiller(student, FrozenTeacher(teacher), seen, 0.0)["mine"]
     torch.testing.assert_close(total, 3 * torch.stack(each).mean())
     assert distiller.weights == {"mine": 3.0}
     assert distiller.gradient_sites["mine"].strides == tuple(chosen)
     distiller.set_weights({"mine": 6.0})
-    torch.testing.assert_close(distiller(student, teacher, seen, 0.0)["mine"], 2 * total)
+    torch.testing.assert_close(distiller(student, FrozenTeacher(teacher), seen, 0.0)["mine"], 2 * total)
 
 
 @pytest.mark.parametrize("name", ["pkd", "cwd"])
@@ -252,7 +252,7 @@ def test_the_configured_distillers_teach(
     for _ in range(2):
         with capture(student) as seen:
             detection = student(IMAGES, TARGETS)
-        (loss,) = distiller(student, teacher, seen, 0.0).values()
+        (loss,) = distiller(student, FrozenTeacher(teacher), seen, 0.0).values()
         losses.append(loss.item())
         (alone,) = torch.autograd.grad(loss, [student.backbone.body.conv1.weight], retain_graph=True)
         assert alone.abs().sum() > 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defeat.detectors import Captured, capture, faster_rcnn, fcos, inspect_detector, retinanet
+from defeat.detectors import Captured, FrozenTeacher, capture, faster_rcnn, fcos, inspect_detector, retinanet
 from defeat.distill import Distiller
 from tests.helpers import naive
 
@@ -134,7 +134,7 @@ def observe(
     """Distil ``seen``, the usual forward if none is given."""
     seen = seen or forward(student)
     with capture(student) as again, capture(teacher) as lesson:
-        losses = distiller(student, teacher, seen, 0.0)
+        losses = distiller(student, FrozenTeacher(teacher), seen, 0.0)
     return Observed(seen, again, lesson, losses)
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 from defeat.config import build, compose_config, conf_dir, to_plain
-from defeat.detectors import Detector, WeightFile
+from defeat.detectors import Detector, FrozenTeacher, WeightFile
 from defeat.errors import WeightsError
 from defeat.preflight.agreement import (
     check_levels,
@@ -205,7 +205,9 @@ def _agrees(experiment: str, healthy: Subject) -> None:
     config = compose_config("train", [*f"+experiment={experiment}".split(), "run_dir=x", "data.root=x"])
     student, teacher = (_small(node, ["a", "b"]) for node in (config.student, config.teacher))
     distiller = build(config.distiller)(student.model, teacher.model)
-    module = DetectionModule(student.model, ["a", "b"], teacher=teacher.model, distiller=distiller)
+    module = DetectionModule(
+        student.model, ["a", "b"], teacher=FrozenTeacher(teacher.model), distiller=distiller
+    )
     run = healthy._replace(module=module, student=student, teacher=teacher, config=to_plain(config))
     assert run.pair is not None
     for check in (check_normalisation, check_resize, check_padding):

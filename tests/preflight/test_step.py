@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from defeat.detectors import FrozenTeacher
 from defeat.distill.masks import Grids
 from defeat.preflight.data import draw
 from defeat.preflight.finding import Finding
@@ -67,7 +67,7 @@ def test_a_teacher_in_training_mode_is_found_and_put_back(
     built: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert built.pair is not None
-    monkeypatch.setattr(DetectionModule, "train", LightningModule.train)
+    monkeypatch.setattr(FrozenTeacher, "train", nn.Module.train)
     before = state(built)
     found = check_frozen(walk(built)[0])
     assert found.result == "failed"
@@ -82,7 +82,7 @@ def test_a_teacher_whose_tensors_move_is_found_and_put_back(built: Subject) -> N
         module.bias.data.add_(1)
 
     assert built.pair is not None
-    conv = built.pair.model.backbone.body.conv1
+    conv = built.pair.model.detector.backbone.body.conv1
     conv.register_forward_hook(drift)
     before = conv.bias.clone()
     assert "1 tensors of the teacher changed" in only(check_frozen(walk(built)[0]))
@@ -91,7 +91,7 @@ def test_a_teacher_whose_tensors_move_is_found_and_put_back(built: Subject) -> N
 
 def test_a_teacher_that_learns_is_found(built: Subject) -> None:
     assert built.pair is not None
-    built.pair.model.backbone.fpn.requires_grad_(True)
+    built.pair.model.detector.backbone.fpn.requires_grad_(True)
     found = check_frozen(walk(built)[0])
     assert "parameters of the teacher require a gradient: backbone.fpn.inner_blocks.0.0.weight" in only(found)
 
@@ -172,7 +172,7 @@ def test_a_term_on_frozen_stages_is_found(tmp_path: Path, pictures: Path) -> Non
 def test_a_loss_that_is_not_finite_is_found(built: Subject) -> None:
     assert built.pair is not None
     with torch.no_grad():
-        built.pair.model.backbone.fpn.layer_blocks[1][0].bias.fill_(math.nan)
+        built.pair.model.detector.backbone.fpn.layer_blocks[1][0].bias.fill_(math.nan)
     text = only(losses(built))
     assert text.startswith("neck_object, neck_background")
     assert "not finite in the first step" in text
@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_finite_is_found(built: Subject) -> None:
 def test_a_level_far_above_the_others_is_found(built: Subject) -> None:
     assert built.pair is not None
     with torch.no_grad():
-        built.pair.model.backbone.fpn.layer_blocks[0][0].weight.mul_(1e3)
+        built.pair.model.detector.backbone.fpn.layer_blocks[0][0].weight.mul_(1e3)
     found = losses(built)
     (text,) = [problem.cause + problem.mend for problem in found.problems if "background" in problem.cause]
     assert found.result == "failed"

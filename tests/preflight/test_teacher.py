@@ -75,7 +75,10 @@ def test_two_exchanged_classes_are_found_though_ap_is_fair(tmp_path: Path, pictu
 
 def test_random_weights_are_near_chance(built: Subject) -> None:
     assert built.pair is not None
-    for layer in (built.pair.model.roi_heads.box_head.fc6, built.pair.model.rpn.head.cls_logits):
+    for layer in (
+        built.pair.model.detector.roi_heads.box_head.fc6,
+        built.pair.model.detector.rpn.head.cls_logits,
+    ):
         torch.nn.init.normal_(layer.weight, std=0.01)
     text = only(look(built)[1])
     assert "is near chance" in text
@@ -142,7 +145,7 @@ def test_the_teacher_and_the_students_transform_are_left_alone(healthy: Subject)
     look(healthy)
     assert healthy.module.student.transform.training
     assert not any(module.training for module in healthy.pair.model.modules())
-    assert healthy.pair.model.transform is not healthy.module.student.transform
+    assert healthy.pair.model.detector.transform is not healthy.module.student.transform
 
 
 # -- as what objects are found ----------------------------------------------------------------------------

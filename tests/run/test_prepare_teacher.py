@@ -17,7 +17,8 @@ from defeat.config import compose_config
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector, read_weights, teacher_precision
 from defeat.detectors.builders import faster_rcnn
-from defeat.detectors.teacher_precision import Arithmetic, Float32
+from defeat.detectors.frozen_teacher import Arithmetic
+from defeat.detectors.teacher_precision import Float32
 from defeat.errors import ConfigError, DataError
 from defeat.run.prepare_teacher import prepare_teacher
 from defeat.run.train import train
@@ -121,9 +122,12 @@ def test_the_first_images_that_decode_decide_as_the_student_sees_them(
     broken: set[int], seen: list[int]
 ) -> None:
     data, student = Data(broken), detector()
-    with images(data), patch("defeat.run.prepare_teacher.rewrite", return_value=None) as rewrite:
+    with (
+        images(data),
+        patch("defeat.run.prepare_teacher.optimize_for_inference", return_value=None) as optimize,
+    ):
         prepare_teacher(made(detector(), "float32"), student, data, torch.device("cpu"))
-    model, tensors, precision = rewrite.call_args.args
+    model, tensors, precision = optimize.call_args.args
     assert precision == "float32"
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
@@ -138,15 +142,16 @@ def test_the_first_images_that_decode_decide_as_the_student_sees_them(
 def test_without_an_image_nothing_is_done() -> None:
     data, teacher = Data(set(range(20))), detector()
     with images(data):
-        prepare_teacher(made(teacher), detector(), data, torch.device("cpu"))
-    assert not hasattr(teacher, "arithmetic")
+        frozen = prepare_teacher(made(teacher), detector(), data, torch.device("cpu"))
+    assert frozen.detector is teacher
+    assert frozen.arithmetic is None
 
 
 def test_more_error_than_auto_would_accept_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     data = Data(set())
     with images(data), patch.object(teacher_precision, "TOLERANCE", 1e-9):
-        prepare_teacher(made(teacher := detector(), "bfloat16"), detector(), data, torch.device("cpu"))
-    assert teacher.arithmetic == Arithmetic(torch.bfloat16)
+        frozen = prepare_teacher(made(detector(), "bfloat16"), detector(), data, torch.device("cpu"))
+    assert frozen.arithmetic == Arithmetic(torch.bfloat16)
     assert any("teacher.precision=bfloat16 errs by more than" in m for m in caplog.messages)
     caplog.clear()
     with images(data):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from defeat.detectors import capture, faster_rcnn, retinanet
+from defeat.detectors import FrozenTeacher, capture, faster_rcnn, retinanet
 from defeat.distill import DistillBatch, Distiller, FeatureTerm, HeadTerm, Term, conv3x3_relu, shared_mask
 from defeat.errors import ConfigError
 from defeat.training.balance import balanced_weights
@@ -82,7 +82,7 @@ def look(
     steps: int = 5,
 ) -> Measurement:
     return measure(
-        DetectionModule(student, ["a", "b"], teacher=teacher, distiller=distiller),
+        DetectionModule(student, ["a", "b"], teacher=FrozenTeacher(teacher), distiller=distiller),
         batches,
         adapter_steps=steps,
         adapter_rate=1e-3,
@@ -107,7 +107,7 @@ def by_hand(student: nn.Module, teacher: nn.Module, distiller: Distiller, one: B
     student.backbone.register_forward_hook(keep("neck"))
     with capture(student) as seen:
         own = student(to_unit_range(one.images), list(one.targets))
-    losses = {**own, DETECTION: sum(own.values()), **distiller(student, teacher, seen, 0.0)}
+    losses = {**own, DETECTION: sum(own.values()), **distiller(student, FrozenTeacher(teacher), seen, 0.0)}
     losses[name].backward()
     norms = {
         where: [math.nan if x.grad is None else x.grad.norm().item() for x in maps.values()]
@@ -317,7 +317,7 @@ def test_half_precision_loses_no_gradient() -> None:
     student, teacher, distiller = trio({"neck": NECK})
     exact = look(student, teacher, distiller)
     half = measure(
-        DetectionModule(student, ["a", "b"], teacher=teacher, distiller=distiller),
+        DetectionModule(student, ["a", "b"], teacher=FrozenTeacher(teacher), distiller=distiller),
         BATCHES,
         adapter_steps=5,
         adapter_rate=1e-3,

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from defeat.data import collate
-from defeat.detectors import faster_rcnn, retinanet
+from defeat.detectors import FrozenTeacher, faster_rcnn, retinanet
 from defeat.distill import Distiller, FeatureTerm
 from defeat.training.lr_schedules import warmup_cosine, warmup_multistep
 from defeat.training.module import DetectionModule, to_unit_range
@@ -57,7 +57,12 @@ def module(distilled: bool = True, norm: str = "batch") -> DetectionModule:
     term = partial(FeatureTerm, object_weight=1.0, background_weight=1.0)
     distiller = Distiller(student, teacher, terms={"neck": term})
     return DetectionModule(
-        student, ["a", "b"], optimizer=adam, teacher=teacher, distiller=distiller, provenance={"config": {}}
+        student,
+        ["a", "b"],
+        optimizer=adam,
+        teacher=FrozenTeacher(teacher),
+        distiller=distiller,
+        provenance={"config": {}},
     )
 
 
@@ -201,7 +206,7 @@ def test_background_is_never_a_detection() -> None:
 
 def test_teacher_and_distiller_come_together() -> None:
     with pytest.raises(ValueError, match="together"):
-        DetectionModule(faster_rcnn(3, **SMALL), ["a", "b"], teacher=faster_rcnn(3, **SMALL))
+        DetectionModule(faster_rcnn(3, **SMALL), ["a", "b"], teacher=FrozenTeacher(faster_rcnn(3, **SMALL)))
 
 
 def test_images_become_floats_in_the_unit_range() -> None:

@@ -27,7 +27,7 @@ from defeat.cli.error_messages import explain
 from defeat.config import compose_config
 from defeat.data import collate
 from defeat.data.images import read_image
-from defeat.detectors import capture, faster_rcnn
+from defeat.detectors import FrozenTeacher, capture, faster_rcnn
 from defeat.distill import Distiller, FeatureTerm
 from defeat.errors import ConfigError
 from defeat.run.train import train
@@ -402,7 +402,7 @@ def small(nonfinite: NonFinite, **settings: Any) -> DetectionModule:
         student,
         ["a", "b"],
         optimizer=partial(torch.optim.AdamW, lr=1e-3, **settings),
-        teacher=teacher,
+        teacher=FrozenTeacher(teacher),
         distiller=Distiller(student, teacher, terms={"neck": term}),
         nonfinite=nonfinite,
     )

@@ -3,6 +3,7 @@
 from defeat.detectors.builders import faster_rcnn, fcos, retinanet
 from defeat.detectors.capture import Captured, DetectorSpec, Level, capture, inspect_detector
 from defeat.detectors.create import Detector, create_detector
+from defeat.detectors.frozen_teacher import FrozenTeacher
 from defeat.detectors.loading import LoadReport, load_backbone_weights, load_detector_weights
 from defeat.detectors.weights import WeightFile, read_weights
 
@@ -10,6 +11,7 @@ __all__ = [
     "Captured",
     "Detector",
     "DetectorSpec",
+    "FrozenTeacher",
     "Level",
     "LoadReport",
     "WeightFile",

@@ -1,4 +1,4 @@
-"""What a detector computes on its way, seen through forward hooks that go when the forward ends."""
+"""What a detector computes on its way, captured through forward hooks that go when the forward ends."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.ssd import SSD
 
 from defeat.errors import ConfigError
 from defeat.types import Target
@@ -59,7 +62,7 @@ MIN_OBJECT_CELLS: dict[Head, float] = {"proposals": 14.0, "anchors": 4.0, "point
 
 14 for Faster R-CNN is DeFeat's rule, 56 pixels at stride 4, and that by which its box head chooses a level to
 pool from. 4 for RetinaNet is the side of its smallest anchor, the others of a level following within the
-octave. 8 for FCOS: a level regresses distances up to 8 strides, half the side of an object seen from its
+octave. 8 for FCOS: a level regresses distances up to 8 strides, half the side of an object captured from its
 centre, so the finest level takes objects up to 16 cells.
 """
 
@@ -83,42 +86,42 @@ def capture(detector: nn.Module) -> Iterator[Captured]:
 
     The hooks are gone afterwards, on an exception too, and nothing else keeps the tensors alive.
     """
-    seen = Captured()
+    captured = Captured()
     handles: list[RemovableHandle] = []
     try:
-        for name, hook in _hooks(seen).items():
+        for name, hook in _hooks(captured).items():
             module = _find(detector, name)
             if module is not None:
                 handles.append(module.register_forward_hook(hook))
-        yield seen
+        yield captured
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hooks(seen: Captured) -> dict[str, Callable[[nn.Module, Any, Any], None]]:
+def _hooks(captured: Captured) -> dict[str, Callable[[nn.Module, Any, Any], None]]:
     def transform(module: nn.Module, args: Any, output: Any) -> None:
         image_list, targets = output
-        seen.images, seen.image_sizes = image_list.tensors, list(image_list.image_sizes)
-        seen.targets = targets or []
+        captured.images, captured.image_sizes = image_list.tensors, list(image_list.image_sizes)
+        captured.targets = targets or []
 
     def body(module: nn.Module, args: Any, output: Any) -> None:
-        seen.stages = _as_dict(output)
+        captured.stages = _as_dict(output)
 
     def neck(module: nn.Module, args: Any, output: Any) -> None:
-        seen.neck = _as_dict(output)
+        captured.neck = _as_dict(output)
 
     def pool(module: nn.Module, args: Any, output: Any) -> None:
-        seen.proposals = list(args[1])
+        captured.proposals = list(args[1])
 
     def predictor(module: nn.Module, args: Any, output: Any) -> None:
-        seen.class_logits = output[0]
+        captured.class_logits = output[0]
 
     def anchors(module: nn.Module, args: Any, output: Any) -> None:
-        seen.anchors = list(output)
+        captured.anchors = list(output)
 
     def classifier(module: nn.Module, args: Any, output: Any) -> None:
-        seen.anchor_logits = output
+        captured.anchor_logits = output
 
     return {
         "transform": transform,
@@ -147,28 +150,24 @@ def inspect_detector(detector: nn.Module) -> DetectorSpec:
     """Find a detector's feature maps, their strides, channels and anchors, by looking at a blank image.
 
     Raises:
-        ConfigError: the detector has no ``transform`` and ``backbone`` as torchvision's detectors have.
+        ConfigError: see :func:`head_of`.
     """
-    if _find(detector, "backbone") is None or _find(detector, "transform") is None:
-        raise ConfigError(
-            f"{type(detector).__name__} has no `backbone` and `transform`: only detectors built like "
-            "torchvision's can be distilled"
-        )
+    head = head_of(detector)
     side = 256  # a multiple of every stride up to 256
     blank = next(detector.parameters()).new_zeros(1, 3, side, side)
     modes = {module: module.training for module in detector.modules()}
     detector.eval()  # batch statistics must not move
     try:
-        with capture(detector) as seen:
+        with capture(detector) as captured:
             detector.get_submodule("backbone")(blank)
     finally:
         for module, training in modes.items():
             module.training = training
-    stages, neck = _levels(seen.stages, side), _levels(seen.neck, side)
+    stages, neck = _levels(captured.stages, side), _levels(captured.neck, side)
     anchors = _cell_anchors(detector)
     if len(anchors) == len(neck):
-        neck = tuple(level._replace(anchors=own) for level, own in zip(neck, anchors, strict=True))
-    return DetectorSpec(stages, neck, _head(detector))
+        neck = tuple(level._replace(anchors=cell) for level, cell in zip(neck, anchors, strict=True))
+    return DetectorSpec(stages, neck, head)
 
 
 def _levels(maps: Mapping[str, Tensor], side: int) -> tuple[Level, ...]:
@@ -176,11 +175,22 @@ def _levels(maps: Mapping[str, Tensor], side: int) -> tuple[Level, ...]:
     return tuple(sorted(levels, key=lambda level: level.stride))
 
 
-def _head(detector: nn.Module) -> Head:
-    if _find(detector, "roi_heads") is not None:
+def head_of(detector: nn.Module) -> Head:
+    """Tell by a detector's class what it classifies.
+
+    Raises:
+        ConfigError: it is none of torchvision's classes of detectors and of no subclass.
+    """
+    if isinstance(detector, GeneralizedRCNN):
         return "proposals"
-    # FCOS has points where RetinaNet has anchors to match.
-    return "anchors" if hasattr(detector, "proposal_matcher") else "points"
+    if isinstance(detector, RetinaNet | SSD):
+        return "anchors"
+    if isinstance(detector, FCOS):
+        return "points"
+    raise ConfigError(
+        f"{type(detector).__name__} is no Faster R-CNN, RetinaNet, SSD or FCOS of torchvision's: only these "
+        "and their subclasses can be trained and distilled"
+    )
 
 
 def _cell_anchors(detector: nn.Module) -> list[tuple[tuple[float, float, float, float], ...]]:

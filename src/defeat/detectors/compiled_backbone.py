@@ -18,14 +18,38 @@ COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
 Maps = dict[str, Tensor]
 
 
+class CompiledModule(nn.Module):
+    """A module whose forward is compiled at its first call with each shape; hooks are called around it.
+
+    Args:
+        module: returns maps by name; it is called without gradients.
+        mode: of :func:`torch.compile`.
+        backend: of :func:`torch.compile`.
+    """
+
+    def __init__(self, module: nn.Module, mode: CompileMode, backend: str | Callable[..., Any]) -> None:
+        super().__init__()
+        self.module = module
+        self._replays = mode != "default"
+        # A graph for each shape: kernels for a known shape are faster, and a CUDA graph has but one.
+        self._run = torch.compile(module.forward, mode=mode, backend=backend, dynamic=False)
+
+    def forward(self, x: Any) -> Maps:
+        """Compute the module's maps, each in memory of its own."""
+        if not self._replays:
+            return cast(Maps, self._run(x))
+        # A CUDA graph writes its next results to where these lie, and those of the step before may be needed.
+        torch.compiler.cudagraph_mark_step_begin()
+        return {name: value.clone() for name, value in self._run(x).items()}
+
+
 def compile_backbone(
     detector: nn.Module, mode: CompileMode, *, backend: str | Callable[..., Any] = "inductor"
 ) -> None:
-    """Compile body and pyramid of a frozen detector, in place, each at its first call with a shape of batch.
+    """Put body and pyramid of a frozen detector into a :class:`CompiledModule` each, in place.
 
-    Hooks on the two and on the backbone stay outside of what is compiled, so that they may come and go at
-    every step. Of more shapes than ``torch._dynamo.config.recompile_limit``, which is 8, torch warns, and
-    computes the further ones as if nothing had been compiled: see ``size_divisible`` of
+    Of more shapes than ``torch._dynamo.config.recompile_limit``, which is 8, torch warns, and computes the
+    further ones as if nothing had been compiled: see ``size_divisible`` of
     :func:`~defeat.detectors.builders.faster_rcnn` for batches of few shapes. What this process has compiled
     before, which would count too, is forgotten: it is compiled again if it is called again.
 
@@ -38,29 +62,12 @@ def compile_backbone(
         ConfigError: the backbone does not consist of a body and a pyramid, as torchvision's do.
     """
     backbone = getattr(detector, "backbone", None)
-    parts = [getattr(backbone, name, None) for name in ("body", "fpn")]
-    if not all(isinstance(part, nn.Module) for part in parts):
+    parts = {name: getattr(backbone, name, None) for name in ("body", "fpn")}
+    if not all(isinstance(part, nn.Module) for part in parts.values()):
         raise ConfigError(
             f"compile={mode} is for a backbone with a pyramid, and that of {type(detector).__name__} has "
             "none: set compile=null"
         )
     torch.compiler.reset()  # torch counts by the function, which all detectors of the process share
-    for part in parts:
-        cast(Any, part).forward = _compiled(cast(nn.Module, part), mode, backend)
-
-
-def _compiled(
-    module: nn.Module, mode: CompileMode, backend: str | Callable[..., Any]
-) -> Callable[[Any], Maps]:
-    # The bound method rather than the module: hooks are called around it. A graph for each shape: kernels for
-    # a known shape are faster, and a CUDA graph has but one.
-    run = torch.compile(module.forward, mode=mode, backend=backend, dynamic=False)
-    if mode == "default":
-        return cast(Callable[[Any], Maps], run)
-
-    def replay(x: Any) -> Maps:
-        # A CUDA graph writes its next results to where these lie, and those of the step before may be needed.
-        torch.compiler.cudagraph_mark_step_begin()
-        return {name: value.clone() for name, value in run(x).items()}
-
-    return replay
+    for name, part in parts.items():
+        setattr(backbone, name, CompiledModule(cast(nn.Module, part), mode, backend))

@@ -9,13 +9,14 @@ from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from defeat.detectors.capture import Captured, DetectorSpec, Level, capture, inspect_detector
-from defeat.detectors.teacher_precision import frozen
+from defeat.detectors.capture import Captured, DetectorSpec, Level, inspect_detector
+from defeat.detectors.frozen_teacher import FrozenTeacher
 from defeat.distill.normalizers import global_normalizer
 from defeat.distill.schedules import Schedule, constant
 from defeat.distill.terms import DistillBatch, GradientSite, LossDict, Term
 from defeat.distill.weight_keys import WeightKey
 from defeat.errors import ConfigError
+from defeat.timing import phase
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class Distiller(nn.Module):
         return any(term.needs_teacher_head for _, term in self.named_terms())
 
     def forward(
-        self, student: nn.Module, teacher: nn.Module, captured: Captured, progress: float
+        self, student: nn.Module, teacher: FrozenTeacher, captured: Captured, progress: float
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of one batch, which all processes of a training do together.
 
@@ -135,7 +136,7 @@ class Distiller(nn.Module):
 
         Args:
             student: the detector that ``captured`` was captured from, in training mode.
-            teacher: frozen, in eval mode.
+            teacher: the frozen one.
             captured: the student's training forward; the teacher looks at the same tensors.
             progress: share of the training that is done, in [0, 1].
 
@@ -147,7 +148,9 @@ class Distiller(nn.Module):
         factor = self.schedule(progress)
         return {name: factor * loss.sum() for name, loss in losses.items()}
 
-    def level_losses(self, student: nn.Module, teacher: nn.Module, captured: Captured) -> dict[str, Tensor]:
+    def level_losses(
+        self, student: nn.Module, teacher: FrozenTeacher, captured: Captured
+    ) -> dict[str, Tensor]:
         """Compute the weighted losses of one batch without the schedule's factor, level by level.
 
         They are of these images alone, and any process may compute them alone. Arguments are those of
@@ -158,16 +161,15 @@ class Distiller(nn.Module):
         """
         return self.term_losses(self.make_batch(student, teacher, captured))
 
-    def make_batch(self, student: nn.Module, teacher: nn.Module, captured: Captured) -> DistillBatch:
+    def make_batch(self, student: nn.Module, teacher: FrozenTeacher, captured: Captured) -> DistillBatch:
         """Let the teacher look at what the student saw. Arguments are those of :meth:`forward`.
 
         The teacher computes only what the terms read: not its pyramid where all of them compare backbone
         stages. Of its stages those are kept that a term compares.
         """
-        backbone = cast(Any, teacher).backbone
         reads_neck = any(term.maps == "neck" for _, term in self.named_terms())
-        with frozen(teacher), capture(teacher) as teacher_captures:
-            (backbone if reads_neck else backbone.body)(captured.images)
+        with phase("teacher"):
+            teacher_captures = teacher.features(captured.images, neck=reads_neck)
         kept = self._compared_stages()
         teacher_captures.stages = {
             name: x for name, x in teacher_captures.stages.items() if kept is None or name in kept

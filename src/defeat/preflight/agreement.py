@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from torchvision.ops import FrozenBatchNorm2d
 
 from defeat.detectors import Detector, LoadReport, inspect_detector
-from defeat.detectors.teacher_precision import frozen
 from defeat.io.text import few
 from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.subject import Pair, Subject, transform_of
@@ -85,7 +84,10 @@ def check_normalisation(subject: Subject, pair: Pair) -> Finding:
             f"the student normalises pixels by {name} {ours[name]}, and the teacher was trained with {value}",
             f"set {name} of the student and of the teacher to that",
         )
-        for name, value in {**_pixels(transform_of(pair.model)), **_pixels(_settings(pair.teacher))}.items()
+        for name, value in {
+            **_pixels(transform_of(pair.model.detector)),
+            **_pixels(_settings(pair.teacher)),
+        }.items()
         if ours[name] != value
     ]
     return Finding("normalisation", "mean {image_mean}, std {image_std}".format_map(ours), problems)
@@ -111,7 +113,7 @@ class Size(NamedTuple):
 
 def check_resize(subject: Subject, pair: Pair) -> Finding:
     """The student's images, which are what the teacher sees, are as large as those of its training."""
-    own, source = _size(transform_of(pair.model)), "is configured with"
+    own, source = _size(transform_of(pair.model.detector)), "is configured with"
     settings = _settings(pair.teacher)
     if settings.min_size is not None and settings.max_size is not None:
         own, source = Size(_last(settings.min_size), settings.max_size, None), "was trained at"
@@ -136,7 +138,9 @@ def check_resize(subject: Subject, pair: Pair) -> Finding:
 
 def check_padding(subject: Subject, pair: Pair) -> Finding:
     """Batches are padded to the same multiple of pixels."""
-    ours, theirs = (transform_of(model).size_divisible for model in (subject.module.student, pair.model))
+    ours, theirs = (
+        transform_of(model).size_divisible for model in (subject.module.student, pair.model.detector)
+    )
     problem = Problem(
         f"the student pads its images to multiples of {ours} pixels and the teacher to {theirs}: borders "
         "look different from what it was trained on",
@@ -148,8 +152,7 @@ def check_padding(subject: Subject, pair: Pair) -> Finding:
 def check_levels(subject: Subject, pair: Pair) -> Finding:
     """Every term compares all levels of both detectors, or those that the configuration names."""
     student = inspect_detector(subject.module.student)
-    with frozen(pair.model):
-        teacher = inspect_detector(pair.model)
+    teacher = pair.model.inspect()
     terms = subject.config["distiller"]["terms"]
     problems = []
     for name, term in pair.distiller.named_terms():

@@ -79,9 +79,10 @@ def take_steps(subject: Subject, batches: Sequence[Batch], steps: int, over: Cal
     probe = subject.module.copy_but_teacher().to(subject.device)
     if subject.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(subject.device)
-    with _kept(probe.teacher) as changes:
+    detector = probe.teacher.detector if probe.teacher else None
+    with _kept(detector) as changes:
         probe.train()
-        awake = _sent_to_sleep(probe.teacher)
+        awake = _sent_to_sleep(detector)
         optimizer = _still_optimizer(probe)
         reached = _Reached(probe)
         losses: dict[str, float] = {}
@@ -96,7 +97,7 @@ def take_steps(subject: Subject, batches: Sequence[Batch], steps: int, over: Cal
             if over() or reached.infinite:
                 break
         gradients = reached.names(optimizer)
-        teacher = Teacher(awake, _learning(probe.teacher), changes())
+        teacher = Teacher(awake, _learning(detector), changes())
     peak = peak_memory(subject.device)
     return Steps(losses, gradients, teacher, seconds, _validate(subject, probe, batches[0]), peak)
 

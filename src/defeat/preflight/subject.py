@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from defeat.data import DetectionDataModule
-from defeat.detectors import Detector
+from defeat.detectors import Detector, FrozenTeacher
 from defeat.distill import Distiller
 from defeat.training.loss_gradients import Precision, precision_of
 from defeat.training.module import DetectionModule
@@ -27,8 +27,8 @@ class Pair(NamedTuple):
     """What a distilled run has beside its student."""
 
     teacher: Detector
-    model: nn.Module
-    """The teacher's network, frozen, as the module holds it."""
+    model: FrozenTeacher
+    """The teacher as the module holds it."""
     distiller: Distiller
 
 

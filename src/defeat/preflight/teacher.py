@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from defeat.detectors.teacher_precision import frozen
+from defeat.detectors import FrozenTeacher
 from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.evaluation.image_result import ImageResult, to_image_result
 from defeat.io.text import few
@@ -99,16 +99,16 @@ def _names(distilled: Pair) -> str:
 
 @torch.no_grad()
 def _look(
-    subject: Subject, model: nn.Module, transform: nn.Module, images: int, seconds: float
+    subject: Subject, teacher: FrozenTeacher, transform: nn.Module, images: int, seconds: float
 ) -> list[ImageResult]:
-    shown = _seeing_through(model.to(subject.device), transform)
+    shown = _seeing_through(teacher.to(subject.device).detector, transform)
     loader = subject.data.val_dataloader()
     order = islice(spread(len(subject.data.read("val").records)), images)
     samples = (sample for sample, _ in timed_samples(loader, order))
     over = until(seconds)
     results: list[ImageResult] = []
     for batch in chunks(samples, min(loader.batch_size or 1, CHUNK)):
-        with subject.precision(), frozen(model):
+        with subject.precision(), teacher.inference():
             found = shown(to_unit_range([image.to(subject.device) for image in batch.images]))
         results += [
             to_image_result(_detected(one), target) for one, target in zip(found, batch.targets, strict=True)
@@ -245,7 +245,9 @@ def _problems(found: Figures, expected: Expected, renamed: Sequence[Problem]) ->
 
 
 def _differ(subject: Subject, distilled: Pair) -> bool:
-    ours, theirs = (_settings(transform_of(model)) for model in (subject.module.student, distilled.model))
+    ours, theirs = (
+        _settings(transform_of(model)) for model in (subject.module.student, distilled.model.detector)
+    )
     return ours != theirs
 
 
@@ -256,7 +258,7 @@ def _settings(transform: Any) -> list[Any]:
 
 def _on_its_own(subject: Subject, distilled: Pair, images: int, seconds: float) -> Problem:
     """What the teacher reaches with its own transform: where that is better, the student's is at fault."""
-    results = _look(subject, distilled.model, transform_of(distilled.model), images, seconds)
+    results = _look(subject, distilled.model, transform_of(distilled.model.detector), images, seconds)
     found = _figures(results, subject.module.classes)
     return Problem(
         f"resized and normalised as the teacher is configured, it reaches AP {found.ap:.3f}, AP50 "

@@ -1,4 +1,4 @@
-"""What is done to a teacher once, before a training begins."""
+"""A teacher is frozen and made cheaper once, before a training begins."""
 
 from __future__ import annotations
 
@@ -11,45 +11,47 @@ import torch
 from torch import nn
 
 from defeat.data import DetectionDataModule, DetectionDataset
-from defeat.detectors import Detector
-from defeat.detectors.teacher_precision import TOLERANCE, exact, rewrite
+from defeat.detectors import Detector, FrozenTeacher
+from defeat.detectors.teacher_precision import TOLERANCE, is_exact, optimize_for_inference
 from defeat.errors import DataError
 from defeat.training.module import to_unit_range
 
 log = logging.getLogger(__name__)
 
 IMAGES = 2
-"""That the teacher's precision is decided on: always the same, so that a resumed run decides alike."""
+"""How many images decide on the teacher's precision: a fixed number, so that a resumed run decides alike."""
 
 LOOKED_AT = 16
-"""Records, at most, in which images are looked for that can be decoded."""
+"""The number of records, at most, that are searched for images that can be decoded."""
 
 
 def prepare_teacher(
     teacher: Detector, student: nn.Module, data: DetectionDataModule, device: torch.device
-) -> None:
-    """Rewrite a teacher's arithmetic as its ``precision`` says, on its device, and say what was done.
+) -> FrozenTeacher:
+    """Freeze a teacher, optimise it on its device as its ``precision`` says, and log what was done.
 
-    Judged on the first training images, as the student's transform makes them: the tensors that it is to
-    see. Without such an image nothing is done; the training will say what is wrong with them.
+    Its precision is decided on the first training images, as the student's transform makes them: these are
+    the tensors that it is to see. Without such an image it stays as built; the training will say what is
+    wrong with the images.
     """
+    frozen = FrozenTeacher(teacher.model)
     images = _images(data)
     if not images:
-        return
+        return frozen
     transform = copy.deepcopy(cast(Any, student).transform).eval()
-    model = teacher.model.requires_grad_(False).eval().to(device)
     with torch.no_grad():
-        seen = transform(to_unit_range([image.to(device) for image in images]))[0].tensors
-    done = rewrite(model, seen, teacher.precision or "auto")
-    if done is None:
-        return
-    log.info("teacher: %s", done)
-    if not exact(done.errors):
+        batch = transform(to_unit_range([image.to(device) for image in images]))[0].tensors  # (B, 3, H, W)
+    report = optimize_for_inference(frozen.to(device), batch, teacher.precision or "auto")
+    if report is None:
+        return frozen
+    log.info("teacher: %s", report)
+    if not is_exact(report.errors):
         log.warning(
             "teacher.precision=%s errs by more than %g: teacher.precision=auto keeps what it must in float32",
             teacher.precision,
             TOLERANCE,
         )
+    return frozen
 
 
 def _images(data: DetectionDataModule) -> list[torch.Tensor]:

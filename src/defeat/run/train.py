@@ -22,7 +22,6 @@ from omegaconf import DictConfig
 from defeat.config import build, build_factory, to_plain
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
-from defeat.detectors.compiled_backbone import compile_backbone
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
 from defeat.evaluation import Evaluation, check_backend
@@ -113,15 +112,16 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     # Not before the annotations are read, whose file takes more memory than what is kept of it.
     if config.keep_freed_memory:
         keep_freed_memory()
-    if teacher:
-        prepare_teacher(teacher, student.model, data, trainer.strategy.root_device)
+    frozen_teacher = (
+        prepare_teacher(teacher, student.model, data, trainer.strategy.root_device) if teacher else None
+    )
     module = DetectionModule(
         student.model,
         data.classes,
         optimizer=laid_like_parameters(build_factory(config.optim.optimizer)),
         rate=build_factory(config.optim.rate),
         seed=config.seed,
-        teacher=teacher.model if teacher else None,
+        teacher=frozen_teacher,
         distiller=distiller,
         nonfinite=build(config.nonfinite),
         provenance=provenance,
@@ -136,8 +136,8 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> Outcome:
     if preflight and preflight.only:
         return _outcome(run_dir, trainer, module, 0.0)
     # After the checks, whose batches have other shapes than those of the training.
-    if teacher and teacher.compile:
-        compile_backbone(teacher.model, teacher.compile)
+    if teacher and frozen_teacher and teacher.compile:
+        frozen_teacher.compile_backbone(teacher.compile)
     # Building a teacher and adapters drew random numbers: start the training itself from the seed again, so
     # that a distilled run and its baseline begin alike.
     pl.seed_everything(config.seed, workers=True, verbose=False)

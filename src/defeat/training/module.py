@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.ops import FrozenBatchNorm2d
 
-from defeat.detectors import capture
+from defeat.detectors import FrozenTeacher, capture
 from defeat.detectors.capture import Captured
 from defeat.distill import Distiller
 from defeat.evaluation import DEFAULT_BACKEND, DetectionMetrics, Evaluation
@@ -61,7 +61,7 @@ class DetectionModule(LightningModule):
             rate constant.
         seed: of the random numbers of every training step, which depend on nothing else but the step's place
             and the process.
-        teacher: a trained detector; frozen here, always in eval mode, never saved.
+        teacher: a trained detector, which is never saved.
         distiller: needs ``teacher``.
         nonfinite: what to do about losses that are not finite; None looks at none.
         provenance: plain containers (configuration, class ids, the teacher's file and digest) that are
@@ -80,7 +80,7 @@ class DetectionModule(LightningModule):
         optimizer: OptimizerFactory | None = None,
         rate: RateFactory | None = None,
         seed: int = 0,
-        teacher: nn.Module | None = None,
+        teacher: FrozenTeacher | None = None,
         distiller: Distiller | None = None,
         nonfinite: NonFinite | None = None,
         provenance: Mapping[str, Any] | None = None,
@@ -90,7 +90,7 @@ class DetectionModule(LightningModule):
         if (teacher is None) != (distiller is None):
             raise ValueError("a teacher and a distiller come together or not at all")
         self.student = student
-        self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
+        self.teacher = teacher
         self.distiller = distiller
         self.nonfinite = nonfinite
         self.classes = tuple(classes)
@@ -107,13 +107,6 @@ class DetectionModule(LightningModule):
     def copy_but_teacher(self) -> Self:
         """Copy everything, without the trainer, and share the teacher: it is large and never changes."""
         return copy.deepcopy(self, {id(self.teacher): self.teacher})
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch modes; the teacher stays in eval mode, where its statistics are those it was trained to."""
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
-        return self
 
     def setup(self, stage: str) -> None:
         """Keep what never changes out of DDP, which sends all buffers to all processes before every forward.

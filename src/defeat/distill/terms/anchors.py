@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from defeat.detectors.capture import DetectorSpec
-from defeat.detectors.heads import anchor_logits, assign_anchors
-from defeat.detectors.teacher_precision import frozen
+from defeat.detectors.heads import assign_anchors
 from defeat.distill.losses import decoupled_binary_kl
 from defeat.distill.terms.base import OBJECT_AND_BACKGROUND, DistillBatch, LossDict, Term, check_temperatures
 from defeat.errors import ConfigError
+from defeat.timing import phase
 
 
 class AnchorTerm(Term):
@@ -65,8 +65,8 @@ class AnchorTerm(Term):
         scalars."""
         captured = batch.student_captures
         assert captured.anchor_logits is not None
-        with frozen(batch.teacher):
-            teacher_logits = anchor_logits(batch.teacher, batch.teacher_captures.neck)  # (B, A, K + 1)
+        with phase("teacher"):
+            teacher_logits = batch.teacher.anchor_logits(batch.teacher_captures.neck)  # (B, A, K + 1)
         assigned = assign_anchors(batch.student, captured.anchors, captured.targets)  # (B, A) each
         # Column 0 is torchvision's output for background, which no anchor is ever trained to.
         loss = decoupled_binary_kl(

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 
 from defeat.detectors.capture import Captured, Level
+from defeat.detectors.frozen_teacher import FrozenTeacher
 from defeat.distill.normalizers import Normalizer, local_normalizer
 from defeat.errors import ConfigError
 
@@ -26,7 +27,7 @@ class DistillBatch(NamedTuple):
     """One batch as student and teacher saw it, and the two detectors."""
 
     student: nn.Module
-    teacher: nn.Module
+    teacher: FrozenTeacher
     student_captures: Captured
     """The student's training forward."""
     teacher_captures: Captured

@@ -7,8 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from defeat.detectors.capture import DetectorSpec
-from defeat.detectors.heads import Proposals, box_head_logits, label_proposals, sample_proposals
-from defeat.detectors.teacher_precision import frozen
+from defeat.detectors.heads import Proposals, box_head_logits, label_proposals
 from defeat.distill.losses import decoupled_kl
 from defeat.distill.terms.base import OBJECT_AND_BACKGROUND, DistillBatch, LossDict, Term, check_temperatures
 from defeat.errors import ConfigError
@@ -69,9 +68,9 @@ class HeadTerm(Term):
     def forward(self, batch: DistillBatch) -> LossDict:
         """Compute the weighted object and background losses of one batch, two scalars."""
         shared, student_logits = self._scored_by_student(batch)
-        with frozen(batch.teacher):
-            teacher_logits = box_head_logits(
-                batch.teacher, batch.teacher_captures.neck, shared.boxes, batch.student_captures.image_sizes
+        with phase("teacher"):
+            teacher_logits = batch.teacher.box_head_logits(
+                batch.teacher_captures.neck, shared.boxes, batch.student_captures.image_sizes
             )
         loss = decoupled_kl(
             student_logits,  # (sum N_i, K + 1)
@@ -88,8 +87,8 @@ class HeadTerm(Term):
         """Return the proposals with the student's class logits on them, (sum N_i, K + 1)."""
         captured = batch.student_captures
         if self.proposals == "teacher":
-            with frozen(batch.teacher):
-                shared = sample_proposals(batch.teacher, batch.teacher_captures.neck, captured)
+            with phase("teacher"):
+                shared = batch.teacher.sample_proposals(batch.teacher_captures.neck, captured)
             with phase("student"):
                 logits = box_head_logits(batch.student, captured.neck, shared.boxes, captured.image_sizes)
             return shared, logits

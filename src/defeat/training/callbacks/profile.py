@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from defeat.detectors.compiled_backbone import CompiledModule
 from defeat.errors import ConfigError
 from defeat.io.atomic_write import write_text
 from defeat.memory import describe_memory, peak_memory
@@ -293,10 +294,8 @@ class CountFlops(TorchDispatchMode):
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    """Whether ``torch.compile`` may have been at a part of it, which would run uncompiled while it counts.
-
-    It leaves a forward with the instance, or an implementation of the call.
-    """
+    """Tell whether ``torch.compile`` was applied to a part, which would run uncompiled while it counts."""
     return any(
-        "forward" in vars(child) or child._compiled_call_impl is not None for child in module.modules()
+        isinstance(child, CompiledModule) or child._compiled_call_impl is not None
+        for child in module.modules()
     )
