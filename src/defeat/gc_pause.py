@@ -1,4 +1,4 @@
-"""Python's collector of cycles, held off while millions of objects are made that are in none."""
+"""Python's garbage collector, paused while millions of objects are made that are in none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def pause_gc() -> Iterator[None]:
-    """Do not look for cycles in the block, which would take longer than to parse JSON or to match boxes.
+    """Pause the garbage collector in the block: it would take longer than to parse JSON or to match boxes.
 
     What is in no cycle is freed as ever.
     """

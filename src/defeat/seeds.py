@@ -10,18 +10,18 @@ import torch
 
 
 class Stream(IntEnum):
-    """What random numbers are for: each use has a stream of its own."""
+    """The uses of random numbers, each of which has a stream of its own."""
 
     SHUFFLE = 1
-    """Of the images of an epoch."""
+    """The order of the images of an epoch."""
     AUGMENTATION = 2
-    """Of one image."""
+    """The augmentation of one image."""
     STEP = 3
-    """Of what a detector samples in a training step."""
+    """The anchors and proposals that a detector samples in a training step."""
 
 
 def derive_seed(stream: Stream, *numbers: int) -> int:
-    """One 63-bit seed out of several non-negative numbers, such as a run's seed, an epoch and a position."""
+    """Derive a 63-bit seed from several non-negative numbers, such as a run's seed, epoch and position."""
     # Without their count, numbers that end in zeros would be the same as fewer numbers.
     words = np.random.SeedSequence([stream, len(numbers), *numbers]).generate_state(1, np.uint64)
     return int(words[0] >> 1)

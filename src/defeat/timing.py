@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: named parts, and every moment belongs to exactly one of them."""
+"""The time of a training step by phases; every moment belongs to exactly one of them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch
 Phase = Literal["data", "student", "teacher", "losses", "backward", "optimizer", "other"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
-"""In the order in which a step goes through them; what lies in none of the others is ``other``."""
+"""All phases in the order of a step; the time outside of all others is ``other``."""
 
 _NOTHING = nullcontext()
 
 _mark: Callable[[Phase], AbstractContextManager[None]] | None = None
-"""Of the recorder that runs."""
+"""Opens a phase of the recorder that runs; None while none does."""
 
 
 def phase(name: Phase) -> AbstractContextManager[None]:
-    """Count the time of a ``with`` block to one part of the step, while a :class:`Recorder` runs.
+    """Count the time of a ``with`` block to one phase of the step, while a :class:`Recorder` runs.
 
-    Parts nest: the time of an inner one is not that of the outer one. Without a recorder this costs one
+    Phases nest: the time of an inner one is not that of the outer one. Without a recorder this costs one
     look-up, and it never waits for a device. Not for code that ``torch.compile`` traces.
     """
     return _NOTHING if _mark is None else _mark(name)
@@ -85,14 +85,14 @@ class CudaClock:
 
 
 class _Mark(NamedTuple, Generic[Stamp]):
-    """From this moment on it is that part."""
+    """The moment at which a phase begins."""
 
-    part: Phase
+    phase: Phase
     moment: Stamp
 
 
 class Recorder(Generic[Stamp]):
-    """Notes from which moment on it is which part of which step, and adds up when all is over.
+    """Notes when each phase of each step begins, and adds up the times when all is over.
 
     One recorder at a time can run.
     """
@@ -105,13 +105,13 @@ class Recorder(Generic[Stamp]):
 
     @property
     def running(self) -> bool:
-        """Whether a step is being recorded."""
+        """Tell whether a step is being recorded."""
         return bool(self._step)
 
     def start(self) -> None:
         """Begin a step."""
         global _mark
-        _mark = self._part
+        _mark = self._phase
         self._step = [self._here()]
 
     def end_step(self) -> None:
@@ -127,9 +127,9 @@ class Recorder(Generic[Stamp]):
         self._step = []
 
     def steps(self) -> list[dict[Phase, float]]:
-        """Wait for the device; return the seconds of each part of each step that was kept.
+        """Wait for the device; return the seconds of each phase of each step that was kept.
 
-        Parts that a step did not come by are left out. The sum over the parts is the time of the step.
+        Phases that a step did not come by are left out. The sum over the phases is the time of the step.
         """
         self._clock.wait()
         return [self._sums(marks) for marks in self._steps]
@@ -138,14 +138,14 @@ class Recorder(Generic[Stamp]):
         sums: dict[Phase, float] = {}
         for mark, following in pairwise(marks):
             seconds = self._clock.seconds(mark.moment, following.moment)
-            sums[mark.part] = sums.get(mark.part, 0.0) + seconds
+            sums[mark.phase] = sums.get(mark.phase, 0.0) + seconds
         return sums
 
     def _here(self) -> _Mark[Stamp]:
         return _Mark(self._open[-1], self._clock.now())
 
     @contextmanager
-    def _part(self, name: Phase) -> Iterator[None]:
+    def _phase(self, name: Phase) -> Iterator[None]:
         self._open.append(name)
         self._change()
         try:

@@ -1,4 +1,4 @@
-"""What travels between the parts: shapes, dtypes and units.
+"""The data that modules hand to each other, with shapes, dtypes and units.
 
 Boxes are always ``xyxy`` in pixels of the image they come with: ``x2`` and ``y2`` are exclusive, so a
 box's width is ``x2 - x1``. Labels are 1..K in the order of the data set's class names; 0 is background.
@@ -43,9 +43,9 @@ class Annotations(NamedTuple):
     class_ids: tuple[int, ...]
     """K ids to write into results: COCO's category ids, which may have gaps; 1..K for other formats."""
     source: str
-    """Where it came from, for messages."""
+    """The file or folder that it was read from, for messages."""
     counts: dict[str, int]
-    """What reading changed or left out, by reason, for instance ``boxes clipped`` or ``records skipped``."""
+    """How many boxes and images were changed or left out, by reason such as ``boxes clipped``."""
 
 
 class Target(TypedDict):

@@ -62,7 +62,7 @@ def test_evaluation_alone_reads_training_for_its_classes_only(readers, coco) -> 
     assert len(readers["train"].calls) == 1
 
 
-@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+@pytest.mark.parametrize("stage", ["validate", "test"])
 def test_with_classes_given_evaluation_does_not_touch_training(readers, stage) -> None:
     module = DetectionDataModule(**readers, test=readers["val"], classes=["cat", "dog"])
     module.setup(stage)
@@ -107,7 +107,7 @@ def test_boxes_to_ignore_stay_in_evaluation_and_never_reach_training(readers) ->
 
 def test_evaluation_comes_in_order_and_whole(readers) -> None:
     module = DetectionDataModule(**readers, test=readers["val"], batch_size=1, val_batch_size=2)
-    for loader in (module.val_dataloader(), module.test_dataloader(), module.predict_dataloader()):
+    for loader in (module.val_dataloader(), module.test_dataloader()):
         assert indices(loader) == [[0, 1], [2]]
 
 

@@ -284,7 +284,7 @@ def test_what_cannot_be_trained_is_refused(
         (["+callbacks.checkpoint.every_n_train_steps=3"], "checkpoint.every_n_train_steps would save where"),
         (["+callbacks.checkpoint.save_on_exception=true"], "checkpoint.save_on_exception would save where"),
         (["callbacks.last.every_n_steps=0"], "every_n_steps must be at least 1"),
-        (["data.seed=-1"], "the seed must be 0 or more, got -1"),
+        (["data.seed=-1"], "seed must be at least 0, got -1"),
         (["trainer.precision=bf16-true"], "torchvision selects boxes .* take bf16-mixed"),
     ],
 )

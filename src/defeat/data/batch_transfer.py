@@ -19,7 +19,7 @@ Arrays = tuple[
 
 
 class PackedBatch:
-    """What becomes a :class:`~defeat.types.Batch` when it is unpickled.
+    """A batch as a worker process sends it; unpickled it is a :class:`~defeat.types.Batch` again.
 
     Every tensor that a worker process sends is a shared memory file and an open descriptor of its own, and
     costs both sides more than a small image takes to decode. So all images travel in one, and the targets,

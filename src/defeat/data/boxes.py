@@ -16,12 +16,12 @@ ROUNDING = 0.05
 
 
 class CleanBoxes(NamedTuple):
-    """What :func:`clean_boxes` returns."""
+    """The result of :func:`clean_boxes`."""
 
     boxes: NDArray[np.float32]
     """(M, 4) xyxy pixels, inside their images, each side at least ``MIN_SIDE``."""
     kept: NDArray[np.bool_]
-    """(N,) which of the boxes given they are, in order."""
+    """(N,) bool, true for each of the given boxes that is left."""
     counts: dict[str, int]
     """``boxes clipped``, ``degenerate boxes dropped`` and ``boxes outside dropped``."""
 

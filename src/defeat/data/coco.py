@@ -114,7 +114,7 @@ def _parse(path: Path, hook: Callable[[dict[str, Any]], object], policy: ErrorPo
 
 
 def _categories(content: dict[str, Any], policy: ErrorPolicy) -> dict[int, str]:
-    """Names by category id. Nothing can be skipped here: a label must mean one thing."""
+    """Return the names by category id. Nothing can be skipped here: a label must mean one thing."""
     by_id: dict[int, str] = {}
     names: set[str] = set()
     for position, item in enumerate(content["categories"]):
@@ -142,7 +142,7 @@ def _class_ids(by_id: dict[int, str], names: tuple[str, ...]) -> tuple[int, ...]
 def _images(
     content: dict[str, Any], root: Path | None, policy: ErrorPolicy
 ) -> tuple[list[ImageRow], dict[int, int | None]]:
-    """Rows of the images that can be used, and the row's position by image id; None for an image left out."""
+    """Return rows of the usable images, and each row's position by image id; None for an image left out."""
     if root is not None and not is_dir(root):
         policy.fatal(f"its image folder {root} does not exist; check image_root (null: annotations alone)")
     _refuse_same_ids(content["images"], policy)
@@ -169,7 +169,7 @@ def _images(
 
 
 def _refuse_same_ids(images: list[object], policy: ErrorPolicy) -> None:
-    """Whatever ``on_error`` says: no one can tell which of the two images the annotations mean."""
+    """Refuse an id given twice whatever ``on_error`` says: the annotations could mean either image."""
     seen: set[int] = set()
     for position, item in enumerate(images):
         try:
@@ -189,7 +189,7 @@ def _boxes(
     positions: dict[int, int | None],
     policy: ErrorPolicy,
 ) -> BoxColumns:
-    """The boxes of all annotations that can be used: plain ones at once, the others one by one."""
+    """Collect the boxes of all usable annotations: plain ones at once, the others one by one."""
     rows = plain.columns()
     owner = _look_up(rows["image_id"], positions)
     label = _look_up(rows["category_id"], {key: label_of.get(name) for key, name in by_id.items()})
@@ -208,9 +208,9 @@ def _boxes(
     for at in np.flatnonzero(odd).tolist():
         item = annotations[at]
         try:
-            mine = _owner(item, positions)
-            if mine is not None:
-                boxes[at] = (mine, _xyxy(item), _label(item, by_id, label_of), _crowd(item), _area(item))
+            image = _owner(item, positions)
+            if image is not None:
+                boxes[at] = (image, _xyxy(item), _label(item, by_id, label_of), _crowd(item), _area(item))
         except FieldError as error:
             where = _where("annotations", at, item)
             policy.reject("annotations skipped", f"{policy.source}: {where}: {error}")
@@ -221,12 +221,12 @@ def _boxes(
 
 
 def _look_up(keys: NDArray[np.int64], table: Mapping[int, int | None]) -> NDArray[np.int64]:
-    """The values of (N,) keys; ``_UNKNOWN`` for a key that the table lacks, ``_NONE`` for a value of None."""
+    """Look up (N,) keys; ``_UNKNOWN`` is for a key that the table lacks, ``_NONE`` for a value of None."""
     known = np.array(sorted(table), dtype=np.int64)
     values = np.array([_NONE if (value := table[key]) is None else value for key in known.tolist()], np.int64)
     at = np.searchsorted(known, keys)
-    found = np.append(known, 0)[at] == keys
-    return np.where(found & (at < len(known)), np.append(values, 0)[at], _UNKNOWN)
+    is_known = np.append(known, 0)[at] == keys
+    return np.where(is_known & (at < len(known)), np.append(values, 0)[at], _UNKNOWN)
 
 
 def _plain_boxes(

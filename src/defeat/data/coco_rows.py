@@ -44,13 +44,13 @@ class PlainRows:
         return PACKED
 
     def are_all_in(self, content: object) -> bool:
-        """Whether all that were packed stand in the list of annotations, one after the other."""
+        """Tell whether all that were packed stand in the list of annotations, one after the other."""
         listed = content.get("annotations") if isinstance(content, dict) else None
         count = listed.count(PACKED) if isinstance(listed, list) else 0
         return count * _ROW.itemsize == len(self._bytes)
 
     def columns(self) -> NDArray[np.void]:
-        """(N,) of int64 ids, ``bbox`` of 4 float64, ``area`` float64 (NaN for none) and ``iscrowd`` int8."""
+        """Return (N,) rows: int64 ids, ``bbox`` 4 float64, ``area`` float64 or NaN, ``iscrowd`` int8."""
         return np.frombuffer(self._bytes, dtype=_ROW)
 
 
@@ -61,14 +61,14 @@ def without_outline(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def unpacked(row: np.void) -> dict[str, Any]:
-    """The annotation that was packed."""
+    """Turn a row back into the annotation that was packed."""
     ids = {name: int(row[name]) for name in IDS}
     area = None if math.isnan(row["area"]) else float(row["area"])
     return {**ids, "bbox": row["bbox"].tolist(), "area": area, "iscrowd": int(row["iscrowd"])}
 
 
 def _pack(item: dict[str, Any]) -> bytes | None:
-    """The bytes of a row; None for whatever has to be looked at more closely."""
+    """Return the bytes of a row; None for whatever has to be looked at more closely."""
     box, area, crowd = item["bbox"], item.get("area"), item.get("iscrowd", 0)
     if type(box) is not list or len(box) != 4 or type(crowd) is not int or not 0 <= crowd <= 1:
         return None

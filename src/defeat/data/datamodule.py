@@ -24,7 +24,6 @@ _SPLITS_OF_STAGE: dict[str | None, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
-    "predict": ("val",),
     None: ("train", "val", "test"),
 }
 
@@ -87,17 +86,9 @@ class DetectionDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_on_error(on_error)
-        _check_counts(
-            batch_size=batch_size,
-            val_batch_size=val_batch_size,
-            limit_train=limit_train,
-            limit_val=limit_val,
-            repeat=repeat,
-        )
-        if seed < 0:
-            raise ConfigError(f"the seed must be 0 or more, got {seed}")
-        if num_workers < 0:
-            raise ConfigError(f"num_workers must be at least 0, got {num_workers}")
+        _check_least(0, seed=seed, num_workers=num_workers)
+        _check_least(1, batch_size=batch_size, val_batch_size=val_batch_size, repeat=repeat)
+        _check_least(1, limit_train=limit_train, limit_val=limit_val)
         self.annotations: dict[Split, Annotations] = {}
         self._read_before: dict[Split, Annotations] = {}
         self._readers: dict[Split, Callable[..., Annotations] | None] = {
@@ -120,7 +111,7 @@ class DetectionDataModule(LightningDataModule):
         self._begin = (0, 0)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the splits of a stage: fit, validate, test, predict, or None for all there are."""
+        """Read the splits of a stage: fit, validate, test, or None for all there are."""
         for split in _SPLITS_OF_STAGE[stage]:
             if stage is not None or self._readers[split] is not None:
                 self.read(split)
@@ -141,13 +132,14 @@ class DetectionDataModule(LightningDataModule):
         return {split: fingerprint(annotations) for split, annotations in self.annotations.items()}
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled by ``seed``; an incomplete last batch is dropped unless it is the only one.
+        """Load the training split, shuffled by ``seed``.
 
-        Boxes to ignore are left out here and nowhere else. It begins where :meth:`begin_at` says.
+        An incomplete last batch is left out unless it is the only one. Boxes to ignore are left out here and
+        nowhere else. The order begins where :meth:`begin_at` says.
         """
         dataset = DetectionDataset(self.read("train"), self._train_transforms, drop_ignored=True)
         epoch, batches = self._begin
-        order = TrainingSampler(
+        sampler = TrainingSampler(
             dataset,
             self._batch_size,
             repeat=self._repeat,
@@ -158,10 +150,10 @@ class DetectionDataModule(LightningDataModule):
             epoch=epoch,
             batches=batches,
         )
-        return self._loader(dataset, self._batch_size, order)
+        return self._loader(dataset, self._batch_size, sampler)
 
     def order(self, processes: int) -> dict[str, int | None]:
-        """What decides which images a step sees, beside the images themselves, by the configuration's key.
+        """Return the settings that decide which images a step sees, by the configuration's key.
 
         ``data.group_by_aspect_ratio`` is None where that changes nothing, as in checkpoints of times when
         there was no such key.
@@ -178,23 +170,19 @@ class DetectionDataModule(LightningDataModule):
         self._begin = (epoch, batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """In order, with the boxes to ignore."""
+        """Load the validation split in its own order, with the boxes to ignore."""
         return self._loader(DetectionDataset(self.read("val")), self._val_batch_size)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """In order, with the boxes to ignore."""
+        """Load the test split in its own order, with the boxes to ignore."""
         return self._loader(DetectionDataset(self.read("test")), self._val_batch_size)
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """The validation split."""
-        return self.val_dataloader()
-
     def ground_truth(self, split: Split) -> Annotations:
-        """A split by itself, whole, with its classes in its own order: what a results file answers."""
+        """Read a whole split by itself, with its classes in its own order, as a results file needs it."""
         return self._reader(split)(on_error=self._on_error, **self._root)
 
     def read(self, split: Split) -> Annotations:
-        """A split ready for use, read at the first call."""
+        """Return a split that is ready for use; it is read at the first call."""
         if split not in self.annotations:
             annotations = self._annotated(split)
             annotations = annotations._replace(records=annotations.records[: self._limits[split]])
@@ -206,7 +194,7 @@ class DetectionDataModule(LightningDataModule):
         return self.annotations[split]
 
     def _annotated(self, split: Split) -> Annotations:
-        """A split as its reader returns it: enough to know the classes, and no image is opened."""
+        """Return a split as its reader gives it. That is enough to know the classes; no image is opened."""
         if split not in self._read_before:
             reader = self._reader(split)
             # the training split is what says the classes, unless they are given
@@ -242,7 +230,7 @@ class DetectionDataModule(LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ConfigError(f"{name} must be at least 1, got {count}")
+def _check_least(least: int, **numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise ConfigError(f"{name} must be at least {least}, got {number}")

@@ -66,19 +66,19 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def __len__(self) -> int:
         return len(self.annotations.records)
 
-    def __getitem__(self, which: int | SeededIndex) -> tuple[Tensor, Target]:
+    def __getitem__(self, index: int | SeededIndex) -> tuple[Tensor, Target]:
         """Read an image. A :class:`~defeat.data.sampler.SeededIndex` seeds the transforms too."""
-        return self.__getitems__([which])[0]
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, which: Sequence[int | SeededIndex]) -> list[tuple[Tensor, Target]]:
+    def __getitems__(self, indices: Sequence[int | SeededIndex]) -> list[tuple[Tensor, Target]]:
         """Read the images of a batch, as torch's loaders ask for them."""
         # Transforms draw from the generators that the detectors' samplers draw from too: decoding in the main
         # process, a distilled run would see other crops and flips than its baseline, and a resumed run others
         # than one that was never stopped. NumPy's takes half as long to put back as a small image to decode,
         # so once for all images, and not in a worker process, where nothing else draws.
-        seeded = self.transforms is not None and any(isinstance(one, SeededIndex) for one in which)
+        seeded = self.transforms is not None and any(isinstance(index, SeededIndex) for index in indices)
         with isolate_rng(include_cuda=False) if seeded and get_worker_info() is None else nullcontext():
-            return [self._read(*one) if isinstance(one, SeededIndex) else self._read(one) for one in which]
+            return [self._read(*i) if isinstance(i, SeededIndex) else self._read(i) for i in indices]
 
     def _read(self, index: int, seed: int | None = None) -> tuple[Tensor, Target]:
         record = self.annotations.records[index]
@@ -186,7 +186,7 @@ def _transformed(image: Tensor, target: Target, transforms: Transforms) -> tuple
 
 
 def _clamped(boxes: tv_tensors.BoundingBoxes) -> NDArray[np.float32]:
-    """(N, 4) (N, 4) float32 xyxy boxes inside the image, from whatever format the transforms left."""
+    """Return (N, 4) float32 xyxy boxes inside the image, from whatever format the transforms left."""
     if not isinstance(boxes, tv_tensors.BoundingBoxes):
         raise ConfigError(f"transforms must keep boxes a tv_tensors.BoundingBoxes, got {_describe(boxes)}")
     height, width = boxes.canvas_size

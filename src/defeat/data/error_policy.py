@@ -1,4 +1,4 @@
-"""What is done with a record that cannot be used: stop with its name, or leave it out and say so once."""
+"""Stop at a record that cannot be used, or leave it out and say so once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_on_error(on_error: str) -> None:
 
 
 class ErrorPolicy:
-    """Counts of what one data set had to change or leave out, by reason, reported in a single line.
+    """Counts what one data set had to change or leave out, by reason, and reports it in a single line.
 
     Args:
         source: what the messages call the data set, usually its annotation file.

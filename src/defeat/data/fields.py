@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
 from defeat.errors import ConfigError
-from defeat.io.text import quote
+from defeat.io.text import few, quote
 
 _NUMBERS = (int, float)  # and not bool, which isinstance would let pass
 _LARGEST = 2**53  # whole numbers up to here are exact in every language that writes JSON
@@ -21,7 +21,7 @@ class FieldError(ValueError):
 
 
 def field(item: object, name: str) -> object:
-    """``item[name]``; raises :class:`FieldError` if the item is no object or has no such field."""
+    """Return ``item[name]``; raise :class:`FieldError` if the item is no object or has no such field."""
     if not isinstance(item, dict):
         raise FieldError(f"must be an object with fields, got {quote(item)}")
     if name not in item:
@@ -31,7 +31,7 @@ def field(item: object, name: str) -> object:
 
 
 def whole(item: object, name: str, least: int = -_LARGEST, most: int = _LARGEST) -> int:
-    """A whole number from ``least`` to ``most``; 640.0 counts as one, True and "640" do not."""
+    """Return a whole number from ``least`` to ``most``; 640.0 counts as one, True and "640" do not."""
     value = field(item, name)
     if type(value) is int and least <= value <= most:  # nearly always, and quick
         return value
@@ -44,7 +44,7 @@ def whole(item: object, name: str, least: int = -_LARGEST, most: int = _LARGEST)
 
 
 def text(item: object, name: str) -> str:
-    """A string that is not empty."""
+    """Return a string that is not empty."""
     value = field(item, name)
     if isinstance(value, str) and value.strip():
         return value
@@ -52,20 +52,21 @@ def text(item: object, name: str) -> str:
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Whether a value is a finite number of a size that pixels and ids can have (and no bool)."""
+    """Tell whether a value is a finite number, no bool, of a size that pixels and ids can have."""
     # a comparison, for math.isfinite fails on a whole number that no float can hold; it is false for NaN
     return type(value) in _NUMBERS and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
 
 
 def unknown_class(name: str, known: Iterable[str]) -> FieldError:
-    """The error of a class that is not among those asked for."""
-    names = list(known)
-    listed = ", ".join(known[:30] for known in names[:5]) + (", ..." if len(names) > 5 else "")
-    return FieldError(f"class {quote(name)} is not among the {len(names)} classes asked for ({listed})")
+    """Make the error of a class that is not among those asked for."""
+    names = [name[:30] for name in known]
+    return FieldError(
+        f"class {quote(name)} is not among the {len(names)} classes asked for ({few(names, 5)})"
+    )
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Names of classes as a tuple; raises :class:`ConfigError` if there are none, or one twice."""
+    """Return class names as a tuple; raise :class:`ConfigError` for none at all and for one given twice."""
     if isinstance(classes, str) or not classes or not all(isinstance(name, str) for name in classes):
         raise ConfigError(f"classes must be a list of names, got {quote(classes)}")
     twice = sorted(name for name, count in Counter(classes).items() if count > 1)

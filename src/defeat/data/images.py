@@ -16,7 +16,7 @@ from defeat.io.safe_read import open_regular
 from defeat.io.text import one_line
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""What may be decoded. Pillow knows more, some of which start other programs (EPS runs Ghostscript)."""
+"""The formats that are decoded. Pillow knows more; some start other programs (EPS runs Ghostscript)."""
 
 _LARGEST = 2**30  # bytes; the most pixels that may be decoded take less in any format
 
@@ -45,7 +45,7 @@ def read_image(path: str | PathLike[str], expected_size: tuple[int, int] | None 
 
 
 def read_size(path: str | PathLike[str]) -> tuple[int, int]:
-    """(width, height) pixels as an image file's header gives them; raises like :func:`read_image`."""
+    """Return (width, height) in pixels from an image file's header; raises like :func:`read_image`."""
     with _opened(path) as image:
         return image.size
 
@@ -87,7 +87,7 @@ def _as_expected(
 
 
 def _to_planes(image: Image.Image) -> np.ndarray:
-    """(3, H, W) uint8; in place where it can be, for a picture of the most pixels takes 360 MB a copy."""
+    """Return (3, H, W) uint8; works in place where it can, for the largest image takes 360 MB a copy."""
     if image.mode.startswith("I;16"):
         return _grey(np.asarray(image).astype(np.uint16) >> 8)
     if image.mode == "I":  # 16-bit pictures of formats where Pillow has no mode of that width

@@ -17,7 +17,7 @@ _PLAIN = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 
 
 def join(root: str | os.PathLike[str], path: str | os.PathLike[str], name: str) -> Path:
-    """A path of the user's own below a root of the user's own, wherever they lead.
+    """Join a path of the user to a root of the user, wherever they lead.
 
     Raises:
         ConfigError: one of them is no path; ``name`` says what it was given for.
@@ -68,7 +68,7 @@ def check_relative(root: Path, name: str) -> None:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name has nothing that any operating system could read in two ways, such as dots in front."""
+    """Tell whether no operating system can read a name in two ways, as it could with dots in front."""
     return len(name) <= _LONGEST and _PLAIN.fullmatch(name) is not None
 
 
@@ -98,7 +98,7 @@ class Folder:
         self._by_stem: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str) -> Path:
-        """Path of an existing file.
+        """Return the path of an existing file.
 
         Raises:
             DataError: see :func:`resolve_inside`; or there is no such file.
@@ -107,7 +107,7 @@ class Folder:
         return self.root / name
 
     def check(self, name: str) -> None:
-        """What :meth:`find` raises, without the path, which takes longer to make than to check."""
+        """Raise what :meth:`find` raises, but make no path, which takes longer than the check."""
         check_relative(self.root, name)
         parent, file = _split(name)
         is_link = self._files(parent).get(file)
@@ -117,7 +117,7 @@ class Folder:
             raise DataError(f"{_quoted(name)} in {self.root} is a link to no file")
 
     def alike(self, stem: str) -> list[str]:
-        """Names, relative to the root, of the files called like ``stem`` in any case, with any suffix."""
+        """Return the files called like ``stem``, in any case and with any suffix, relative to the root."""
         check_relative(self.root, stem)
         parent, last = _split(stem)
         if parent not in self._by_stem:
@@ -128,7 +128,7 @@ class Folder:
         return self._by_stem[parent].get(last.lower(), [])
 
     def _files(self, parent: str) -> dict[str, bool]:
-        """Names in one folder, each with whether it is a link; empty where there is no such folder."""
+        """List the names in one folder, each with whether it is a link; empty where there is no folder."""
         if parent not in self._listed:
             folder = resolve_inside(self.root, parent) if parent else self.root
             self._listed[parent] = _scan(folder)
@@ -136,7 +136,7 @@ class Folder:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The folder, empty for the root itself, and the last part of a relative path."""
+    """Return the folder of a relative path, empty for the root itself, and its last part."""
     parent, _, last = (name if _is_plain(name) else str(PurePosixPath(name))).rpartition("/")
     return parent, last
 

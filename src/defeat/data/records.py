@@ -1,4 +1,4 @@
-"""From boxes in the order of a file to one record an image, the same way for every format."""
+"""One record for each image, made of boxes in the order of a file, the same way for every format."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ from defeat.types import Record
 
 
 class SeededIndex(NamedTuple):
-    """What a sampler asks a data set for."""
+    """An image that a sampler asks a data set for, with a seed for its augmentation."""
 
     image: int
     """Position in the data set."""
     seed: int
-    """Of the random numbers that its augmentation draws."""
+    """The seed of the random numbers that its augmentation draws."""
 
 
 class TrainingSampler(DistributedSampler[SeededIndex]):
@@ -46,9 +46,9 @@ class TrainingSampler(DistributedSampler[SeededIndex]):
         seed: of the order and of the augmentation.
         groups: (N,) group of each image, see :func:`orientations`; None makes no difference among them.
         replicas: number of processes.
-        rank: of this one.
-        epoch: where to begin.
-        batches: of that epoch that are done already.
+        rank: number of this process.
+        epoch: epoch to begin in.
+        batches: number of batches of that epoch that are done already.
 
     Raises:
         ConfigError: there are fewer images than a global batch has. One process alone takes what there is.
@@ -82,7 +82,7 @@ class TrainingSampler(DistributedSampler[SeededIndex]):
         self.batches = batches
 
     def __len__(self) -> int:
-        """Samples of this process in a whole epoch."""
+        """Return the number of samples of this process in a whole epoch."""
         return self.all // self.global_batch * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
@@ -91,7 +91,7 @@ class TrainingSampler(DistributedSampler[SeededIndex]):
             self.epoch, self.batches = epoch, 0
 
     def __iter__(self) -> Iterator[SeededIndex]:
-        """The samples that the epoch has left."""
+        """Yield the samples that the epoch has left."""
         generator = torch.Generator().manual_seed(derive_seed(Stream.SHUFFLE, self.seed, self.epoch))
         shuffled = torch.randperm(self.all, generator=generator) % self.images
         if self.groups is not None:
@@ -105,7 +105,7 @@ class TrainingSampler(DistributedSampler[SeededIndex]):
 
 
 def orientations(records: Sequence[Record]) -> Tensor | None:
-    """(N,) bool, whether each image is higher than wide; None where all are alike.
+    """Tell for each image whether it is higher than wide: (N,) bool; None where all are alike.
 
     Images of both kinds in one batch are all padded to its greatest height and width. An image of unknown
     size counts as a wide one.
@@ -115,7 +115,7 @@ def orientations(records: Sequence[Record]) -> Tensor | None:
 
 
 def _by_group(groups: Tensor, size: int) -> Tensor:
-    """(N,) int64 order that puts samples of one group together, ``size`` at a time.
+    """Return an (N,) int64 order that puts samples of one group together, ``size`` at a time.
 
     Within a group and among what is left over they keep their order, and batches come in the order in which
     they are filled.

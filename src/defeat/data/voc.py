@@ -79,7 +79,7 @@ def read_voc(
 def _read_files(
     listed: dict[str, _Root], label_of: dict[str, int], grows: bool, policy: ErrorPolicy
 ) -> tuple[list[ImageRow], BoxColumns]:
-    """Images that can be used and their boxes; where it grows, ``label_of`` takes in each new name."""
+    """Read the usable images and their boxes; where it grows, ``label_of`` takes in each new name."""
     rows: list[ImageRow] = []
     columns = BoxColumns()
     for stem, root in listed.items():
@@ -102,7 +102,7 @@ def _read_files(
 def _checked(
     item: VocObject | FieldError, position: int, label_of: dict[str, int], grows: bool
 ) -> tuple[tuple[float, float, float, float], int, bool]:
-    """Box, label and whether to ignore it."""
+    """Return the box of an object, its label, and whether to ignore it."""
     if isinstance(item, FieldError):
         raise item
     if grows:
@@ -136,8 +136,8 @@ def _open_root(root: Path, name: str, policy: ErrorPolicy) -> _Root:
 
 
 def _listed(roots: Sequence[_Root], policy: ErrorPolicy) -> dict[str, _Root]:
-    """Root by image name, in the order of the lists. A name given twice would mix two images' results."""
-    found: dict[str, _Root] = {}
+    """Return the root of each image name, in the order of the lists; a name given twice is an error."""
+    listed: dict[str, _Root] = {}
     for root in roots:
         try:
             lines = read_regular(root.list_file).decode("utf-8-sig").splitlines()
@@ -146,12 +146,12 @@ def _listed(roots: Sequence[_Root], policy: ErrorPolicy) -> dict[str, _Root]:
         except UnicodeDecodeError as error:
             policy.fatal(f"the list {root.list_file} cannot be read: {error}")
         for stem in (line.split()[0] for line in lines if line.strip()):  # a class's list has a second column
-            if stem in found:
+            if stem in listed:
                 policy.fatal(
-                    f"{quote(stem)} stands twice: in {found[stem].list_file} and in {root.list_file}"
+                    f"{quote(stem)} stands twice: in {listed[stem].list_file} and in {root.list_file}"
                 )
-            found[stem] = root
-    return found
+            listed[stem] = root
+    return listed
 
 
 def _row(stem: str, image: VocImage, images: Folder) -> ImageRow:
@@ -172,7 +172,7 @@ def _find_image(stem: str, filename: str, images: Folder) -> Path:
 
 
 def _any_case(stem: str, images: Folder) -> str | None:
-    """The picture's name: best spelt like the stem, then in any case; then in the order of the suffixes."""
+    """Choose the image: best spelt like the stem, then in any case; then in the order of the suffixes."""
     matches = [name for name in images.alike(stem) if PurePosixPath(name).suffix.lower() in _SUFFIXES]
     return min(matches, key=lambda name: _rank(name, stem), default=None)
 

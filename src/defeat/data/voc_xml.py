@@ -22,7 +22,7 @@ class VocObject(NamedTuple):
 
     name: str
     xyxy: tuple[float, float, float, float]
-    """Our pixels: 0-based, right and lower border exclusive."""
+    """Pixels, 0-based; the right and lower border are exclusive."""
     difficult: bool
 
 
@@ -30,11 +30,11 @@ class VocImage(NamedTuple):
     """One annotation file."""
 
     filename: str
-    """As written; empty where there is none."""
+    """The name as written; empty where there is none."""
     size: tuple[int, int] | None
     """(width, height) pixels; None where missing or 0x0."""
     objects: list[VocObject | FieldError]
-    """In the file's order; an error, which names the object, where one cannot be used."""
+    """The objects in the file's order; in the place of one that cannot be used, an error that names it."""
 
 
 def parse_voc(path: Path) -> VocImage:
@@ -54,11 +54,11 @@ def parse_voc(path: Path) -> VocImage:
         raise FieldError(f"is not valid XML: {error}") from error
     if root.tag != "annotation":
         raise FieldError(f"must hold an 'annotation' element, got {quote(root.tag)}")
-    found = root.findall("object")
-    elsewhere = sum(_local_name(item) == "object" for item in root.iter()) - len(found)
+    elements = root.findall("object")
+    elsewhere = sum(_local_name(item) == "object" for item in root.iter()) - len(elements)
     if elsewhere:
         raise FieldError(f"{elsewhere} 'object' elements lie elsewhere than directly in 'annotation'")
-    objects = [_object_or_error(item, position) for position, item in enumerate(found)]
+    objects = [_object_or_error(item, position) for position, item in enumerate(elements)]
     return VocImage((root.findtext("filename") or "").strip(), _size(root), objects)
 
 
@@ -68,7 +68,7 @@ def _local_name(item: Element) -> str:
 
 
 def _only(item: Element, key: str) -> Element | None:
-    """The child of that name; two of them would contradict each other."""
+    """Return the child of that name; two of them would contradict each other."""
     children = item.findall(key)
     if len(children) > 1:
         raise FieldError(f"field '{key}' is given {len(children)} times")
@@ -76,7 +76,7 @@ def _only(item: Element, key: str) -> Element | None:
 
 
 def _text(item: Element, key: str) -> str | None:
-    """What is written in the child of that name, without space around it; None where there is none."""
+    """Return the text of the child of that name, without space around it; None where there is none."""
     child = _only(item, key)
     return None if child is None else (child.text or "").strip()
 

@@ -17,7 +17,7 @@ REASONS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission is denied",
 }
-"""What an error of the operating system means to the user."""
+"""The meaning of an error of the operating system, by its number, in words for the user."""
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def cannot_write(path: object, error: OSError) -> str:
-    """What a failed write is to the user."""
+    """Say in one line why a file could not be written."""
     reason = REASONS.get(error.errno or 0, error.strerror or str(error))
     return f"{path} cannot be written: {reason}"
 

@@ -28,7 +28,7 @@ def claim_folder(folder: Path, asked: str, mark: str | None) -> None:
     """Take a folder that the user named: one that is new, or empty.
 
     Args:
-        folder: what was named.
+        folder: the folder that was named.
         asked: the words that named it, for messages.
         mark: name of a folder to make in it, so that one alone gets an empty folder of several processes that
             ask at the same moment; None makes none.
@@ -37,13 +37,26 @@ def claim_folder(folder: Path, asked: str, mark: str | None) -> None:
         ConfigError: something lies in it, or it is no folder.
         StorageError: it cannot be made.
     """
-    new = _make(folder)
-    if not new and not folder.is_dir():
-        raise ConfigError(f"{asked}: that is a file; name a new folder")
-    if not new and (there := sorted(path.name for path in folder.iterdir())):
-        raise ConfigError(f"{asked}: there is {there[0]} already; name a new folder, or an empty one")
+    if not _make(folder):
+        refuse_used_folder(folder, asked)
     if mark is not None and not _make(folder / mark):
         raise ConfigError(f"{asked}: another run has just taken this folder; name a new one")
+
+
+def refuse_used_folder(folder: Path, asked: str) -> None:
+    """Refuse a folder that the user named unless it is new or empty.
+
+    Args:
+        folder: the folder that was named.
+        asked: the words that named it, for messages.
+
+    Raises:
+        ConfigError: something lies in it, or it is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{asked}: that is a file; name a new folder")
+    if folder.exists() and (there := sorted(path.name for path in folder.iterdir())):
+        raise ConfigError(f"{asked}: there is {there[0]} already; name a new folder, or an empty one")
 
 
 def refuse_overwriting(*paths: Path) -> None:

@@ -15,7 +15,7 @@ from defeat.io.text import quote
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; False also for what cannot be the name of one."""
+    """Tell whether there is such a file; False also for what cannot be the name of one."""
     try:
         return path.is_file()
     except OSError:  # too long, no right to look
@@ -23,7 +23,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_dir(path: Path) -> bool:
-    """Whether there is such a folder; False also for what cannot be the name of one."""
+    """Tell whether there is such a folder; False also for what cannot be the name of one."""
     try:
         return path.is_dir()
     except OSError:
@@ -35,7 +35,7 @@ def open_regular(path: str | os.PathLike[str], most: int | None = None) -> Binar
 
     Args:
         path: a regular file, or a link to one.
-        most: bytes that it may have.
+        most: number of bytes that it may have.
 
     Raises:
         OSError: with a ``strerror``: it cannot be opened, is no regular file, or is larger.
@@ -44,13 +44,13 @@ def open_regular(path: str | os.PathLike[str], most: int | None = None) -> Binar
         file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - handed on; Path.open has no opener
     except ValueError as error:  # a zero byte, or a character that file names cannot have
         raise OSError(errno.EINVAL, f"no possible file name ({error})") from error
-    found = os.fstat(file.fileno())
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
         file.close()
         raise OSError(errno.EINVAL, "no regular file (a pipe, a socket or a device)")
-    if most is not None and found.st_size > most:
+    if most is not None and status.st_size > most:
         file.close()
-        raise OSError(errno.EFBIG, f"{found.st_size} bytes are more than such a file can have ({most})")
+        raise OSError(errno.EFBIG, f"{status.st_size} bytes are more than such a file can have ({most})")
     return cast(BinaryIO, file)
 
 

@@ -14,7 +14,7 @@ _brief.maxstring = _brief.maxother = _brief.maxlong = 400
 
 
 def quote(value: object, most: int = 60) -> str:
-    """``repr`` of a value, cut to what fits a line; of a text or number the end stays too."""
+    """Return the ``repr`` of a value, cut to what fits a line; a long text or number keeps its end too."""
     try:
         text = _brief.repr(value)
     except ValueError:  # a whole number of more digits than Python converts
@@ -23,18 +23,18 @@ def quote(value: object, most: int = 60) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """A text of at most so many characters; ``...`` stands for an end that was cut off."""
+    """Shorten a text to at most so many characters; ``...`` stands for the end that was cut off."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def few(names: Sequence[object], most: int = 3) -> str:
-    """The first of many names, and how many more there are."""
+    """Return the first of many names, and how many more there are."""
     more = len(names) - most
     return ", ".join(map(str, names[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def one_line(text: str, most: int = LINE) -> str:
-    """A text with everything escaped that does not print, such as line ends; cut in its middle."""
+    """Escape what does not print, such as line ends, and cut a long text in its middle."""
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= most else f"{text[: most * 3 // 5]} ... {text[-(most * 2 // 5 - 5) :]}"

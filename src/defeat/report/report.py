@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from defeat.errors import ConfigError
+from defeat.io.run_dirs import refuse_used_folder
 from defeat.report.compare import Comparison, compare
 from defeat.report.csv_files import write_csv
 from defeat.report.groups import choose_baseline, group_runs
@@ -45,7 +45,7 @@ def make_report(
     """
     console = console or Console()
     output = output or Path("reports", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    _check_output(output)
+    refuse_used_folder(output, f"--output {output}")  # before anything is computed
     runs, warnings = find_runs(paths)
     check_same_truth(runs)
     groups, repeats = group_runs(runs)
@@ -65,12 +65,6 @@ def make_report(
     _write(comparison, output)
     console.print(f"written to   {output}", soft_wrap=True, highlight=False, markup=False)
     return comparison
-
-
-def _check_output(folder: Path) -> None:
-    """Before anything is computed: what is there is not overwritten."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--output {folder}: there are files already; name a new folder")
 
 
 def _write(comparison: Comparison, folder: Path) -> None:

@@ -16,7 +16,7 @@ def _line(rng: np.random.Generator) -> Shape:
 
 
 def _arc(rng: np.random.Generator) -> Shape:
-    """From a thin arc to most of a ring: what a ring is not."""
+    """A ring with a gap, from a thin arc to most of the ring."""
     span, steps = rng.uniform(0.25, 0.6), 16
     points = polar([span * i / steps for i in range(steps + 1)], [0.9] * (steps + 1))
     return [Part(points, width=rng.uniform(0.08, 0.34))]

@@ -26,25 +26,32 @@ def generate_scenes(root: str | Path, split: str, images: int, size: int = 128, 
     """Write a split, or leave the one that is there, and return its annotation file.
 
     Args:
-        root: Folder of the data set; made when missing.
-        split: Name of the split, e.g. ``train``; every name gives images of its own.
-        images: Number of images; the first n are the same whatever the number.
-        size: Side of the square images in px.
-        seed: Another seed gives other images.
+        root: folder of the data set; it is made when missing.
+        split: name of the split, e.g. ``train``; every name gives images of its own.
+        images: number of images; the first n are the same whatever the number.
+        size: side of the square images in pixels.
+        seed: seed of the split's images.
 
     Raises:
-        DataError: A parameter makes no sense, or the split exists with other parameters.
+        DataError: a parameter makes no sense, or the split exists with other parameters.
     """
     _check(split, images, size, seed)
     root = Path(root)
     folder, annotation_file = root / split, root / "annotations" / f"{split}.json"
-    info = _info(split, images, size, seed)
+    info = {
+        "description": "generated scenes",
+        "generator_version": GENERATOR_VERSION,
+        "split": split,
+        "images": images,
+        "size": size,
+        "seed": seed,
+    }
     if _is_there(folder, annotation_file, info):
         return annotation_file
     annotation_file.parent.mkdir(parents=True, exist_ok=True)
     # A hidden neighbour on the same file system, so that the renames at the end cannot be half done.
     with tempfile.TemporaryDirectory(prefix=f".{split}-", dir=root) as scratch:
-        _write(Path(scratch), split, images, size, seed, info)
+        _write(Path(scratch), info)
         (Path(scratch) / "annotations.json").replace(annotation_file)
         _publish(Path(scratch) / "images", folder, annotation_file, info)
     return annotation_file
@@ -74,31 +81,20 @@ def _check(split: str, images: int, size: int, seed: int) -> None:
         )
 
 
-def _info(split: str, images: int, size: int, seed: int) -> dict[str, Any]:
-    return {
-        "description": "generated scenes",
-        "generator_version": GENERATOR_VERSION,
-        "split": split,
-        "images": images,
-        "size": size,
-        "seed": seed,
-    }
-
-
 def _is_there(folder: Path, annotation_file: Path, info: dict[str, Any]) -> bool:
-    """Whether the whole split is on disk. The image folder arrives last, so with it everything is there."""
+    """Tell whether the whole split is on disk: the image folder arrives last."""
     if not folder.exists():
         return False
     try:
-        found = json.loads(annotation_file.read_text(encoding="utf-8"))["info"]
+        there = json.loads(annotation_file.read_text(encoding="utf-8"))["info"]
     except (OSError, ValueError, KeyError, TypeError):
-        found = None
-    if not isinstance(found, dict):
+        there = None
+    if not isinstance(there, dict):
         raise DataError(
             f"{folder} exists, but {annotation_file} does not describe generated scenes: "
             "remove the folder or choose another root"
         )
-    differing = [f"{k}={found.get(k)!r} instead of {v!r}" for k, v in info.items() if found.get(k) != v]
+    differing = [f"{k}={there.get(k)!r} instead of {v!r}" for k, v in info.items() if there.get(k) != v]
     if differing:
         raise DataError(
             f"{folder} holds scenes with {', '.join(differing)}: remove {folder} and {annotation_file}, "
@@ -107,7 +103,7 @@ def _is_there(folder: Path, annotation_file: Path, info: dict[str, Any]) -> bool
     return True
 
 
-def _write(scratch: Path, split: str, images: int, size: int, seed: int, info: dict[str, Any]) -> None:
+def _write(scratch: Path, info: dict[str, Any]) -> None:
     """Render everything into ``scratch``."""
     (scratch / "images").mkdir()
     coco: dict[str, Any] = {
@@ -116,9 +112,10 @@ def _write(scratch: Path, split: str, images: int, size: int, seed: int, info: d
         "annotations": [],
         "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)],
     }
-    for index in range(images):
+    size = info["size"]
+    for index in range(info["images"]):
         name = f"{index:06d}.png"
-        scene = render_scene(seed, split, index, size)
+        scene = render_scene(info["seed"], info["split"], index, size)
         Image.fromarray(scene.image).save(scratch / "images" / name, compress_level=1)
         coco["images"].append({"id": index + 1, "file_name": name, "width": size, "height": size})
         _annotate(coco["annotations"], scene, index + 1)
