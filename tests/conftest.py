@@ -10,13 +10,21 @@ import torch
 
 from defeat.config import compose_config
 from defeat.run.train import train
+from defeat.warning_filters import IGNORED
 from tests.helpers.tiny import tiny
 
 # Each pytest process (xdist starts one a core) computes on one core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let warnings be errors but for those that the program ignores."""
+    for pattern in IGNORED:
+        config.addinivalue_line("filterwarnings", f"ignore:{pattern}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -141,7 +141,6 @@ class Sent(pl.Callback):
         self.names = set(parallel.named_module_buffers)
 
 
-@pytest.mark.filterwarnings("ignore:.*sync_dist=True.*")  # AP is of all processes already
 @pytest.mark.usefixtures("_process_group")
 @pytest.mark.parametrize("norm", ["frozen", "batch"])
 def test_processes_send_each_other_only_what_changes(norm: str, tmp_path: Path) -> None:

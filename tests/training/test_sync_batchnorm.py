@@ -62,7 +62,6 @@ def cpu_passes_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:.*sync_dist=True.*")  # AP is of all processes already
 @pytest.mark.usefixtures("cpu_passes_for_a_gpu")
 def test_the_student_is_converted_and_the_teacher_keeps_its_statistics(
     scenes: Path, teacher: Path, tmp_path: Path
