@@ -1,4 +1,4 @@
-"""Where conf/ is, and how configurations become plain containers."""
+"""Find conf/, compose configurations from it, and build objects from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from defeat.errors import ConfigError, DefeatError
 
 
 def conf_dir() -> Path:
-    """Folder of the YAML files: beside this file in a wheel, at the top of the checkout otherwise."""
+    """Find the folder of the YAML files: in the package in a wheel, at the top of the checkout otherwise."""
     here = Path(__file__).resolve().parent
     for folder in (here / "conf", here.parents[1] / "conf"):
         if (folder / "train.yaml").is_file():
@@ -31,7 +31,7 @@ def conf_dir() -> Path:
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Compose a configuration from Python, from any working folder, within a console script too.
 
-    ``run_dir`` has to be among the overrides where it is used, since only a console script makes one.
+    ``run_dir`` has to be among the overrides if it is used, since only a console script makes one.
     """
     # Hydra is a singleton, and refuses to start where a console script has it running already.
     running = GlobalHydra.instance().hydra
@@ -47,7 +47,7 @@ def build(node: Any, **arguments: Any) -> Any:
     """Instantiate a node by its ``_target_``.
 
     Raises:
-        DefeatError: what the target raised, if it is one; Hydra would hide it in an error of its own.
+        DefeatError: the target raised it; Hydra would hide it in an error of its own.
         ConfigError: the target does not exist, or does not take these arguments; so too for what is called
             later (``_partial_``), in this node or below it.
     """
@@ -112,5 +112,5 @@ def _check_arguments(node: DictConfig) -> None:
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
-    """Resolve all interpolations into dicts, lists and scalars: what a checkpoint may hold."""
+    """Resolve all interpolations into dicts, lists and scalars, which are what a checkpoint may hold."""
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))

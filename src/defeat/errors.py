@@ -1,4 +1,4 @@
-"""The errors a user can mend. The console scripts print them as one line and exit with status 1."""
+"""Errors that a user can mend. The console scripts print them as one line and exit with status 1."""
 
 
 class DefeatError(Exception):

@@ -22,32 +22,32 @@ from defeat.errors import ConfigError, StorageError
 from defeat.io.atomic_write import cannot_write
 
 
-class Journal(JournalStorage):
-    """Storage that says what it means when a search has nothing to show."""
+class StudyJournal(JournalStorage):
+    """Optuna's storage in a file, with a clear error where a search has found nothing."""
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """Find the best trial.
 
         Raises:
-            ConfigError: no trial has a figure.
+            ConfigError: no trial has ended with a value.
         """
         try:
             return super().get_best_trial(study_id)
         except ValueError as error:
             name = self.get_study_name_from_id(study_id)
             raise ConfigError(
-                f"no trial of the study {name} has ended with a figure: each said above why it failed"
+                f"no trial of the study {name} has ended with a value: see above why each failed"
             ) from error
 
 
-def journal(path: str) -> Journal:
-    """Open the file that a study is kept in, or begin it.
+def journal(path: str) -> StudyJournal:
+    """Open the file that a study is kept in, or begin a new one.
 
     Processes share it safely, on one machine or on several with a common file system, NFS included: a
     symbolic link beside the file is the lock. Optuna takes the lock of a process that died after 30 s.
 
     Args:
-        path: of the file; folders that are missing are made.
+        path: file of the study; folders that are missing are made.
 
     Raises:
         StorageError: the file or its folder cannot be written.
@@ -60,7 +60,7 @@ def journal(path: str) -> Journal:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab+") as content:  # Optuna would find out at the first trial that it may not write
             _check(content)
-        return Journal(JournalFileBackend(str(file)))
+        return StudyJournal(JournalFileBackend(str(file)))
     except OSError as error:
         raise StorageError(f"{cannot_write(file, error)}; {other}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -68,7 +68,10 @@ def journal(path: str) -> Journal:
 
 
 def _check(content: BinaryIO) -> None:
-    """Optuna overlooks a last line that it cannot read, and writes on behind it: then nothing can be read."""
+    """Refuse a journal whose first or last line is damaged.
+
+    Optuna overlooks a last line that it cannot read and appends to it, after which it can read nothing.
+    """
     if content.tell():
         content.seek(0)
         json.loads(content.readline())["op_code"]
@@ -80,13 +83,13 @@ def _check(content: BinaryIO) -> None:
 class TrialSampler(BaseSampler):
     """Tree-structured Parzen estimator that draws a trial from a seed, the trial's number and the study.
 
-    Optuna's own has one generator for each process: every process that shares a study, and every later
-    command that joins it, would draw the same first trials once more. Trials under way count as bad ones
-    here, so that processes keep away from each other.
+    Optuna's own sampler has one generator for each process: every process that shares a study, and every
+    later command that joins it, would draw the same first trials once more. Here trials that are running
+    count as bad ones, so that processes keep away from each other.
 
     Args:
-        seed: trial n is drawn from (seed, n); 0 or more.
-        startup_trials: that many are drawn at random before the estimator takes over.
+        seed: 0 or more; trial n is drawn from (seed, n).
+        startup_trials: number of trials that are drawn at random before the estimator takes over.
 
     Raises:
         ConfigError: the seed is negative.
@@ -97,10 +100,10 @@ class TrialSampler(BaseSampler):
             raise ConfigError(f"hydra.sweeper.sampler.seed={seed}: must be 0 or more")
         self._seed = seed
         self._startup_trials = startup_trials
-        self._samplers: dict[int, TPESampler] = {}  # of the trials under way, by their number
+        self._samplers: dict[int, TPESampler] = {}  # by the numbers of the trials that are running
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Seed the trial's own sampler."""
+        """Make a sampler for the trial, seeded by its number."""
         (seed,) = np.random.SeedSequence([self._seed, trial.number]).generate_state(1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # constant_liar, since Optuna 2.8
@@ -109,13 +112,13 @@ class TrialSampler(BaseSampler):
             )
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Parameters that are drawn together: none."""
+        """Return an empty space: no parameters are drawn together."""
         return {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Draw the parameters that are drawn together: none."""
+        """Return no values: no parameters are drawn together."""
         return {}
 
     def sample_independent(

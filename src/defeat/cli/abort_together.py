@@ -1,4 +1,4 @@
-"""Where one process of several fails, the others end too, on other nodes as well."""
+"""If one process of a distributed run fails, the others end too, also on other nodes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from defeat.cli.ranks import process_rank
 
-EVERY = 2.0
-"""Seconds from one look to the next."""
+POLL_SECONDS = 2.0
+"""Seconds between two looks at the store."""
 
-GRACE = 10.0
-"""Seconds that a process has to end by itself, with a message of its own, after another has failed."""
+GRACE_SECONDS = 10.0
+"""Seconds in which a process may end by itself, with its own message, after another one has failed."""
 
 
 @contextmanager
 def abort_together() -> Iterator[None]:
-    """End this process with status 1 where another one of torchrun's fails inside this block, and vice versa.
+    """End this process with status 1 if another one of the run fails inside this block, and vice versa.
 
-    torchrun ends the processes of its own node alone. Those of other nodes would wait for the one that has
-    failed until a collective operation times out: half an hour where it was to join the process group.
-    Processes tell each other through the store that torchrun keeps for all of them. Ends by a signal are left
-    alone, and so is srun, which has --kill-on-bad-exit.
+    torchrun ends the processes of its own node only. Those of other nodes would wait for the one that has
+    failed until a collective operation times out, which takes half an hour where it was to join the process
+    group. Processes tell each other through the store that torchrun keeps for all of them. Processes that a
+    signal ends are left alone, and so is srun, which has --kill-on-bad-exit.
     """
     store = _connect()
     if store is None:
@@ -48,7 +48,7 @@ def abort_together() -> Iterator[None]:
 
 
 def _connect() -> TCPStore | None:
-    """The store of torchrun's first launcher; None where there is none, or no other process."""
+    """Connect to the store of torchrun's first launcher; None where there is no store or no other process."""
     env = os.environ
     if process_rank().launched == 1 or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
@@ -67,12 +67,12 @@ def _tell(store: TCPStore, key: str) -> None:
 
 
 def _watch(store: TCPStore, key: str, done: threading.Event) -> None:
-    while not done.wait(EVERY):
+    while not done.wait(POLL_SECONDS):
         try:
             failed = store.check([key])
         except DistError:  # the first launcher has ended
             return
-        if failed and not done.wait(GRACE):
+        if failed and not done.wait(GRACE_SECONDS):
             rank, other = process_rank().rank, store.get(key).decode()
             print(f"error: rank {rank} ends as rank {other} has failed", file=sys.stderr, flush=True)
             os._exit(1)  # the main thread waits inside of a library, where no exception reaches it

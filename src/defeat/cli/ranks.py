@@ -1,4 +1,4 @@
-"""Which one of several processes this is, before Lightning is asked: Hydra makes folders first."""
+"""The rank of this process, read before Lightning is imported, since Hydra makes the run's folder first."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import os
 from typing import NamedTuple
 
 NO_STEP = ("bash", "interactive")
-"""Names of SLURM jobs within which Lightning, too, takes a process for a single one."""
+"""Names of SLURM jobs in which a process is a single one, as in Lightning."""
 
 
 class ProcessRank(NamedTuple):
-    """The processes of a run, as far as they are known to one that has just been started."""
+    """What a process that has just been started knows about the processes of its run."""
 
     rank: int
-    """Of this process over all nodes. Where only the node is known, the node's."""
+    """The rank of this process over all nodes; the rank of its node where only that is known."""
     launched: int
-    """How many torchrun or srun have started; 1 where Lightning starts the others, or there are none."""
+    """The number of processes that torchrun or srun started; 1 where neither did, whatever Lightning starts."""
     has_run_dir: bool
-    """Lightning has started this process, and has told it the run folder of the one that it belongs to."""
+    """Whether Lightning has started this process, and has told it the run folder of the first one."""
 
 
 def process_rank() -> ProcessRank:
-    """Read the environment as Lightning will: torchrun goes before srun, and both before Lightning's own.
+    """Read the environment as Lightning will: torchrun goes before srun, and both go before Lightning itself.
 
-    A SLURM job by itself starts one process, whatever SLURM_NTASKS says: only the tasks of an srun step have
-    ranks above 0, and SLURM_STEP_NUM_TASKS.
+    A SLURM job starts one process by itself, whatever SLURM_NTASKS says: only the tasks of an srun step have
+    ranks above 0, and only they have SLURM_STEP_NUM_TASKS.
     """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:

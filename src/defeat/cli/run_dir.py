@@ -1,4 +1,4 @@
-"""A folder for every run and every sweep, made before Hydra writes into it."""
+"""The folder of a run or a sweep, made before Hydra writes into it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from defeat.errors import ConfigError
 from defeat.io.run_dirs import claim_folder, make_free_folder, put_aside
 
 NO_LOG = {"version": 1, "disable_existing_loggers": False, "root": {"level": "WARNING"}}
-"""Logging without a handler: Python then prints warnings and errors to standard error, and nothing else."""
+"""Logging without a handler: then Python prints warnings and errors to standard error, and nothing else."""
 
 
 SWEEP_FILES = ("multirun.yaml", "optimization_results.yaml")
-"""What Hydra and its sweepers write beside the jobs' folders, over what is there."""
+"""Files that Hydra and its sweepers write beside the folders of the jobs, over those that exist."""
 
 
 class RefusedError(BaseException):
-    """Carries an error out of a callback: of an Exception there, Hydra makes a warning and goes on."""
+    """Carries an error out of a callback, where Hydra turns an Exception into a warning and goes on."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -39,20 +39,20 @@ class RefusedError(BaseException):
 class RunDirCallback(Callback):
     """Hydra callback that decides on the folder of a run or a sweep.
 
-    Hydra's own folders are named by the second and are used whether they exist or not: two runs started in
-    the same second would share one, and a run in the folder of another would overwrite its ``.hydra``. Here
-    the second one gets a number, and a folder that the user names (``run_dir``, ``hydra.run.dir``) has to be
-    new or empty.
+    Hydra names its folders by the second and uses them whether they exist or not: two runs started in the
+    same second would share one, and a run in the folder of another would overwrite its ``.hydra``. Here the
+    second one gets a number, and a folder that the user names (``run_dir``, ``hydra.run.dir``) has to be new
+    or empty.
 
-    Of the processes that torchrun or srun start, each composes by itself, in another second or on another
-    machine: the first alone gets a folder and a log, the others write nothing.
+    Each process that torchrun or srun starts composes its configuration by itself, perhaps in another second
+    or on another machine: the first one gets a folder and a log, the others write nothing.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the folder and put it into ``hydra.run.dir``.
 
         Raises:
-            RefusedError: with the ConfigError or StorageError to show.
+            RefusedError: it carries the ConfigError or StorageError to show.
         """
         with _refusing():
             here = process_rank()
@@ -76,7 +76,7 @@ class RunDirCallback(Callback):
         """Make the folder and put it into ``hydra.sweep.dir``, for all jobs.
 
         Raises:
-            RefusedError: with the ConfigError or StorageError to show.
+            RefusedError: it carries the ConfigError or StorageError to show.
         """
         with _refusing():
             here = process_rank()
@@ -98,30 +98,30 @@ class RunDirCallback(Callback):
 
 
 def job_folder(sweep: str, name: int | str) -> str:
-    """Make the folder of a sweep's job, and give its name in the sweep's: ``7``, or ``7_2`` where 7 exists.
+    """Make the folder of a sweep's job and return its name: ``7``, or ``7_2`` where 7 exists.
 
     A job runs again where its batch system requeues it, or where the same sweep is begun again in the same
-    folder. Of a job's several processes the first alone has the folder; Hydra wants one for each.
+    folder. The folder belongs to the job's first process; Hydra wants one for each of the others too.
     """
     rank = process_rank().rank
     return f"{name}_rank{rank}" if rank else make_free_folder(Path(sweep) / str(name)).name
 
 
-# At import: a job that a batch system starts elsewhere comes to this module by its callbacks alone. Cached:
-# whoever asks again means the same folder.
+# Registered at import, since a job that a batch system starts elsewhere imports this module for its callback
+# and nothing else of cli/. Cached, since whoever asks again means the same folder.
 OmegaConf.register_new_resolver("job_folder", job_folder, use_cache=True, replace=True)
 
 
 def register() -> None:
-    """Let every configuration have the callback, also one that the user gives by ``--config-path``."""
+    """Give every configuration the callback, also one that the user names by ``--config-path``."""
     callbacks = {"run_dir": {"_target_": f"{RunDirCallback.__module__}.{RunDirCallback.__qualname__}"}}
     ConfigStore.instance().store(group="hydra", name="config", node=HydraConf(callbacks=callbacks))
 
 
 def remove_unused() -> None:
-    """Remove this run's folder if nothing lies in it but what Hydra put there.
+    """Remove the folder of this run if it holds nothing but Hydra's files.
 
-    Otherwise a command that is corrected and given again would be refused the folder that it names.
+    Otherwise a corrected command that names the same folder would be refused.
     """
     if not HydraConfig.initialized() or process_rank().rank > 0:
         return
@@ -129,8 +129,7 @@ def remove_unused() -> None:
     if hydra.mode != RunMode.RUN:
         return
     folder = Path(hydra.runtime.output_dir)
-    own = {hydra.output_subdir, f"{hydra.job.name}.log"}
-    if {path.name for path in folder.iterdir()} <= own:
+    if {path.name for path in folder.iterdir()} <= {hydra.output_subdir, f"{hydra.job.name}.log"}:
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -139,7 +138,7 @@ def _is_overridden(config: DictConfig, key: str) -> bool:
 
 
 def _has_run_dir(config: DictConfig) -> bool:
-    """Whether run_dir is a folder of its own, rather than what Hydra makes of hydra.run.dir."""
+    """Whether run_dir names another folder than the one that Hydra makes of hydra.run.dir."""
     if "run_dir" not in config:
         return False
     written = OmegaConf.to_container(OmegaConf.masked_copy(config, "run_dir"), resolve=False)
