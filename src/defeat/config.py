@@ -6,7 +6,6 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,28 +86,23 @@ def build_factory(node: DictConfig) -> Callable[..., Any]:
 
 
 def _check_partials(node: Any) -> None:
-    """Check the arguments of a node and of all below it, as far as they are called later (``_partial_``)."""
+    """Refuse keys that a target has no argument for, where it is called later (``_partial_``)."""
     if not OmegaConf.is_config(node):
         return
-    if isinstance(node, DictConfig) and node.get("_partial_"):
-        _check_arguments(node)
     for child in node.values() if isinstance(node, DictConfig) else node:
         _check_partials(child)
-
-
-def _check_arguments(node: DictConfig) -> None:
-    """Refuse keys that the target of a node has no argument for."""
-    try:
-        parameters = inspect.signature(pkgutil.resolve_name(node._target_)).parameters
-    except (ImportError, AttributeError, ValueError):  # there is none; or it has no signature, written in C
-        return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for key in map(str, node):
-        if key not in parameters and not key.startswith("_"):
-            close = get_close_matches(key, parameters, n=1)
-            hint = f": did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"{node._get_full_key(key)}: {node._target_} has no argument {key}{hint}")
+    if isinstance(node, DictConfig) and node.get("_partial_"):
+        given = {key: None for key in map(str, node) if not key.startswith("_")}
+        try:
+            inspect.signature(pkgutil.resolve_name(node._target_)).bind_partial(**given)
+        except TypeError as error:
+            raise ConfigError(f"{node._get_full_key(None)}: {node._target_} {error}") from error
+        except (
+            ImportError,
+            AttributeError,
+            ValueError,
+        ):  # there is none; or it has no signature, written in C
+            return
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

@@ -39,8 +39,8 @@ def plain(scenes: Path, tmp_path: Path) -> list[str]:
         (["detector=frcnn_r50"], ["detector@student or detector@teacher?"]),
         ([], ["data.root not set", "add data.root=<"]),
         (["data.root=nowhere"], ["nowhere/annotations/instances_train2017.json: cannot be opened"]),
-        (["logger=null"], ["logger=null", "~logger leaves it out"]),
-        (["detector@teacher=null"], ["detector@teacher=null", "~detector@teacher leaves it out"]),
+        (["logger=null"], ["logger=null", "~logger"]),
+        (["detector@teacher=null"], ["detector@teacher=null", "~detector@teacher"]),
         (["optim=null"], ["optim=null is no choice", "adamw"]),
         (["data=3"], ["data=3 is no choice", "voc0712"]),
         (["distiller=[neck,null]"], ["distiller=[neck,null] is no choice", "defeat"]),
@@ -108,9 +108,9 @@ def test_types_that_are_right_beside_the_default(word: str) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["+student.model.norn=1"], ["student.model.norn: ", "did you mean norm?"]),
-        (["+optim.optimizer.momentun=1"], ["optim.optimizer.momentun: ", "no argument"]),
-        (["+data.train.imagez=1"], ["data.train.imagez: ", "did you mean images?"]),
+        (["+student.model.norn=1"], ["student.model: ", "'norn'"]),
+        (["+optim.optimizer.momentun=1"], ["optim.optimizer: ", "'momentun'"]),
+        (["+data.train.imagez=1"], ["data.train: ", "'imagez'"]),
         (["optim.optimizer.lr=-1"], ["optim.optimizer: ", "-1"]),
         (["student._target_=defeat.nope.nope"], ["student: ", "defeat.nope"]),
         (["student.model._target_=defeat.detectors.nope"], ["student.model: "]),

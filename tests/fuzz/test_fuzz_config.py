@@ -113,7 +113,7 @@ def keys(base: list[str]) -> list[str]:
 def outcome(words: list[str], chosen: list[str]) -> str:
     """What comes of a command line, ``chosen`` without its keys: all is built, or one line says why not."""
     try:
-        check_choices(words, "train")
+        check_choices(words)
         config = compose_config("train", words)
         check_types(config, compose_config("train", chosen))
         build_all(config)

@@ -56,7 +56,7 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
     register()
     with _abort_together():
         try:
-            check_choices(words, config_name)
+            check_choices(words)
             # Hydra would print its own cut-down traceback and exit; told so, it lets the error through.
             with _environment(FULL_ERROR, "1"), _unpacked():
                 hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(

@@ -60,7 +60,7 @@ def is_choice(override: Override) -> bool:
     return bool(override.key_or_group) and (conf_dir() / override.key_or_group).is_dir()
 
 
-def check_choices(words: Sequence[str], config_name: str) -> None:
+def check_choices(words: Sequence[str]) -> None:
     """Refuse what Hydra fails on without naming the word.
 
     Raises:
@@ -72,14 +72,10 @@ def check_choices(words: Sequence[str], config_name: str) -> None:
             raise ConfigError(f"{word!r} cannot be read as KEY=VALUE: the key is missing")
         if not is_choice(override) or override.is_delete() or override.is_sweep_override():
             continue
-        if all(isinstance(name, str) for name in (value if isinstance(value, list) else [value])):
-            continue
-        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-        # Groups that are null in the primary configuration can be left out.
-        primary = OmegaConf.load(conf_dir() / f"{config_name}.yaml")
-        optional = OmegaConf.select(primary, override.package or group, default="") is None
-        remedy = f"; ~{word.partition('=')[0].lstrip('+')} leaves it out" if optional else ""
-        raise ConfigError(f"{word} is no choice of {group}: there are {', '.join(options)}{remedy}")
+        if not all(isinstance(name, str) for name in (value if isinstance(value, list) else [value])):
+            names = ", ".join(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
+            key = word.partition("=")[0].lstrip("+")
+            raise ConfigError(f"{word} is no choice of {group}: there are {names}; ~{key} leaves it out")
 
 
 def check_types(config: DictConfig, defaults: DictConfig, prefix: str = "") -> None:

@@ -15,7 +15,7 @@ class ProcessRank(NamedTuple):
     rank: int
     """The rank of this process over all nodes; the rank of its node where only that is known."""
     launched: int
-    """The number of processes that torchrun or srun started; 1 where neither did, whatever Lightning starts."""
+    """The number of processes that torchrun or srun started; 1 if neither did, whatever Lightning starts."""
     has_run_dir: bool
     """Whether Lightning has started this process, and has told it the run folder of the first one."""
 
