@@ -97,11 +97,7 @@ def _check_partials(node: Any) -> None:
             inspect.signature(pkgutil.resolve_name(node._target_)).bind_partial(**given)
         except TypeError as error:
             raise ConfigError(f"{node._get_full_key(None)}: {node._target_} {error}") from error
-        except (
-            ImportError,
-            AttributeError,
-            ValueError,
-        ):  # there is none; or it has no signature, written in C
+        except (ImportError, AttributeError, ValueError):  # no such target, or one in C without a signature
             return
 
 

@@ -108,7 +108,7 @@ def test_types_that_are_right_beside_the_default(word: str) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["+student.model.norn=1"], ["student.model: ", "'norn'"]),
+        (["+student.model.norn=1"], ["student", "'norn'"]),
         (["+optim.optimizer.momentun=1"], ["optim.optimizer: ", "'momentun'"]),
         (["+data.train.imagez=1"], ["data.train: ", "'imagez'"]),
         (["optim.optimizer.lr=-1"], ["optim.optimizer: ", "-1"]),
