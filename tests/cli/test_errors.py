@@ -85,6 +85,7 @@ def test_values_of_another_type_than_their_defaults(word: str, expected: str, sc
     [
         "trainer.devices=auto",
         "trainer.devices=[0,1]",
+        "trainer=ddp trainer.devices=2",
         "trainer.deterministic=warn",
         "trainer.precision=32",
         "trainer.max_epochs=null",
@@ -101,8 +102,8 @@ def test_values_of_another_type_than_their_defaults(word: str, expected: str, sc
     ],
 )
 def test_types_that_are_right_beside_the_default(word: str) -> None:
-    choice = ["+experiment=scenes", "run_dir=x"]
-    check_types(compose_config("train", [*choice, word]), compose_config("train", choice))
+    *choices, value = ["+experiment=scenes", "run_dir=x", *word.split()]
+    check_types(compose_config("train", [*choices, value]), compose_config("train", choices))
 
 
 @pytest.mark.parametrize(

@@ -27,15 +27,15 @@ KINDS = {
 
 ALTERNATIVES: dict[str, tuple[type, ...]] = {
     "deterministic": (str,),
-    "devices": (str, ListConfig),
-    "image_set": (ListConfig,),
+    "devices": (int, str, ListConfig),
+    "image_set": (str, ListConfig),
     "min_size": (int, ListConfig),
     "precision": (int,),
     "roots": (str, ListConfig),
     "test": (NoneType,),
     "train_transforms": (NoneType,),
     "val_batch_size": (NoneType,),
-    "val_check_interval": (float,),
+    "val_check_interval": (int, float),
     "version": (int,),
 }
 """Types that the last word of a key may have beside the type of its default."""
