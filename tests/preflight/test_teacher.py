@@ -14,7 +14,7 @@ from defeat.data.scenes.shapes import CLASSES
 from defeat.detectors.class_order import reorder
 from defeat.evaluation.image_result import ImageResult
 from defeat.preflight.finding import Finding
-from defeat.preflight.teacher import Expected, check_teacher, confusion, renamed
+from defeat.preflight.teacher import Expected, check_teacher, confusion_matrix, renamed
 from tests.helpers.subjects import SHIPPED, Subject, only, subject
 
 LENIENT = Expected(0.05, None, 0.1)
@@ -171,7 +171,7 @@ def image(true: dict[float, int], found: Sequence[tuple[float, float, int]], ign
 def test_the_best_score_that_overlaps_names_an_object() -> None:
     # An overlap of 6 / 14 is too little, and 8 / 12 is enough.
     found = [(2.0, 0.6, 2), (0.0, 0.5, 1), (4.0, 0.9, 3), (52.0, 0.3, 1)]
-    counts = confusion([image({0.0: 1, 50.0: 3, 90.0: 2}, found)], 3)
+    counts = confusion_matrix([image({0.0: 1, 50.0: 3, 90.0: 2}, found)], 3)
     assert counts.tolist() == [[0, 1, 0], [0, 0, 0], [1, 0, 0]]
 
 
@@ -181,7 +181,7 @@ def test_ignored_objects_and_empty_images_are_no_objects() -> None:
         image({}, []),
         image({0.0: 1}, []),
     ]
-    assert confusion(images, 2).tolist() == [[0, 0], [0, 1]]
+    assert confusion_matrix(images, 2).tolist() == [[0, 0], [0, 1]]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which detection takes which ground truth of an image.
+"""Match the detections of an image to its ground truth.
 
 Three rules exist, and every user of this module says which one it follows:
 
@@ -49,8 +49,8 @@ def coco_overlaps(boxes: Tensor, true_boxes: Tensor, crowd: Tensor) -> Floats:
     """
     if not (len(boxes) and len(true_boxes)):
         return np.zeros((len(boxes), len(true_boxes)))
-    found, true = xywh(boxes.double()).numpy(), xywh(true_boxes.double()).numpy()
-    overlap: Floats = mask.iou(found, true, crowd.numpy())
+    detected, true = xywh(boxes.double()).numpy(), xywh(true_boxes.double()).numpy()
+    overlap: Floats = mask.iou(detected, true, crowd.numpy())
     return overlap
 
 

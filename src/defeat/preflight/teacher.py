@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
@@ -15,6 +16,7 @@ from torchvision.ops import box_iou
 from defeat.detectors import FrozenTeacher
 from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.evaluation.image_result import ImageResult, to_image_result
+from defeat.evaluation.matching import NO_MATCH, best_scored_detection
 from defeat.io.text import few
 from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.subject import Pair, Subject, chunks, spread, timed_samples, transform_of, until
@@ -73,7 +75,7 @@ def check_teacher(
         ]
     results = _look(subject, distilled.model, transform_of(subject.module.student), images, seconds)
     found = _figures(results, subject.module.classes)
-    called = confusion(results, len(subject.module.classes))
+    called = confusion_matrix(results, len(subject.module.classes))
     renamed = list(_class_problems(called, subject.module.classes, found, expected))
     weak = list(_problems(found, expected, renamed))
     if weak and _differ(subject, distilled):
@@ -144,22 +146,21 @@ def _figures(results: Sequence[ImageResult], classes: Sequence[str]) -> Figures:
     return Figures(coco["AP"], coco["AP50"], boxes["AP50"], len(results), objects)
 
 
-def confusion(results: Sequence[ImageResult], classes: int) -> Tensor:
-    """Count as what the objects are found: the detection of the highest score with an IoU of 0.5 or more.
+def confusion_matrix(results: Sequence[ImageResult], classes: int) -> Tensor:
+    """Count the classes as which the objects are found, by the best detection with an IoU of 0.5 or more.
 
     Returns:
-        (K, K) int64, true class by found class. Objects that nothing overlaps are not in it.
+        (K, K) int64, true class by predicted class. Objects that nothing overlaps are not in it.
     """
-    counts = torch.zeros(classes, classes, dtype=torch.int64)
+    counts = np.zeros((classes, classes), dtype=np.int64)
     for result in results:
         counted = ~result.ignore
-        if not counted.any() or not len(result.boxes):
-            continue
-        overlaps = box_iou(result.true_boxes[counted], result.boxes) >= 0.5
-        best, place = torch.where(overlaps, result.scores, -1.0).max(dim=1)
-        rows, columns = result.true_labels[counted][best >= 0], result.labels[place][best >= 0]
-        counts.index_put_((rows - 1, columns - 1), torch.ones_like(rows), accumulate=True)
-    return counts
+        overlap = box_iou(result.boxes, result.true_boxes[counted]).numpy()  # (D, G)
+        best = best_scored_detection(overlap, result.scores.numpy(), threshold=0.5)  # (G,)
+        found = best != NO_MATCH
+        true, predicted = result.true_labels[counted].numpy()[found], result.labels.numpy()[best[found]]
+        np.add.at(counts, (true - 1, predicted - 1), 1)
+    return torch.from_numpy(counts)
 
 
 def _class_problems(
