@@ -58,29 +58,6 @@ def test_a_second_detection_is_a_duplicate_and_costs_where_it_comes_before_a_hit
     assert result.gains["FalseNeg"] == 0
 
 
-def test_correcting_a_class_makes_a_hit_of_the_other_class():
-    far = (200, 200, 300, 300)
-    result = errors([(*WHOLE, 0.9, 2), (*far, 0.8, 2)], [(*BOX, 1), (*far, 2)])
-    assert kinds(result) == {"Cls": 1}
-    assert result.ap50 == pytest.approx((0 + 0.5) / 2)
-    assert result.gains["Cls"] == pytest.approx(0.75)
-    assert result.gains["FalsePos"] == pytest.approx(0.25)
-
-
-def test_only_the_best_of_several_is_corrected_and_none_where_the_truth_is_found():
-    twice = errors([(*POOR, 0.9, 1), (0, 0, 100, 40, 0.8, 1)], [(*BOX, 1)])
-    assert (kinds(twice), twice.gains["Loc"]) == ({"Loc": 2}, 1)
-    found = errors([(*POOR, 0.9, 1), (*WHOLE, 0.8, 1)], [(*BOX, 1)])
-    assert (kinds(found), found.ap50, found.gains["Loc"]) == ({"Loc": 1}, 0.5, 0.5)
-
-
-def test_less_ground_truth_where_it_is_missed():
-    far = (200, 200, 300, 300)
-    result = errors([(*WHOLE, 0.9, 1)], [(*BOX, 1), (*far, 1)])
-    assert (kinds(result), result.ap50) == ({"Miss": 1}, pytest.approx(51 / 101))
-    assert result.gains["Miss"] == result.gains["FalseNeg"] == pytest.approx(50 / 101)
-
-
 def test_detections_on_a_crowd_of_their_class_are_no_false_positives():
     true = [(*BOX, 1), (200, 200, 400, 400, 1)]
     inside = (220, 220, 260, 260)
