@@ -178,7 +178,7 @@ def test_the_shared_mask_may_be_drawn_at_other_strides(case: Case, stride: int) 
 def test_the_least_cells_of_a_level_may_be_given(case: Case, cells: float) -> None:
     for name in ("object", "gaussian", "fine_grained"):
         expected = naive_masks(name, case._replace(cells=cells))
-        for ours, loops in zip(MASKS[name](case.grids, cells=cells), expected, strict=True):
+        for ours, loops in zip(MASKS[name](case.grids, min_object_cells=cells), expected, strict=True):
             torch.testing.assert_close(ours, torch.tensor(loops, dtype=torch.float64), atol=1e-9, rtol=0)
 
 

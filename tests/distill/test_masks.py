@@ -125,7 +125,7 @@ def test_level_goes_by_pixels_not_by_the_number_of_levels() -> None:
 @pytest.mark.parametrize(("side", "level"), [(20, 0), (63, 0), (64, 1), (127, 1), (128, 2), (600, 4)])
 def test_retinanet_levels_follow_its_anchors(side: int, level: int) -> None:
     box = torch.tensor([[0.0, 0, side - 1, side - 1]])
-    assert box_level(box, 8, 5, cells=4).item() == level
+    assert box_level(box, 8, 5, min_object_cells=4).item() == level
 
 
 def test_cells_of_a_box_on_the_far_border_stay_on_the_map() -> None:

@@ -98,7 +98,7 @@ def boxes(size: Size, device: str) -> list[Tensor]:
 
 def grids(size: Size, device: str) -> Grids:
     anchors = [torch.tensor(ANCHORS, device=device) * stride / 4 for stride in STRIDES]
-    return Grids(boxes(size, device), SHAPES, STRIDES, cells=4.0, anchors=anchors)
+    return Grids(boxes(size, device), SHAPES, STRIDES, min_object_cells=4.0, anchors=anchors)
 
 
 def features(size: Size, device: str, channels: int = 3) -> dict[str, Tensor]:

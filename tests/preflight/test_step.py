@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from defeat.detectors import FrozenTeacher
-from defeat.distill.masks import Grids
+from defeat.distill import Grids
 from defeat.preflight.data import draw
 from defeat.preflight.finding import Finding
 from defeat.preflight.losses import check_losses

@@ -2,6 +2,7 @@
 
 from defeat.distill.adapters import conv3x3, conv3x3_relu, matching
 from defeat.distill.distiller import Distiller
+from defeat.distill.grids import Grids, box_cells, box_level
 from defeat.distill.losses import (
     Decoupled,
     channel_loss,
@@ -11,9 +12,6 @@ from defeat.distill.losses import (
     pearson_loss,
 )
 from defeat.distill.masks import (
-    Grids,
-    box_cells,
-    box_level,
     fine_grained_mask,
     full_mask,
     gaussian_mask,

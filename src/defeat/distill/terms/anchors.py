@@ -61,8 +61,7 @@ class AnchorTerm(Term):
         self.background_temperature = background_temperature
 
     def forward(self, batch: DistillBatch) -> LossDict:
-        """Compute the weighted losses of the positive and of the negative anchors of one batch, two
-        scalars."""
+        """Compute the weighted losses of positive and negative anchors of one batch, two scalars."""
         captured = batch.student_captures
         assert captured.anchor_logits is not None
         with phase("teacher"):

@@ -140,7 +140,8 @@ def _check_weights(weights: Mapping[str, float]) -> None:
         if weight < 0:
             raise ConfigError(f"{key}={weight} must not be negative")
     if not any(weights.values()):
-        raise ConfigError(f"{' and '.join(weights)} of a term are 0: leave the term out instead")
+        given = " and ".join(f"{key}={weight}" for key, weight in weights.items())
+        raise ConfigError(f"a term of {given} has no loss: leave the term out instead")
 
 
 def check_temperatures(*temperatures: float) -> None:

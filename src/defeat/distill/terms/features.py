@@ -9,8 +9,9 @@ from torch import nn
 
 from defeat.detectors.capture import DetectorSpec
 from defeat.distill.adapters import conv3x3
+from defeat.distill.grids import Grids
 from defeat.distill.losses import decoupled_feature_sums
-from defeat.distill.masks import Grids, Mask, object_mask
+from defeat.distill.masks import Mask, object_mask
 from defeat.distill.terms.adapted_maps import AdaptedMaps
 from defeat.distill.terms.base import OBJECT_AND_BACKGROUND, DistillBatch, LossDict, Maps, Term
 
@@ -82,6 +83,6 @@ class FeatureTerm(Term):
             boxes=[target["boxes"] for target in batch.student_captures.targets],
             shapes=[(x.shape[-2], x.shape[-1]) for x in self.adapters.student_maps(batch)],
             strides=strides,
-            cells=self.min_object_cells,
+            min_object_cells=self.min_object_cells,
             anchors=anchors if all(map(len, anchors)) else (),
         )
