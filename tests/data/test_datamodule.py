@@ -8,9 +8,10 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from defeat.data import DetectionDataModule, fingerprint, read_coco, read_voc
+from defeat.data import DetectionDataModule, fingerprint, read_coco
 from defeat.errors import ConfigError, DataError
 from defeat.types import Batch
+from tests.helpers.data_sets import save_picture
 
 
 class Reader:
@@ -70,16 +71,8 @@ def test_with_classes_given_evaluation_does_not_touch_training(readers, stage) -
     assert module.class_ids == (3, 18)
     assert readers["train"].calls == []
     assert readers["val"].calls == [{"classes": ("cat", "dog"), "on_error": "raise"}]
-
-
-def test_training_reads_the_classes_given_too(readers) -> None:
-    module = DetectionDataModule(**readers, classes=["cat", "dog"])
     module.setup("fit")
     assert readers["train"].calls[0]["classes"] == ("cat", "dog")
-
-
-def test_classes_are_known_before_setup(readers) -> None:
-    assert DetectionDataModule(**readers).classes == ("dog", "cat")
 
 
 def test_readers_are_given_the_root(coco) -> None:
@@ -158,13 +151,13 @@ def test_augmentation_belongs_to_the_sample(transforms: str, readers) -> None:
 
 
 @pytest.fixture
-def both_orientations(coco, picture):
+def both_orientations(coco):
     """Nine images, every third higher than wide."""
     coco.content["annotations"] = []
     coco.content["images"] = []
     for i in range(9):
         width, height = (40, 60) if i % 3 == 0 else (60, 40)
-        picture(coco.images / f"{i}.png", width, height)
+        save_picture(coco.images / f"{i}.png", width, height)
         coco.content["images"].append({"id": i, "file_name": f"{i}.png", "width": width, "height": height})
     coco.write()
     reader = partial(read_coco, coco.file, coco.images)
@@ -318,18 +311,3 @@ def test_counts_must_be_positive(readers, name) -> None:
 def test_other_options_must_make_sense(readers, options) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         DetectionDataModule(**readers, **options)
-
-
-def test_voc_splits(voc, obj) -> None:
-    voc.add("a", obj("dog", 1, 1, 9, 9), obj("cat", 1, 1, 9, 9, difficult=1))
-    voc.lines.clear()
-    voc.add("b", obj("dog", 1, 1, 9, 9))
-    voc.write_list("val")
-    voc.lines[:] = ["a"]
-    voc.write_list("train")
-    module = DetectionDataModule(
-        partial(read_voc, voc.root, "train"), partial(read_voc, voc.root, "val"), batch_size=1
-    )
-    assert module.classes == ("cat", "dog")
-    assert next(iter(module.train_dataloader())).targets[0]["labels"].tolist() == [2]
-    assert next(iter(module.val_dataloader())).targets[0]["labels"].tolist() == [2]

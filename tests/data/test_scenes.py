@@ -40,12 +40,6 @@ def tight(mask: np.ndarray) -> tuple[int, ...]:
 # What is rendered
 
 
-def test_same_arguments_give_the_same_scene():
-    first, second = render_scene(3, "val", 7), render_scene(3, "val", 7)
-    assert np.array_equal(first.image, second.image)
-    assert first.objects == second.objects
-
-
 @pytest.mark.parametrize("other", [(4, "val", 7), (3, "train", 7), (3, "val", 8)])
 def test_other_seed_split_or_index_gives_another_scene(other: tuple[int, str, int]):
     assert (render_scene(3, "val", 7).image != render_scene(*other).image).mean() > 0.5
@@ -156,12 +150,7 @@ def test_canvas_refuses_to_hide_an_object():
 def test_canvas_refuses_what_lies_mostly_outside(x: int, y: int):
     canvas = Canvas(np.zeros((96, 96, 3), dtype=np.uint8))
     assert canvas.fit(stamp("square", 60), x, y, label=1) is None
-
-
-@pytest.mark.parametrize(("x", "y"), [(130, 48), (48, 130), (-40, 48), (48, -40), (500, 500)])
-def test_canvas_refuses_even_clutter_that_lies_outside(x: int, y: int):
-    canvas = Canvas(np.zeros((96, 96, 3), dtype=np.uint8))
-    assert canvas.fit(stamp("square", 60), x, y, label=0) is None
+    assert canvas.fit(stamp("square", 60), x + 130, y, label=0) is None  # even clutter
 
 
 def test_rasterised_disc_has_the_area_of_a_disc():
@@ -251,22 +240,21 @@ def test_existing_split_is_reused(tmp_path: Path):
         ({"images": 4}, "images=3 instead of 4"),
         ({"size": 64}, "size=48 instead of 64"),
         ({"seed": 9}, "seed=0 instead of 9"),
+        ({"version": GENERATOR_VERSION + 1}, "generator_version"),
     ],
 )
-def test_other_parameters_are_refused(tmp_path: Path, other: dict[str, int], message: str):
+def test_other_parameters_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, int], message: str
+):
     parameters = {"images": 3, "size": 48, "seed": 0}
     generate_scenes(tmp_path, "train", **parameters)
     before = digest(tmp_path)
+    monkeypatch.setattr(store, "GENERATOR_VERSION", other.get("version", GENERATOR_VERSION))
     with pytest.raises(DataError, match=message):
-        generate_scenes(tmp_path, "train", **(parameters | other))
+        generate_scenes(
+            tmp_path, "train", **{name: other.get(name, value) for name, value in parameters.items()}
+        )
     assert digest(tmp_path) == before
-
-
-def test_older_generator_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    generate_scenes(tmp_path, "train", 2, size=48)
-    monkeypatch.setattr(store, "GENERATOR_VERSION", GENERATOR_VERSION + 1)
-    with pytest.raises(DataError, match="generator_version"):
-        generate_scenes(tmp_path, "train", 2, size=48)
 
 
 @pytest.mark.parametrize("written", [None, "not json", "[]", '{"images": []}'])
