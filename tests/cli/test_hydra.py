@@ -13,27 +13,17 @@ from tests.helpers.tiny import tiny, tiny_teacher
 
 
 @pytest.mark.parametrize(
-    ("name", "usage", "choices"),
+    ("name", "parts"),
     [
-        (
-            "defeat-train",
-            ["defeat-train +experiment=NAME [KEY=VALUE ...]", "ckpt_path=last", "distiller.terms.neck"],
-            ["data: bccd, coco, scenes, voc0712", "scenes_plain, scenes_tadf, scenes_teacher", "distiller: "],
-        ),
-        (
-            "defeat-eval",
-            ["defeat-eval checkpoint=runs/x/checkpoints/best.ckpt", "defeat-eval results=results.json"],
-            ["data: bccd, coco, scenes, voc0712", "detector: fcos, ", "frcnn, "],
-        ),
-        ("defeat-demo", ["defeat-demo [KEY=VALUE ...]", "teacher=train"], []),
+        ("defeat-train", ["data: bccd, coco, scenes, voc0712", "scenes_plain, ", "ckpt_path=last"]),
+        ("defeat-eval", ["detector: fcos, ", "results=results.json"]),
+        ("defeat-demo", ["teacher=train"]),
     ],
 )
-def test_help(name: str, usage: list[str], choices: list[str], script: Run, tmp_path: Path) -> None:
+def test_help(name: str, parts: list[str], script: Run, tmp_path: Path) -> None:
     ended = script(name, "--help")
-    assert ended.status == 0
-    assert ended.err == ""
-    for words in [name, "Usage", *usage, *choices, "seed: 0"]:
-        assert words in ended.out, words
+    assert (ended.status, ended.err) == (0, "")
+    assert [part for part in (f"{name} ", "Usage", "seed: 0", *parts) if part not in ended.out] == []
     assert list(tmp_path.iterdir()) == []
 
 

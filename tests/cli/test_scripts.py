@@ -65,11 +65,6 @@ def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> 
     assert OmegaConf.load("resumed/config.yaml").ckpt_path == "last"
 
 
-def test_an_executable_fails_with_one_line() -> None:
-    line = execute("defeat-eval").line
-    assert line == "give either checkpoint=<weights of a detector> or results=<COCO results JSON>"
-
-
 @pytest.mark.slow
 def test_two_processes_distil_with_no_parameter_unused(teacher: Path, tmp_path: Path) -> None:
     several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", *tiny_teacher(teacher)]

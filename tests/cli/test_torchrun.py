@@ -139,13 +139,10 @@ def test_a_wrong_key_ends_all_launchers(nodes: int, tmp_path: Path) -> None:
         assert ended.status != 0
         # torchrun adds what it has to say; it may end the second process before that has said anything
         lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-        wrong = "unknown key optim.optmizer.lr: did you mean optim.optimizer.lr? "
-        wrong += "(+optim.optmizer.lr=... would add a new one)"
-        expected = {f"error: {wrong}", f"error: rank 1: {wrong}"}
         assert lines
-        assert set(lines) <= (
-            expected if nodes == 1 else {f"error: rank 1: {wrong}" if node else f"error: {wrong}"}
-        )
+        assert all("optim.optmizer.lr" in line for line in lines)
+        ranks = {line.startswith("error: rank 1: ") for line in lines}
+        assert ranks <= ({False, True} if nodes == 1 else {bool(node)})
         assert "defeat/cli" not in ended.err, "no traceback of this program"
     assert list(tmp_path.iterdir()) == []
 
