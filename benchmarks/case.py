@@ -22,7 +22,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
@@ -348,16 +348,16 @@ class Training:
         self.case = case
         self.module = module.to(case.device).train()
         self.optimizer = case.optimizer(module)
-        self._callbacks = module.configure_callbacks()
+        self._nonfinite: Callback = build(case.config.callbacks.nonfinite)
 
     def __call__(self) -> Tensor:
         """One step; the loss without its graph."""
         batch, module = self.case.batch, self.module
         module.on_train_batch_start(batch, 0)
-        for callback in self._callbacks:
-            callback.on_train_batch_start(self.case.trainer, module, batch, 0)
+        self._nonfinite.on_train_batch_start(self.case.trainer, module, batch, 0)
         with self.case.autocast():
             loss = module.training_step(batch, 0)
+        self._nonfinite.on_before_backward(self.case.trainer, module, loss)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()  # as DetectionModule.optimizer_step
@@ -366,7 +366,7 @@ class Training:
 
 def student_alone(case: Case) -> Training:
     """The student's training without a teacher."""
-    return Training(case, DetectionModule(case.student, CLASSES, nonfinite=build(case.config.nonfinite)))
+    return Training(case, DetectionModule(case.student, CLASSES))
 
 
 def distilled(case: Case, kind: Kind, precision: Precision = "as_built") -> Training:
@@ -376,7 +376,6 @@ def distilled(case: Case, kind: Kind, precision: Precision = "as_built") -> Trai
         CLASSES,
         teacher=case.teacher_in(precision),
         distiller=case.distiller(kind),
-        nonfinite=build(case.config.nonfinite),
     )
     return Training(case, module)
 

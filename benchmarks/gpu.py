@@ -30,7 +30,6 @@ from step import FEATURES, FLOOR, FULL, LEAN, Floor, count_flops
 from torch.profiler import ProfilerActivity, profile
 
 import defeat
-from defeat.config import build
 from defeat.detectors.compiled_backbone import COMPILE_MODES, CompileMode
 from defeat.training.module import DetectionModule
 from defeat.warning_filters import filter_warnings
@@ -158,7 +157,6 @@ def compiled(case: Case, kind: Kind, mode: CompileMode) -> Training:
         CLASSES,
         teacher=teacher,
         distiller=case.distiller(kind),
-        nonfinite=build(case.config.nonfinite),
     )
     return Training(case, module)
 

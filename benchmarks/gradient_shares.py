@@ -57,12 +57,15 @@ class Shares(Callback):
 def main() -> None:
     filter_warnings()
     with tempfile.TemporaryDirectory() as folder:
-        fixed = ["~logger", "~callbacks", f"trainer.max_steps={STEPS[-1]}", "trainer.val_check_interval=1000"]
+        fixed = ["~logger", f"trainer.max_steps={STEPS[-1]}", "trainer.val_check_interval=1000"]
+        fixed += [
+            f"callbacks.{name}=null" for name in ("checkpoint", "last", "detections", "progress", "speed")
+        ]
         words = [*sys.argv[1:], f"run_dir={folder}", *fixed]
         config = compose_config("train", words)
         data = build(config.data)
         data.setup("fit")
-        shares = Shares(list(islice(data.train_dataloader(), config.measure.batches)))
+        shares = Shares(list(islice(data.train_dataloader(), config.callbacks.measure.batches)))
         train(config, [shares])
     print("| loss |", " | ".join(f"{step} steps" for step in STEPS), "|")
     for loss, values in shares.found.items():

@@ -234,12 +234,12 @@ def lightning_adds(rounds: int) -> Timed:
         optimizer=build(case.config.optim.optimizer),
         teacher=case.teacher_in("as_built"),
         distiller=case.distiller("full"),
-        nonfinite=build(case.config.nonfinite),
     )
     trainer: Trainer = build(
         case.config.trainer,
         accelerator="cpu",
         logger=False,
+        callbacks=[build(case.config.callbacks.nonfinite)],
         enable_progress_bar=False,
         enable_checkpointing=False,
         max_epochs=1,

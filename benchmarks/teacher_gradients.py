@@ -96,7 +96,13 @@ def _collect(into: dict[str, list[float]], found: dict[str, Tensor], exact: dict
 def main() -> None:
     filter_warnings()
     with tempfile.TemporaryDirectory() as folder:
-        fixed = ["~logger", "~callbacks", "preflight=off", "measure=null", "trainer.val_check_interval=null"]
+        fixed = [
+            "~logger",
+            "~callbacks",
+            "preflight=off",
+            "callbacks.measure=null",
+            "trainer.val_check_interval=null",
+        ]
         fixed += ["+trainer.enable_progress_bar=false"]
         words = [*sys.argv[1:], f"run_dir={folder}", *fixed, "teacher.precision=as_built"]
         config = compose_config("train", words)

@@ -22,7 +22,7 @@ SHORT = [
         "trainer.limit_val_batches=1",
     ),
     *("trainer.val_check_interval=1", "trainer.log_every_n_steps=1", "~logger", "data.batch_size=2"),
-    *("data.num_workers=0", "measure=null", "preflight=off", "run_dir=run"),
+    *("data.num_workers=0", "callbacks.measure=null", "preflight=off", "run_dir=run"),
 ]
 SCENES = ["data.train.images=4", "data.val.images=2", "data.val_batch_size=2"]
 

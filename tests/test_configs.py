@@ -52,10 +52,8 @@ def test_trainers_compose_with_known_arguments(name: str) -> None:
 
     from lightning.pytorch import Trainer
 
-    from defeat.run.trainer import build_trainer
-
     node = compose_config("train", [f"trainer={name}", *RUN]).trainer
-    known = {*signature(Trainer.__init__).parameters, *signature(build_trainer).parameters}
+    known = {*signature(Trainer.__init__).parameters}
     assert set(node) - {"_target_"} <= known
 
 
@@ -68,7 +66,7 @@ def test_data_modules_instantiate(name: str) -> None:
 def test_optimisers_instantiate(name: str) -> None:
     config = compose_config("train", [f"optim={name}", *RUN])
     optimizer = build(config.optim.optimizer)([torch.nn.Parameter(torch.zeros(1))])
-    build(config.optim.rate)(optimizer, total_steps=100, steps_per_epoch=10)
+    build(config.optim.lr_schedule)(optimizer, total_steps=100, steps_per_epoch=10)
 
 
 @pytest.mark.parametrize("name", choices("distiller"))

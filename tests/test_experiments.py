@@ -119,11 +119,15 @@ def test_a_row_has_the_figures_and_the_weights_of_the_paper(name: str) -> None:
 @pytest.mark.parametrize(("name", "rows"), [("coco", COCO), ("voc", VOC)])
 def test_the_schedule_is_the_recipes(name: str, rows: dict[str, Any]) -> None:
     for config in map(composed, rows):
-        model, repeat = config.student.model, config.data.repeat
-        epochs = [repeat * epoch for epoch in (*config.optim.rate.milestones, config.trainer.max_epochs)]
+        model, repeat, schedule = config.student.model, config.data.repeat, config.optim.lr_schedule
+        epochs = [repeat * epoch for epoch in (*schedule.milestones, config.trainer.max_epochs)]
         assert config.data.batch_size == 16
         assert (model.trainable_layers, model.norm) == (3, "frozen")
-        got = (config.optim.optimizer.lr, config.optim.rate.warmup_steps, config.trainer.gradient_clip_val)
+        got = (
+            config.optim.optimizer.lr,
+            schedule.warmup_steps,
+            config.trainer.gradient_clip_val,
+        )
         if name == "coco":
             assert got == (0.02 if config.name.startswith("frcnn") else 0.01, 500, None)
             assert (epochs, model.min_size, model.max_size) == ([8, 11, 12], 800, 1333)
@@ -215,7 +219,7 @@ def test_it_trains_a_step_and_evaluates(name: str, tmp_path: Path, scenes: Path)
     config.trainer.update(accelerator="cpu", max_steps=1, check_val_every_n_epoch=None, val_check_interval=1)
     config.trainer.log_every_n_steps = 1
     OmegaConf.update(config, "trainer.enable_progress_bar", False, force_add=True)
-    config.logger = config.callbacks.progress = config.callbacks.last = config.measure = None
+    config.logger = config.callbacks.progress = config.callbacks.last = config.callbacks.measure = None
     config.callbacks.checkpoint.save_top_k = 0
 
     outcome = train(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from defeat.errors import ConfigError, DefeatError
+from defeat.io.atomic_write import write_text
+
+CONFIG = "config.yaml"
+"""The presence of this file makes a folder a run's."""
 
 
 def conf_dir() -> Path:
@@ -104,3 +108,13 @@ def _check_partials(node: Any) -> None:
 def to_plain(config: DictConfig) -> dict[str, Any]:
     """Resolve all interpolations into dicts, lists and scalars, which are what a checkpoint may hold."""
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Write ``config.yaml`` into a run's folder.
+
+    Args:
+        run_dir: the folder.
+        config: in plain containers, see :func:`to_plain`.
+    """
+    write_text(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))

@@ -168,8 +168,11 @@ def test_a_checkpoint_that_does_not_say_its_weights_is_refused(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["measure=null"], "distiller.balance=gradient needs the measurement that measure=null leaves out"),
-        (["measure.batches=0"], "measure: batches must be at least 1"),
+        (
+            ["callbacks.measure=null"],
+            "distiller.balance=gradient needs the measurement that callbacks.measure=null leaves out",
+        ),
+        (["callbacks.measure.batches=0"], "measure: batches must be at least 1"),
         (["distiller.shares={neck: 2}"], "distiller.shares: there is no loss 'neck', only neck_object, "),
         (["distiller.balance=norm"], "distiller.balance must be null or gradient, got 'norm'"),
         (["student.model.trainable_layers=0"], "backbone_object has no gradient at the student's stages"),

@@ -68,7 +68,7 @@ def test_words_that_cannot_be_composed(words: list[str], parts: list[str], scrip
         ("tf32=1", "true or false"),
         ("trainer.sync_batchnorm=yes_please", "true or false"),
         ("name=2024", "text"),
-        ("optim.rate.milestones=8", "a list"),
+        ("optim.lr_schedule.milestones=8", "a list"),
         ("student=null", "a group of keys"),
         ("optim.optimizer=3", "a group of keys"),
     ],
@@ -97,7 +97,7 @@ def test_values_of_another_type_than_their_defaults(word: str, expected: str, sc
         "~callbacks.progress",
         "distiller.terms.backbone=null",
         "student.weights=null",
-        "measure=null",
+        "callbacks.measure=null",
         "name=${output_root}",
     ],
 )

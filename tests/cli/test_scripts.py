@@ -32,7 +32,12 @@ def assert_equal(found: dict[str, float | None], expected: dict[str, float]) -> 
 def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> None:
     # enough steps and images for figures that are not 0; run folders get their usual names
     hits = ["data.val.images=24", "student.model.box_score_thresh=0", "optim.optimizer.lr=5e-3"]
-    more = [*tiny_teacher(teacher), *hits, "optim.rate.warmup_steps=5", "trainer.val_check_interval=20"]
+    more = [
+        *tiny_teacher(teacher),
+        *hits,
+        "optim.lr_schedule.warmup_steps=5",
+        "trainer.val_check_interval=20",
+    ]
     words = [w for w in tiny(Path(), tmp_path / "scenes", *more, steps=60) if not w.startswith("run_dir")]
     trained = execute("defeat-train", "+experiment=scenes", *words)
     assert trained.status == 0, trained.err

@@ -39,7 +39,7 @@ GOOD_STUDENT = [
     "trainer.val_check_interval=2",
     "trainer.log_every_n_steps=1",
     "callbacks.progress=null",
-    "measure=null",
+    "callbacks.measure=null",
     "preflight=off",
 ]
 

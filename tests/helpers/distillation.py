@@ -61,7 +61,7 @@ def build_all(config: DictConfig) -> None:
         teacher: Detector = build(config.teacher, classes=list(data.classes))
         build(config.distiller, student=student.model, teacher=teacher.model, _partial_=False)
     optimizer = build_factory(config.optim.optimizer)(student.model.parameters())
-    build_factory(config.optim.rate)(optimizer, total_steps=100, steps_per_epoch=10)
+    build_factory(config.optim.lr_schedule)(optimizer, total_steps=100, steps_per_epoch=10)
     nodes: list[Any] = [*(config.logger or {}).values(), *(config.callbacks or {}).values()]
     built = [build(node) for node in nodes if node]
     callbacks = [part for part in built if isinstance(part, Callback)]

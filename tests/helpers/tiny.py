@@ -17,7 +17,7 @@ DETECTOR = [
 
 def tiny(run_dir: Path, scenes: Path, *more: str, steps: int = 2, measured: bool = False) -> list[str]:
     """Overrides for +experiment=scenes_* : 64 px, 8 training and 4 validation images, 2 steps."""
-    measure = ["measure.batches=2", "measure.adapter_steps=5"] if measured else ["measure=null"]
+    few = ["callbacks.measure.batches=2", "callbacks.measure.adapter_steps=5"]
     return [
         f"run_dir={run_dir}",
         f"data.root={scenes}",
@@ -32,7 +32,7 @@ def tiny(run_dir: Path, scenes: Path, *more: str, steps: int = 2, measured: bool
         "trainer.log_every_n_steps=1",
         "callbacks.progress=null",
         "preflight=off",
-        *measure,
+        *(few if measured else ["callbacks.measure=null"]),
         *more,
     ]
 

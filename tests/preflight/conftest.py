@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.subjects import Subject, subject
+from defeat.training.run import Run
+from tests.helpers.built_runs import built_run
 
 
 @pytest.fixture(scope="package")
@@ -14,12 +15,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def healthy(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Subject:
+def healthy(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Run:
     """The distilled run of the scenes, with nothing wrong. Shared: change copies alone."""
-    return subject(tmp_path_factory.mktemp("healthy"), pictures)
+    return built_run(tmp_path_factory.mktemp("healthy"), pictures)
 
 
 @pytest.fixture
-def built(tmp_path: Path, pictures: Path) -> Subject:
+def built(tmp_path: Path, pictures: Path) -> Run:
     """The same, for one test to spoil."""
-    return subject(tmp_path, pictures)
+    return built_run(tmp_path, pictures)

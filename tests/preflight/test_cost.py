@@ -12,8 +12,10 @@ import pytest
 from defeat.config import compose_config
 from defeat.preflight.cost import check_cost, duration, plan
 from defeat.preflight.step import Gradients, Steps, Teacher
+from defeat.run.build import build_run
 from defeat.run.train import train
-from tests.helpers.subjects import Keep, Subject, subject
+from defeat.training.run import Run
+from tests.helpers.built_runs import built_run
 from tests.helpers.tiny import tiny
 
 
@@ -57,9 +59,7 @@ def test_the_plan_is_what_the_trainer_does(settings: list[str], tmp_path: Path, 
     count = Count()
     outcome = train(compose_config("train", ["+experiment=scenes_plain", *words]), [count])
     words[0] = f"run_dir={tmp_path / 'b'}"
-    stop = ["preflight=only", "preflight._target_=tests.helpers.subjects.Keep"]
-    train(compose_config("train", ["+experiment=scenes_plain", *words, *stop]))
-    planned = plan(Keep.subject)
+    planned = plan(build_run(compose_config("train", ["+experiment=scenes_plain", *words])))
     assert planned.steps == outcome.steps
     assert planned.batches == count.batches
     assert planned.validations == count.validations
@@ -70,7 +70,7 @@ def steps(*seconds: float, val: float = 0.5, peak: float = 2.0**30) -> Steps:
     return Steps({}, Gradients([], [], [], [], []), Teacher([], [], []), list(seconds), val, peak)
 
 
-def test_the_estimate_adds_up(healthy: Subject) -> None:
+def test_the_estimate_adds_up(healthy: Run) -> None:
     # 400 steps of 4 images, validations of 40 images after every 100
     found = check_cost(healthy, steps(9.0, 2.0, 4.0, 2.0), image_seconds=0.25, batch_images=4)
     assert found.figures["compute_seconds"] == 2.0, "the first step warms up"
@@ -84,7 +84,7 @@ def test_the_estimate_adds_up(healthy: Subject) -> None:
 
 
 def test_slow_workers_are_a_warning(tmp_path: Path, pictures: Path) -> None:
-    run = subject(tmp_path, pictures, "data.num_workers=2")
+    run = built_run(tmp_path, pictures, "data.num_workers=2")
     found = check_cost(run, steps(1.0), image_seconds=1.0, batch_images=4)
     assert found.figures["batch_seconds"] == 2.0, "two workers decode at a time"
     assert found.problems[0].mend == "raise data.num_workers"
@@ -92,7 +92,7 @@ def test_slow_workers_are_a_warning(tmp_path: Path, pictures: Path) -> None:
 
 
 def test_a_run_without_end_and_a_platform_without_figures(tmp_path: Path, pictures: Path) -> None:
-    endless = subject(tmp_path, pictures, "trainer.max_steps=-1", "trainer.max_epochs=-1")
+    endless = built_run(tmp_path, pictures, "trainer.max_steps=-1", "trainer.max_epochs=-1")
     found = check_cost(endless, steps(1.0, peak=math.nan), image_seconds=0.0, batch_images=4)
     assert "no end is set" in found.seen
     assert "memory not known" in found.seen

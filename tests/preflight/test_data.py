@@ -12,22 +12,23 @@ import torch
 
 from defeat.preflight.data import check_data, draw
 from defeat.preflight.finding import Finding
+from defeat.training.run import Run
 from defeat.types import Annotations, Record
-from tests.helpers.subjects import Subject, only, subject
+from tests.helpers.built_runs import built_run, severe
 
 
-def look(run: Subject, images: int = 12, seconds: float = 100) -> Finding:
+def look(run: Run, images: int = 12, seconds: float = 100) -> Finding:
     return check_data(run, images=images, seconds=seconds)
 
 
-def spoil(run: Subject, split: Any, change: Callable[[Record], Record]) -> Annotations:
+def spoil(run: Run, split: Any, change: Callable[[Record], Record]) -> Annotations:
     """Change all records of a split; what it was comes back."""
     before = run.data.annotations[split]
     run.data.annotations[split] = before._replace(records=[change(record) for record in before.records])
     return before
 
 
-def test_healthy_data_is_counted(healthy: Subject) -> None:
+def test_healthy_data_is_counted(healthy: Run) -> None:
     found = look(healthy)
     assert (found.result, found.problems) == ("ok", [])
     assert "train 48 images (" in found.seen
@@ -36,17 +37,17 @@ def test_healthy_data_is_counted(healthy: Subject) -> None:
     assert found.figures["val_boxes"] == sum(len(sample[1]["boxes"]) for sample in _first(healthy, 12))
 
 
-def _first(run: Subject, images: int) -> list[Any]:
+def _first(run: Run, images: int) -> list[Any]:
     loader: Any = run.data.val_dataloader()
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     return [loader.dataset[int(i)] for i in order[:images]]
 
 
-def test_the_time_bounds_the_images(healthy: Subject) -> None:
+def test_the_time_bounds_the_images(healthy: Run) -> None:
     assert "1 and 1 decoded" in look(healthy, seconds=0).seen
 
 
-def test_the_batches_are_those_of_the_training(healthy: Subject) -> None:
+def test_the_batches_are_those_of_the_training(healthy: Run) -> None:
     drawn = draw(healthy, 2)
     loader = iter(healthy.data.train_dataloader())
     for mine in drawn.batches:
@@ -63,20 +64,20 @@ def test_the_batches_are_those_of_the_training(healthy: Subject) -> None:
         lambda r: r._replace(labels=r.labels + 8),
     ],
 )
-def test_boxes_outside_and_unknown_labels_are_found(built: Subject, change: Any) -> None:
+def test_boxes_outside_and_unknown_labels_are_found(built: Run, change: Any) -> None:
     spoil(built, "val", change)
-    text = only(look(built))
+    text = severe(look(built))
     assert "of 12 val images have a box outside of the image or a label that is no class: image id" in text
 
 
-def test_classes_that_no_training_object_has_are_named(built: Subject) -> None:
+def test_classes_that_no_training_object_has_are_named(built: Run) -> None:
     spoil(built, "train", lambda r: r._replace(ignore=r.labels == 2))
     found = look(built)
     assert found.result == "warning"
     assert found.problems[0].cause == "no training object is of class square"
 
 
-def test_images_in_both_splits_are_counted(built: Subject) -> None:
+def test_images_in_both_splits_are_counted(built: Run) -> None:
     train, val = (built.data.annotations[split] for split in ("train", "val"))  # type: ignore[index]
     both = val._replace(records=[*val.records[:-3], *train.records[:3]])
     built.data.annotations["val"] = both
@@ -85,7 +86,7 @@ def test_images_in_both_splits_are_counted(built: Subject) -> None:
     assert "3 image files are in the training and in the validation split" in problem.cause
 
 
-def test_a_split_without_objects_is_a_warning(built: Subject) -> None:
+def test_a_split_without_objects_is_a_warning(built: Run) -> None:
     spoil(
         built,
         "val",
@@ -98,7 +99,7 @@ def test_a_split_without_objects_is_a_warning(built: Subject) -> None:
 
 def test_objects_that_the_resize_makes_tiny_are_a_warning(tmp_path: Path, pictures: Path) -> None:
     # Scenes of 128 pixels at 16: a cell of 4 x 4 pixels was 32 x 32.
-    small = subject(tmp_path, pictures, "student.model.min_size=16", "student.model.max_size=16")
+    small = built_run(tmp_path, pictures, "student.model.min_size=16", "student.model.max_size=16")
     found = look(small)
     assert {p.severe for p in found.problems} == {False}
     assert "train objects are smaller than a cell of 4 x 4 pixels" in found.problems[0].cause

@@ -15,7 +15,8 @@ from defeat.errors import ConfigError
 from defeat.preflight import CHECKS, Finding, Preflight, PreflightError, Problem
 from defeat.preflight import preflight as checks
 from defeat.run.train import train
-from tests.helpers.subjects import Subject, words
+from defeat.training.run import Run
+from tests.helpers.built_runs import words
 from tests.helpers.tiny import tiny, tiny_teacher
 
 FEW = ["preflight.images=24", "preflight.batches=1", "preflight.steps=1"]
@@ -121,7 +122,7 @@ def test_tolerated_checks_only_warn(tmp_path: Path, pictures: Path) -> None:
 
 @pytest.mark.parametrize("where", ["take_steps", "check_losses"])
 def test_a_step_that_does_not_fit_is_found(
-    where: str, healthy: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, healthy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("no room")

@@ -21,27 +21,28 @@ from defeat.preflight.agreement import (
     check_weights,
 )
 from defeat.training.module import DetectionModule
-from tests.helpers.subjects import SHIPPED, Subject, only, subject
+from defeat.training.run import Run
+from tests.helpers.built_runs import SHIPPED, built_run, severe
 
 
-def test_a_healthy_pair_agrees(healthy: Subject) -> None:
-    assert healthy.pair is not None
+def test_a_healthy_pair_agrees(healthy: Run) -> None:
+    assert healthy.distillation is not None
     assert check_weights(healthy.student, healthy.teacher).problems == []
     for check in (check_normalisation, check_resize, check_padding, check_levels):
-        assert check(healthy, healthy.pair).result == "ok", check
+        assert check(healthy, healthy.distillation).result == "ok", check
 
 
 def test_a_teacher_file_of_a_deeper_network_is_found(tmp_path: Path, pictures: Path) -> None:
     # Its first layers fill the shallower network whole: the loader has nothing to refuse.
-    wrong = subject(tmp_path, pictures, "teacher.model.backbone=resnet10")
+    wrong = built_run(tmp_path, pictures, "teacher.model.backbone=resnet10")
     found = check_weights(wrong.student, wrong.teacher)
-    assert "keys that the teacher's backbone lacks" in only(found)
-    assert "of a deeper network" in only(found)
+    assert "keys that the teacher's backbone lacks" in severe(found)
+    assert "of a deeper network" in severe(found)
 
 
 def test_a_teacher_file_of_a_shallower_network_is_refused_at_loading(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(WeightsError, match=r"missing .* These weights are of another model"):
-        subject(tmp_path, pictures, "teacher.model.backbone=resnet34")
+        built_run(tmp_path, pictures, "teacher.model.backbone=resnet34")
 
 
 def test_keys_of_a_file_outside_of_the_backbone_are_a_warning(tmp_path: Path, pictures: Path) -> None:
@@ -80,28 +81,28 @@ def test_backbone_weights_are_counted(tmp_path: Path, pictures: Path) -> None:
 
 
 def _detectors(tmp_path: Path, pictures: Path, *more: str) -> tuple[Detector, Detector | None]:
-    found = subject(tmp_path / "run", pictures, *more)
+    found = built_run(tmp_path / "run", pictures, *more)
     return found.student, found.teacher
 
 
-def test_another_normalisation_is_found(built: Subject) -> None:
-    assert built.pair is not None
+def test_another_normalisation_is_found(built: Run) -> None:
+    assert built.distillation is not None
     built.module.student.transform.image_mean = [0.0, 0.0, 0.0]
-    text = only(check_normalisation(built, built.pair))
+    text = severe(check_normalisation(built, built.distillation))
     assert "by image_mean [0.0, 0.0, 0.0], and the teacher was trained with [0.485" in text
 
 
 def test_normalisation_of_the_teachers_training_counts_though_both_are_configured_alike(
-    healthy: Subject,
+    healthy: Run,
 ) -> None:
     spoilt = _trained(healthy, {"image_std": [1.0, 1.0, 1.0]})
-    assert spoilt.pair is not None
-    assert "image_std [0.229, 0.224, 0.225], and the teacher was trained with [1.0" in only(
-        check_normalisation(spoilt, spoilt.pair)
+    assert spoilt.distillation is not None
+    assert "image_std [0.229, 0.224, 0.225], and the teacher was trained with [1.0" in severe(
+        check_normalisation(spoilt, spoilt.distillation)
     )
 
 
-def _trained(healthy: Subject, model: dict[str, Any]) -> Subject:
+def _trained(healthy: Run, model: dict[str, Any]) -> Run:
     """As if the teacher's file were a checkpoint of a run with these settings."""
     assert healthy.teacher is not None
     file = WeightFile({}, None, {"student": {"model": model}})
@@ -109,56 +110,56 @@ def _trained(healthy: Subject, model: dict[str, Any]) -> Subject:
 
 
 def test_another_resize_is_found_with_the_keys_that_mend_it(tmp_path: Path, pictures: Path) -> None:
-    wrong = subject(tmp_path, pictures, "student.model.min_size=96", "student.model.max_size=96")
-    assert wrong.pair is not None
-    text = only(check_resize(wrong, wrong.pair))
+    wrong = built_run(tmp_path, pictures, "student.model.min_size=96", "student.model.max_size=96")
+    assert wrong.distillation is not None
+    text = severe(check_resize(wrong, wrong.distillation))
     assert "have min_size 96, max_size 96, but the teacher is configured with min_size 128" in text
     assert "set student.model.min_size=128 student.model.max_size=128" in text
 
 
 def test_the_size_that_the_teacher_was_trained_at_counts_before_its_configuration(
-    healthy: Subject, tmp_path: Path, pictures: Path
+    healthy: Run, tmp_path: Path, pictures: Path
 ) -> None:
     trained = _trained(healthy, {"min_size": [96, 160], "max_size": 200})
-    assert trained.pair is not None
-    text = only(check_resize(trained, trained.pair))
+    assert trained.distillation is not None
+    text = severe(check_resize(trained, trained.distillation))
     assert "the teacher was trained at min_size 160, max_size 200" in text
     # A distilled run never uses the teacher's own transform.
-    unused = subject(tmp_path, pictures, "teacher.model.min_size=800", "teacher.model.max_size=1333")
+    unused = built_run(tmp_path, pictures, "teacher.model.min_size=800", "teacher.model.max_size=1333")
     unused = _trained(unused, {"min_size": 128, "max_size": 128})
-    assert unused.pair is not None
-    assert check_resize(unused, unused.pair).result == "ok"
+    assert unused.distillation is not None
+    assert check_resize(unused, unused.distillation).result == "ok"
 
 
-def test_a_fixed_size_is_another_size(built: Subject) -> None:
-    assert built.pair is not None
+def test_a_fixed_size_is_another_size(built: Run) -> None:
+    assert built.distillation is not None
     built.module.student.transform.fixed_size = (128, 128)
-    assert "exactly 128 x 128" in only(check_resize(built, built.pair))
+    assert "exactly 128 x 128" in severe(check_resize(built, built.distillation))
 
 
-def test_another_padding_is_found(built: Subject) -> None:
-    assert built.pair is not None
+def test_another_padding_is_found(built: Run) -> None:
+    assert built.distillation is not None
     built.module.student.transform.size_divisible = 64
-    assert "multiples of 64 pixels and the teacher to 32" in only(check_padding(built, built.pair))
+    assert "multiples of 64 pixels and the teacher to 32" in severe(check_padding(built, built.distillation))
 
 
 FEWER = ["student.model.returned_layers=[2,3]", "student.model.anchor_sizes=[[24],[48],[96]]"]
 
 
 def test_a_wrong_number_of_levels_is_found(tmp_path: Path, pictures: Path) -> None:
-    wrong = subject(tmp_path, pictures, *FEWER)
-    assert wrong.pair is not None
-    found = check_levels(wrong, wrong.pair)
+    wrong = built_run(tmp_path, pictures, *FEWER)
+    assert wrong.distillation is not None
+    found = check_levels(wrong, wrong.distillation)
     # of the neck alone: the term on the stages names its strides
-    assert "neck compares the neck of strides 8 16 32 alone" in only(found)
-    assert "the student has 8 16 32 and the teacher 4 8 16 32" in only(found)
-    assert "distiller.terms.neck.strides=[8,16,32]" in only(found)
+    assert "neck compares the neck of strides 8 16 32 alone" in severe(found)
+    assert "the student has 8 16 32 and the teacher 4 8 16 32" in severe(found)
+    assert "distiller.terms.neck.strides=[8,16,32]" in severe(found)
 
 
 def test_levels_that_the_configuration_names_are_wanted(tmp_path: Path, pictures: Path) -> None:
-    named = subject(tmp_path, pictures, *FEWER, "distiller.terms.neck.strides=[8,16,32]")
-    assert named.pair is not None
-    assert check_levels(named, named.pair).problems == []
+    named = built_run(tmp_path, pictures, *FEWER, "distiller.terms.neck.strides=[8,16,32]")
+    assert named.distillation is not None
+    assert check_levels(named, named.distillation).problems == []
 
 
 # -- all experiments ------------------------------------------------------------------------------------
@@ -190,18 +191,18 @@ KINDS = (
 
 
 @pytest.mark.parametrize("experiment", KINDS)
-def test_an_experiment_of_each_kind_agrees_with_itself(experiment: str, healthy: Subject) -> None:
+def test_an_experiment_of_each_kind_agrees_with_itself(experiment: str, healthy: Run) -> None:
     _agrees(experiment, healthy)
 
 
 @pytest.mark.slow
-def test_every_experiment_agrees_with_itself(healthy: Subject) -> None:
+def test_every_experiment_agrees_with_itself(healthy: Run) -> None:
     for path in sorted((conf_dir() / "experiment").glob("*.yaml")):
         if "/distiller:" in path.read_text():
             _agrees(path.stem, healthy)
 
 
-def _agrees(experiment: str, healthy: Subject) -> None:
+def _agrees(experiment: str, healthy: Run) -> None:
     config = compose_config("train", [*f"+experiment={experiment}".split(), "run_dir=x", "data.root=x"])
     student, teacher = (_small(node, ["a", "b"]) for node in (config.student, config.teacher))
     distiller = build(config.distiller)(student.model, teacher.model)
@@ -209,9 +210,9 @@ def _agrees(experiment: str, healthy: Subject) -> None:
         student.model, ["a", "b"], teacher=FrozenTeacher(teacher.model), distiller=distiller
     )
     run = healthy._replace(module=module, student=student, teacher=teacher, config=to_plain(config))
-    assert run.pair is not None
+    assert run.distillation is not None
     for check in (check_normalisation, check_resize, check_padding):
-        assert check(run, run.pair).result == "ok"
-    levels = check_levels(run, run.pair)
+        assert check(run, run.distillation).result == "ok"
+    levels = check_levels(run, run.distillation)
     crossed = type(student.model) is not type(teacher.model)
     assert levels.result == ("warning" if crossed else "ok")

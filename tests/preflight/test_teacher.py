@@ -15,21 +15,22 @@ from defeat.detectors.class_order import reorder
 from defeat.evaluation.image_result import ImageResult
 from defeat.preflight.finding import Finding
 from defeat.preflight.teacher import Expected, check_teacher, confusion_matrix, renamed
-from tests.helpers.subjects import SHIPPED, Subject, only, subject
+from defeat.training.run import Run
+from tests.helpers.built_runs import SHIPPED, built_run, severe
 
 LENIENT = Expected(0.05, None, 0.1)
 
 
-def look(run: Subject, expected: Expected = LENIENT, seconds: float = 100) -> tuple[Finding, Finding]:
+def look(run: Run, expected: Expected = LENIENT, seconds: float = 100) -> tuple[Finding, Finding]:
     """The findings on classes and teacher, on 32 images."""
-    assert run.pair is not None
-    classes, teacher = check_teacher(run, run.pair, expected, images=32, seconds=seconds)
+    assert run.distillation is not None
+    classes, teacher = check_teacher(run, run.distillation, expected, images=32, seconds=seconds)
     assert (classes.check, teacher.check) == ("classes", "teacher")
     return classes, teacher
 
 
 @pytest.fixture(scope="module")
-def found(healthy: Subject) -> tuple[Finding, Finding]:
+def found(healthy: Run) -> tuple[Finding, Finding]:
     return look(healthy)
 
 
@@ -49,8 +50,8 @@ def shuffled(rows: Sequence[int], path: Path) -> str:
 
 def test_shuffled_classes_are_found_and_named(tmp_path: Path, pictures: Path) -> None:
     order = [2, 3, 4, 5, 6, 7, 8, 1]
-    classes, teacher = look(subject(tmp_path / "run", pictures, shuffled(order, tmp_path / "t.pth")))
-    text = only(classes)
+    classes, teacher = look(built_run(tmp_path / "run", pictures, shuffled(order, tmp_path / "t.pth")))
+    text = severe(classes)
     assert "the teacher has its classes in another order" in text
     assert "square is found as disc" in text
     assert "+data.classes=[...]" in text
@@ -63,24 +64,24 @@ def test_shuffled_classes_are_found_and_named(tmp_path: Path, pictures: Path) ->
 
 def test_two_exchanged_classes_are_found_though_ap_is_fair(tmp_path: Path, pictures: Path) -> None:
     order = [1, 2, 3, 4, 8, 6, 7, 5]
-    classes, teacher = look(subject(tmp_path / "run", pictures, shuffled(order, tmp_path / "t.pth")))
+    classes, teacher = look(built_run(tmp_path / "run", pictures, shuffled(order, tmp_path / "t.pth")))
     ap50 = teacher.figures["ap50"]
     assert ap50 is not None
     assert ap50 > 0.3
-    text = only(classes)
+    text = severe(classes)
     assert "ring is found as arrow" in text
     assert "arrow is found as ring" in text
     assert "disc is" not in text
 
 
-def test_random_weights_are_near_chance(built: Subject) -> None:
-    assert built.pair is not None
+def test_random_weights_are_near_chance(built: Run) -> None:
+    assert built.distillation is not None
     for layer in (
-        built.pair.model.detector.roi_heads.box_head.fc6,
-        built.pair.model.detector.rpn.head.cls_logits,
+        built.distillation.model.detector.roi_heads.box_head.fc6,
+        built.distillation.model.detector.rpn.head.cls_logits,
     ):
         torch.nn.init.normal_(layer.weight, std=0.01)
-    text = only(look(built)[1])
+    text = severe(look(built)[1])
     assert "is near chance" in text
     assert "not a trained teacher's weights" in text
 
@@ -90,11 +91,11 @@ def test_random_weights_are_near_chance(built: Subject) -> None:
     [("min_size", (32,)), ("image_std", [0.02, 0.02, 0.02])],
 )
 def test_what_the_student_makes_of_the_images_is_what_the_teacher_is_judged_on(
-    built: Subject, setting: str, value: object, found: tuple[Finding, Finding]
+    built: Run, setting: str, value: object, found: tuple[Finding, Finding]
 ) -> None:
     setattr(built.module.student.transform, setting, value)
     _, teacher = look(built, Expected(0.05, 0.48, 0.1))
-    assert "below preflight.expected_ap=0.48 by more than 0.1" in only(teacher)
+    assert "below preflight.expected_ap=0.48 by more than 0.1" in severe(teacher)
     before, after = found[1].figures["ap"], teacher.figures["ap"]
     assert before is not None
     assert after is not None
@@ -104,24 +105,24 @@ def test_what_the_student_makes_of_the_images_is_what_the_teacher_is_judged_on(
     assert f"it reaches AP {before:.3f}" in hint
 
 
-def test_an_expected_figure_that_is_reached_passes(healthy: Subject) -> None:
+def test_an_expected_figure_that_is_reached_passes(healthy: Run) -> None:
     assert look(healthy, Expected(0.05, 0.55, 0.1))[1].result == "ok"
-    assert "see that teacher.weights is the file" in only(look(healthy, Expected(0.05, 0.9, 0.1))[1])
+    assert "see that teacher.weights is the file" in severe(look(healthy, Expected(0.05, 0.9, 0.1))[1])
 
 
-def test_the_time_bounds_the_images_and_one_batch_is_always_looked_at(healthy: Subject) -> None:
+def test_the_time_bounds_the_images_and_one_batch_is_always_looked_at(healthy: Run) -> None:
     assert look(healthy, seconds=0)[1].figures["images"] == 8
 
 
 def test_too_few_objects_refuse_nothing(tmp_path: Path, pictures: Path) -> None:
-    few = subject(tmp_path, pictures, "data.limit_val=1")
+    few = built_run(tmp_path, pictures, "data.limit_val=1")
     classes, teacher = look(few, Expected(1.0, 1.0, 0.0))
     assert classes.result != "failed"
     assert teacher.result == "warning"
     assert "objects alone)" in teacher.problems[0].cause
 
 
-def test_no_objects_are_a_warning(built: Subject) -> None:
+def test_no_objects_are_a_warning(built: Run) -> None:
     split = built.data.annotations["val"]
     empty = [
         r._replace(boxes=r.boxes[:0], labels=r.labels[:0], ignore=r.ignore[:0], area=r.area[:0])
@@ -134,18 +135,18 @@ def test_no_objects_are_a_warning(built: Subject) -> None:
     assert teacher.figures["ap"] is None
 
 
-def test_a_new_head_is_not_judged(built: Subject) -> None:
+def test_a_new_head_is_not_judged(built: Run) -> None:
     assert built.teacher is not None
     new = built._replace(teacher=built.teacher._replace(whole=False))
     assert [finding.result for finding in look(new)] == ["ok", "ok"]
 
 
-def test_the_teacher_and_the_students_transform_are_left_alone(healthy: Subject) -> None:
-    assert healthy.pair is not None
+def test_the_teacher_and_the_students_transform_are_left_alone(healthy: Run) -> None:
+    assert healthy.distillation is not None
     look(healthy)
     assert healthy.module.student.transform.training
-    assert not any(module.training for module in healthy.pair.model.modules())
-    assert healthy.pair.model.detector.transform is not healthy.module.student.transform
+    assert not any(module.training for module in healthy.distillation.model.modules())
+    assert healthy.distillation.model.detector.transform is not healthy.module.student.transform
 
 
 # -- as what objects are found ----------------------------------------------------------------------------

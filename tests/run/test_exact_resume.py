@@ -15,7 +15,7 @@ import torch
 from defeat.config import compose_config
 from defeat.run.train import train
 from defeat.training import callbacks
-from defeat.training.callbacks.exact_resume import place_counts
+from defeat.training.callbacks.exact_resume import move_step_counts
 from tests.helpers.tiny import tiny, tiny_teacher
 
 VARIANTS = {
@@ -215,5 +215,5 @@ def test_counted_steps_lie_where_the_optimiser_reads_them(fused: bool | None) ->
     optimizer = torch.optim.AdamW([parameter])
     optimizer.param_groups[0]["fused"] = fused
     optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2, device="meta")}
-    place_counts(optimizer)
+    move_step_counts(optimizer)
     assert optimizer.state[parameter]["step"].device.type == ("meta" if fused else "cpu")

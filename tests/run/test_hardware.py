@@ -53,7 +53,7 @@ class Watch(Callback):
 
 def run(run_dir: Path, scenes: Path, teacher: Path, *more: str, steps: int = 3) -> Watch:
     # Adam makes a whole step of a gradient that is rounding alone, and SGD does not.
-    sgd = ["optim=sgd_1x", "optim.rate.warmup_steps=1"]
+    sgd = ["optim=sgd_1x", "optim.lr_schedule.warmup_steps=1"]
     words = tiny(run_dir, scenes, *tiny_teacher(teacher), "~logger", *sgd, *more, steps=steps)
     watch = Watch()
     train(compose_config("train", ["+experiment=scenes", *words]), callbacks=[watch])
@@ -132,7 +132,7 @@ def test_a_loaded_optimiser_steps_as_the_one_that_was_saved(
 
 @pytest.mark.parametrize("optim", ["adamw", "sgd_1x"])
 def test_a_fused_optimiser_trains_alike(optim: str, scenes: Path, teacher: Path, tmp_path: Path) -> None:
-    more = [f"optim={optim}", "optim.rate.warmup_steps=1"]
+    more = [f"optim={optim}", "optim.lr_schedule.warmup_steps=1"]
     plain = run(tmp_path / "plain", scenes, teacher, *more)
     fused = run(tmp_path / "fused", scenes, teacher, *more, "optim.optimizer.fused=true")
     groups = [saved(tmp_path / name)["optimizer_states"][0]["param_groups"][0] for name in ("plain", "fused")]

@@ -248,7 +248,7 @@ def test_a_loss_without_gradient_is_refused_in_one_line() -> None:
         ConfigError, match=r"neck_object has no gradient .* on the 2 measured batches"
     ) as error:
         balanced_weights(distiller, found)
-    assert "raise measure.batches" in str(error.value)
+    assert "raise callbacks.measure.batches" in str(error.value)
     assert "distiller.terms.neck.object_weight=0" in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -31,8 +31,8 @@ from defeat.detectors import FrozenTeacher, capture, faster_rcnn
 from defeat.distill import Distiller, FeatureTerm
 from defeat.errors import ConfigError
 from defeat.run.train import train
+from defeat.training.callbacks.nonfinite import NonFinite, NonFiniteError
 from defeat.training.module import DetectionModule, to_unit_range
-from defeat.training.nonfinite import NonFinite, NonFiniteError
 from defeat.types import Target
 from tests.helpers.tiny import tiny, tiny_teacher
 
@@ -125,7 +125,7 @@ def test_stopped_it_says_step_losses_images_rate_and_what_to_try(
     scenes: Path, teacher: Path, tmp_path: Path
 ) -> None:
     spoil = Spoil(2, loss="neck_object")
-    words = tiny(tmp_path, scenes, *tiny_teacher(teacher), "optim.rate.warmup_steps=0", steps=4)
+    words = tiny(tmp_path, scenes, *tiny_teacher(teacher), "optim.lr_schedule.warmup_steps=0", steps=4)
     with pytest.raises(NonFiniteError) as caught:
         run("scenes", words, spoil)
     path = tmp_path / "nonfinite_step2.pt"
@@ -219,7 +219,7 @@ def test_no_checkpoint_is_made_of_it(scenes: Path, tmp_path: Path) -> None:
 
     class Save(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
-            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt", weights_only=True)
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
 
     with pytest.raises(NonFiniteError, match="step 1, epoch 0: loss_box_reg is inf"):
         run("scenes_plain", tiny(tmp_path, scenes, "~logger"), Spoil(1, value=INF), Save())
@@ -237,7 +237,7 @@ def test_nothing_is_overwritten(scenes: Path, tmp_path: Path) -> None:
 
 def test_a_batch_that_cannot_be_saved_does_not_hide_the_cause(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    words = tiny(tmp_path, scenes, "~logger", f"nonfinite.folder={tmp_path}/file/folder")
+    words = tiny(tmp_path, scenes, "~logger", f"callbacks.nonfinite.folder={tmp_path}/file/folder")
     with pytest.raises(NonFiniteError, match=r"step 0.*loss_box_reg is nan.*the batch could not be saved: "):
         run("scenes_plain", words, Spoil(0))
 
@@ -297,7 +297,7 @@ def test_a_skipped_step_changes_nothing_but_the_count(
     loss: str, value: float, optim: str, scenes: Path, tmp_path: Path
 ) -> None:
     spoil = Spoil(1, loss=loss, value=value)
-    words = tiny(tmp_path, scenes, "nonfinite.action=skip", f"optim={optim}", steps=3)
+    words = tiny(tmp_path, scenes, "callbacks.nonfinite.action=skip", f"optim={optim}", steps=3)
     run("scenes_plain", words, spoil)
     assert spoil.before[1]["optimizer"], "there are moments that could change"
     assert same(spoil.after[1], spoil.before[1])
@@ -312,9 +312,9 @@ def test_a_skipped_step_changes_nothing_but_the_count(
 def test_a_skipped_step_is_warned_of_in_a_line(
     scenes: Path, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    words = tiny(tmp_path, scenes, *tiny_teacher(teacher), "~logger", "nonfinite.action=skip")
+    words = tiny(tmp_path, scenes, *tiny_teacher(teacher), "~logger", "callbacks.nonfinite.action=skip")
     run("scenes", words, Spoil(1, loss="head_object"))
-    (line,) = [r.getMessage() for r in caplog.records if r.name == "defeat.training.nonfinite"]
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "defeat.training.callbacks.nonfinite"]
     assert "step 1, epoch 0: head_object is nan; losses " in line
     assert line.endswith("; the step is left out, 1 of at most 10")
 
@@ -329,7 +329,7 @@ def test_what_a_forward_did_to_batchnorm_is_undone(scenes: Path, tmp_path: Path)
                 layers[0].running_mean.fill_(NAN)
 
     spoil = Statistics(1)
-    run("scenes_plain", tiny(tmp_path, scenes, "~logger", "nonfinite.action=skip", steps=3), spoil)
+    run("scenes_plain", tiny(tmp_path, scenes, "~logger", "callbacks.nonfinite.action=skip", steps=3), spoil)
     assert same(spoil.after[1], spoil.before[1])
     assert finite(last(tmp_path)["state_dict"])
 
@@ -339,7 +339,7 @@ def test_of_accumulated_gradients_the_whole_step_is_left_out(
     batch: int, scenes: Path, tmp_path: Path
 ) -> None:
     spoil = Spoil(batch, value=INF)  # which leaves the gradient finite
-    more = ("nonfinite.action=skip", "trainer.accumulate_grad_batches=2", "data.batch_size=1")
+    more = ("callbacks.nonfinite.action=skip", "trainer.accumulate_grad_batches=2", "data.batch_size=1")
     run("scenes_plain", tiny(tmp_path, scenes, *more, steps=3), spoil)
     assert len(spoil.before) == 6
     assert same(spoil.after[3], spoil.before[2])
@@ -349,7 +349,9 @@ def test_of_accumulated_gradients_the_whole_step_is_left_out(
 
 
 def test_past_the_limit_it_stops_all_the_same(scenes: Path, tmp_path: Path) -> None:
-    words = tiny(tmp_path, scenes, "nonfinite.action=skip", "nonfinite.limit=2", "~logger", steps=6)
+    words = tiny(
+        tmp_path, scenes, "callbacks.nonfinite.action=skip", "callbacks.nonfinite.limit=2", "~logger", steps=6
+    )
     with pytest.raises(NonFiniteError, match=r"step 4.*; steps left out before: 2; the batch"):
         run("scenes_plain", words, Spoil(0, 2, 4))
     assert (tmp_path / "nonfinite_step4.pt").exists()
@@ -357,7 +359,12 @@ def test_past_the_limit_it_stops_all_the_same(scenes: Path, tmp_path: Path) -> N
 
 
 def test_a_resumed_run_counts_on(scenes: Path, tmp_path: Path) -> None:
-    more = ("nonfinite.action=skip", "nonfinite.limit=1", "~logger", "trainer.max_steps=4")
+    more = (
+        "callbacks.nonfinite.action=skip",
+        "callbacks.nonfinite.limit=1",
+        "~logger",
+        "trainer.max_steps=4",
+    )
     with pytest.raises(NonFiniteError, match="step 3"):
         run("scenes_plain", tiny(tmp_path / "first", scenes, *more), Spoil(1, 3))
     words = tiny(tmp_path / "on", scenes, *more, f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt")
@@ -368,9 +375,9 @@ def test_a_resumed_run_counts_on(scenes: Path, tmp_path: Path) -> None:
 def test_a_finite_run_is_the_same_whatever_the_action(scenes: Path, tmp_path: Path) -> None:
     found = []
     for name, word in (
-        ("stop", "nonfinite.action=stop"),
-        ("skip", "nonfinite.action=skip"),
-        ("none", "nonfinite=null"),
+        ("stop", "callbacks.nonfinite.action=stop"),
+        ("skip", "callbacks.nonfinite.action=skip"),
+        ("none", "callbacks.nonfinite=null"),
     ):
         run("scenes_plain", tiny(tmp_path / name, scenes, "~logger", word))
         found.append(last(tmp_path / name))
@@ -380,19 +387,22 @@ def test_a_finite_run_is_the_same_whatever_the_action(scenes: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("action=ignore", "nonfinite.action=ignore is neither stop nor skip"), ("limit=0", "at least 1, got 0")],
+    [
+        ("action=ignore", "callbacks.nonfinite.action=ignore is neither stop nor skip"),
+        ("limit=0", "at least 1, got 0"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(
     word: str, message: str, scenes: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        run("scenes_plain", tiny(tmp_path, scenes, f"nonfinite.{word}"))
+        run("scenes_plain", tiny(tmp_path, scenes, f"callbacks.nonfinite.{word}"))
 
 
 SMALL = {"backbone": "resnet10", "min_size": 64, "max_size": 64, "box_head_channels": 16, "fpn_channels": 8}
 
 
-def small(nonfinite: NonFinite, **settings: Any) -> DetectionModule:
+def small(**settings: Any) -> DetectionModule:
     """A student that a teacher of 16 channels teaches by the neck."""
     torch.manual_seed(0)
     student = faster_rcnn(3, **SMALL, norm="batch", trainable_layers=5)
@@ -404,7 +414,6 @@ def small(nonfinite: NonFinite, **settings: Any) -> DetectionModule:
         optimizer=partial(torch.optim.AdamW, lr=1e-3, **settings),
         teacher=FrozenTeacher(teacher),
         distiller=Distiller(student, teacher, terms={"neck": term}),
-        nonfinite=nonfinite,
     )
 
 
@@ -438,31 +447,34 @@ NO_VALIDATION = "ignore:You defined a `validation_step` but have no `val_dataloa
 @pytest.mark.filterwarnings(NO_VALIDATION)
 @pytest.mark.parametrize("action", ["stop", "skip"])
 def test_what_the_gradient_scaler_handles_is_left_to_it(action: str, tmp_path: Path) -> None:
-    module, spoil = small(NonFinite(str(tmp_path), action=action, limit=1)), Spoil()  # type: ignore[arg-type]
+    module, spoil = small(), Spoil()
+    nonfinite = NonFinite(str(tmp_path), action=action, limit=1)  # type: ignore[arg-type]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     trainer = trainer_of(
-        tmp_path, max_steps=3, callbacks=[spoil], plugins=[MixedPrecision("16-mixed", "cpu", scaler)]
+        tmp_path,
+        max_steps=3,
+        callbacks=[spoil, nonfinite],
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
     )
     trainer.fit(module, images(6))
     assert scaler.get_scale() == 2.0**117, "each gradient was infinite"
-    assert module.nonfinite is not None
-    assert module.nonfinite.skipped == 0
+    assert nonfinite.skipped == 0
     assert not spoil.after[-1]["optimizer"]
 
 
 @pytest.mark.filterwarnings(NO_VALIDATION)
 @pytest.mark.parametrize("fused", [False, True])
 def test_under_a_gradient_scaler_steps_are_left_out_too(fused: bool, tmp_path: Path) -> None:
-    module, spoil = (
-        small(NonFinite(str(tmp_path), action="skip", limit=1), fused=fused),
-        Spoil(1, loss="neck_object", value=INF),
-    )
+    module, spoil = small(fused=fused), Spoil(1, loss="neck_object", value=INF)
+    nonfinite = NonFinite(str(tmp_path), action="skip", limit=1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     trainer_of(
-        tmp_path, max_steps=3, callbacks=[spoil], plugins=[MixedPrecision("16-mixed", "cpu", scaler)]
+        tmp_path,
+        max_steps=3,
+        callbacks=[spoil, nonfinite],
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
     ).fit(module, images(6))
-    assert module.nonfinite is not None
-    assert module.nonfinite.skipped == 1
+    assert nonfinite.skipped == 1
     assert same(spoil.after[1], spoil.before[1])
     assert not same(spoil.after[2]["weights"], spoil.before[2]["weights"])
 
@@ -481,17 +493,19 @@ def _process(rank: int, folder: str, port: int) -> None:
     }
     found: dict[str, Any] = {}
     for action in ("skip", "stop"):
-        module = small(NonFinite(folder, action=action, limit=1))  # type: ignore[arg-type]
+        module = small()
+        nonfinite = NonFinite(folder, action=action, limit=1)  # type: ignore[arg-type]
         spoil = Spoil(1, loss="neck_object", rank=1)
         # A process that waits for another in vain gives up soon.
         strategy = DDPStrategy(timeout=timedelta(seconds=60))
-        trainer = trainer_of(Path(folder), max_steps=3, strategy=strategy, devices=2, callbacks=[spoil])
+        watching = [spoil, nonfinite]
+        trainer = trainer_of(Path(folder), max_steps=3, strategy=strategy, devices=2, callbacks=watching)
         try:
             trainer.fit(module, images(12))
         except NonFiniteError as error:
             found["error"] = str(error)
         else:
-            found["skipped"] = module.nonfinite.skipped  # type: ignore[union-attr]
+            found["skipped"] = nonfinite.skipped
             found["unchanged"] = [
                 same(a["weights"], b["weights"]) for a, b in zip(spoil.after, spoil.before, strict=True)
             ]

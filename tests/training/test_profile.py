@@ -22,7 +22,6 @@ from defeat import timing
 from defeat.config import build, compose_config
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
-from defeat.run.evaluate import evaluate
 from defeat.run.train import Outcome, train
 from defeat.timing import PHASES, CudaClock, HostClock, Phase, Recorder
 from defeat.training import module as training_module
@@ -32,6 +31,8 @@ from tests.helpers.tiny import tiny, tiny_teacher
 
 LONG = ("trainer.val_check_interval=100", "trainer.check_val_every_n_epoch=null")
 """No validation."""
+
+PROFILED = ("callbacks=profile", "callbacks.profile.steps=2")
 
 
 def run(
@@ -72,7 +73,7 @@ def table(folder: Path) -> dict[str, list[str]]:
 def profiled(tmp_path_factory: pytest.TempPathFactory, scenes: Path, teacher: Path) -> Path:
     """Run folder of a distilled run of 9 steps, of which 2 are timed."""
     folder = tmp_path_factory.mktemp("profiled")
-    run(folder, scenes, "trainer.profile=2", teacher=teacher)
+    run(folder, scenes, *PROFILED, teacher=teacher)
     return folder
 
 
@@ -107,7 +108,7 @@ def test_a_profiled_run_is_the_unprofiled_one_to_the_bit(
 def test_a_plain_run_has_neither_teacher_nor_losses(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path, scenes, "trainer.profile=2")
+    run(tmp_path, scenes, *PROFILED)
     assert list(table(tmp_path)) == ["data", "student", "backward", "optimizer", "other", "step"]
     shown = capsys.readouterr().out
     assert "Training step, 2 timed after 5 others" in shown
@@ -172,7 +173,7 @@ def test_every_moment_of_a_step_goes_to_the_right_part(
     scenes: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = Work(monkeypatch)
-    run(tmp_path, scenes, "trainer.profile=2", teacher=teacher, callbacks=[work])
+    run(tmp_path, scenes, *PROFILED, teacher=teacher, callbacks=[work])
     step = {
         "data": DATA,
         "student": 64,
@@ -189,7 +190,7 @@ def test_of_accumulated_batches_the_last_takes_the_optimizers_time(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = Work(monkeypatch)
-    more = ("trainer.profile=2", "trainer.accumulate_grad_batches=2", "~logger")
+    more = (*PROFILED, "trainer.accumulate_grad_batches=2", "~logger")
     run(tmp_path, scenes, *more, steps=4, callbacks=[work])
     last = {"data": DATA, "student": 64, "backward": 256, "optimizer": 512, "other": OTHER - 2}
     first = last | {"optimizer": 0, "other": OTHER}  # gradients are set to zero before the first
@@ -200,7 +201,7 @@ def test_neither_a_validation_nor_the_step_after_it_counts(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = Work(monkeypatch)
-    more = ("trainer.profile=3", "trainer.val_check_interval=2", "~logger")
+    more = ("callbacks=profile", "callbacks.profile.steps=3", "trainer.val_check_interval=2", "~logger")
     run(tmp_path, scenes, *more, steps=12, callbacks=[work])
     step = {"data": DATA, "student": 64, "backward": 256, "optimizer": 512, "other": OTHER}
     assert work.steps == [step] * 3
@@ -210,9 +211,9 @@ def test_neither_a_validation_nor_the_step_after_it_counts(
 def test_a_training_that_is_too_short_reports_what_there_is(
     steps: int, timed: int, scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(tmp_path, scenes, "trainer.profile=20", "~logger", steps=steps)
+    run(tmp_path, scenes, "callbacks=profile", "callbacks.profile.steps=20", "~logger", steps=steps)
     assert (
-        f"trainer.profile=20: the training ended after {steps} steps; {timed} of them are timed"
+        f"callbacks.profile.steps=20: the training ended after {steps} steps; {timed} of them are timed"
         in caplog.text
     )
     assert (tmp_path / "profile.md").exists() == (timed > 0)
@@ -223,26 +224,15 @@ def test_a_training_that_is_too_short_reports_what_there_is(
 
 @pytest.mark.parametrize("value", ["0", "-3", "abc", "1.5", "true"])
 def test_a_number_that_makes_no_sense_is_refused(value: str) -> None:
-    config = compose_config("train", [f"trainer.profile={value}", "run_dir=x"])
-    with pytest.raises(
-        ConfigError, match=r"^trainer.profile must be null or the number of steps to time, at"
-    ):
-        build(config.trainer)
+    config = compose_config("train", ["callbacks=profile", f"callbacks.profile.steps={value}", "run_dir=x"])
+    with pytest.raises(ConfigError, match=r"^callbacks.profile.steps must be the number of steps to time"):
+        build(config.callbacks.profile)
 
 
 def test_a_setting_that_the_trainer_does_not_know_is_named() -> None:
     config = compose_config("train", ["+trainer.profil=3", "run_dir=x"])
     with pytest.raises(ConfigError, match=r"^trainer: .*unexpected keyword argument 'profil'$"):
         build(config.trainer)
-
-
-def test_an_evaluation_refuses_it(profiled: Path, tmp_path: Path) -> None:
-    last = profiled / "checkpoints" / "last.ckpt"
-    words = [f"checkpoint={last}", f"run_dir={tmp_path}", "trainer=cpu", "trainer.profile=3"]
-    with pytest.raises(
-        ConfigError, match=r"^trainer.profile times training steps, and here nothing is trained"
-    ):
-        evaluate(compose_config("eval", words))
 
 
 class Spy(Callback):
@@ -262,7 +252,15 @@ class Spy(Callback):
 
 def test_lightnings_own_profiler_goes_on_as_if_alone(scenes: Path, tmp_path: Path) -> None:
     spy = Spy()
-    run(tmp_path, scenes, "trainer.profile=2", "+trainer.profiler=simple", "~logger", callbacks=[spy])
+    run(
+        tmp_path,
+        scenes,
+        "callbacks=profile",
+        "callbacks.profile.steps=2",
+        "+trainer.profiler=simple",
+        "~logger",
+        callbacks=[spy],
+    )
     assert isinstance(spy.trainer.profiler, SimpleProfiler)
     durations = spy.trainer.profiler.recorded_durations
     for name in ("run_training_batch", "[Strategy]SingleDeviceStrategy.backward"):
@@ -274,7 +272,15 @@ def test_lightnings_own_profiler_goes_on_as_if_alone(scenes: Path, tmp_path: Pat
 def test_a_training_that_fails_leaves_nothing_behind(broken: int, scenes: Path, tmp_path: Path) -> None:
     spy = Spy(broken)
     with pytest.raises(RuntimeError, match="broken"):
-        run(tmp_path, scenes, "trainer.profile=2", "+trainer.profiler=simple", "~logger", callbacks=[spy])
+        run(
+            tmp_path,
+            scenes,
+            "callbacks=profile",
+            "callbacks.profile.steps=2",
+            "+trainer.profiler=simple",
+            "~logger",
+            callbacks=[spy],
+        )
     assert timing._mark is None
     assert isinstance(spy.trainer.profiler, SimpleProfiler)
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
@@ -287,7 +293,7 @@ def fake_trainer(device: str, *, first: bool) -> Trainer:
 
 def test_the_first_process_alone_times_and_on_cuda_by_events(tmp_path: Path) -> None:
     module = LightningModule()
-    first, other = ProfileSteps(2, tmp_path), ProfileSteps(2, tmp_path)
+    first, other = ProfileSteps(2, str(tmp_path)), ProfileSteps(2, str(tmp_path))
     first.on_train_start(fake_trainer("cuda", first=True), module)
     other.on_train_start(fake_trainer("cuda", first=False), module)
     assert isinstance(first._recorder, Recorder)

@@ -7,6 +7,8 @@ import math
 import sys
 from collections.abc import Mapping
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
@@ -29,7 +31,7 @@ def run(config: DictConfig) -> float | None:
     filter_warnings()
     _check_metric(config.optimized_metric)
     try:
-        outcome = train(config)
+        outcome = train(config, swept=_in_sweep())
     except StoppedError as stopped:
         # As a shell reports a process that a signal ended: what started this one learns that it is not done.
         if process_rank().rank:
@@ -41,6 +43,10 @@ def run(config: DictConfig) -> float | None:
         return None
     print_summary(outcome)
     return _metric(outcome.metrics, config.optimized_metric)
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _check_metric(name: str | None) -> None:

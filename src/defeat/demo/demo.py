@@ -93,6 +93,5 @@ def _evaluate_teacher(weights: Path, run_dir: Path, overrides: list[str]) -> tup
     )
     config.data = students.data
     config.trainer = students.trainer
-    config.trainer.profile = None  # it is of training steps
     done = evaluate(config)
     return Row("teacher", done.evaluation, done.parameters, None, done.predictions), done.annotations

@@ -2,6 +2,5 @@
 
 from defeat.preflight.finding import CHECKS, Finding, PreflightError, Problem
 from defeat.preflight.preflight import Preflight
-from defeat.preflight.subject import Subject
 
-__all__ = ["CHECKS", "Finding", "Preflight", "PreflightError", "Problem", "Subject"]
+__all__ = ["CHECKS", "Finding", "Preflight", "PreflightError", "Problem"]

@@ -11,7 +11,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from defeat.detectors import Detector, LoadReport, inspect_detector
 from defeat.io.text import few
 from defeat.preflight.finding import Finding, Problem
-from defeat.preflight.subject import Pair, Subject, transform_of
+from defeat.preflight.samples import transform_of
+from defeat.training.run import Distillation, Run
 
 
 def check_weights(student: Detector, teacher: Detector | None) -> Finding:
@@ -76,17 +77,17 @@ def _coverage_problems(role: str, detector: Detector, report: LoadReport) -> Ite
         )
 
 
-def check_normalisation(subject: Subject, pair: Pair) -> Finding:
+def check_normalisation(run: Run, distillation: Distillation) -> Finding:
     """The pixels that reach the teacher are scaled as in its training."""
-    ours = _pixels(transform_of(subject.module.student))
+    ours = _pixels(transform_of(run.module.student))
     problems = [
         Problem(
             f"the student normalises pixels by {name} {ours[name]}, and the teacher was trained with {value}",
             f"set {name} of the student and of the teacher to that",
         )
         for name, value in {
-            **_pixels(transform_of(pair.model.detector)),
-            **_pixels(_settings(pair.teacher)),
+            **_pixels(transform_of(distillation.model.detector)),
+            **_pixels(_settings(distillation.teacher)),
         }.items()
         if ours[name] != value
     ]
@@ -111,13 +112,13 @@ class Size(NamedTuple):
         return f"min_size {self.min_size}, max_size {self.max_size}"
 
 
-def check_resize(subject: Subject, pair: Pair) -> Finding:
+def check_resize(run: Run, distillation: Distillation) -> Finding:
     """The student's images, which are what the teacher sees, are as large as those of its training."""
-    own, source = _size(transform_of(pair.model.detector)), "is configured with"
-    settings = _settings(pair.teacher)
+    own, source = _size(transform_of(distillation.model.detector)), "is configured with"
+    settings = _settings(distillation.teacher)
     if settings.min_size is not None and settings.max_size is not None:
         own, source = Size(_last(settings.min_size), settings.max_size, None), "was trained at"
-    ours = _size(transform_of(subject.module.student))
+    ours = _size(transform_of(run.module.student))
     if ours == own:
         return Finding("resize", str(ours))
     mend = f"set student.model.min_size={own.min_size} student.model.max_size={own.max_size}"
@@ -136,10 +137,10 @@ def check_resize(subject: Subject, pair: Pair) -> Finding:
     )
 
 
-def check_padding(subject: Subject, pair: Pair) -> Finding:
+def check_padding(run: Run, distillation: Distillation) -> Finding:
     """Batches are padded to the same multiple of pixels."""
     ours, theirs = (
-        transform_of(model).size_divisible for model in (subject.module.student, pair.model.detector)
+        transform_of(model).size_divisible for model in (run.module.student, distillation.model.detector)
     )
     problem = Problem(
         f"the student pads its images to multiples of {ours} pixels and the teacher to {theirs}: borders "
@@ -149,13 +150,13 @@ def check_padding(subject: Subject, pair: Pair) -> Finding:
     return Finding("padding", f"multiples of {ours}", [problem] if ours != theirs else [])
 
 
-def check_levels(subject: Subject, pair: Pair) -> Finding:
+def check_levels(run: Run, distillation: Distillation) -> Finding:
     """Every term compares all levels of both detectors, or those that the configuration names."""
-    student = inspect_detector(subject.module.student)
-    teacher = pair.model.inspect()
-    terms = subject.config["distiller"]["terms"]
+    student = inspect_detector(run.module.student)
+    teacher = distillation.model.inspect()
+    terms = run.config["distiller"]["terms"]
     problems = []
-    for name, term in pair.distiller.named_terms():
+    for name, term in distillation.distiller.named_terms():
         if not term.levels or (terms.get(name) or {}).get("strides") is not None:
             continue
         ours, theirs = ({level.stride for level in getattr(spec, term.maps)} for spec in (student, teacher))

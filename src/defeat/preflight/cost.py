@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from defeat.memory import describe_memory
 from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.step import Steps
-from defeat.preflight.subject import Subject
+from defeat.training.run import Run
 
 CROWDED = 0.9
 """Share of a GPU's memory from which on a larger image than those of the first steps may not fit."""
@@ -30,10 +30,10 @@ class Plan(NamedTuple):
     """Of one validation, of each process."""
 
 
-def plan(subject: Subject) -> Plan:
+def plan(run: Run) -> Plan:
     """Work out the length of a run that begins at its first step."""
-    trainer = subject.trainer
-    train, val = subject.data.train_dataloader(), subject.data.val_dataloader()
+    trainer = run.trainer
+    train, val = run.data.train_dataloader(), run.data.val_dataloader()
     world = trainer.world_size
     batches = max(1, _limited(len(train) // world, trainer.limit_train_batches))
     per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
@@ -41,9 +41,7 @@ def plan(subject: Subject) -> Plan:
     steps = min(epochs * per_epoch, math.inf if trainer.max_steps == -1 else trainer.max_steps)
     all_batches = steps / per_epoch * batches
     val_batches = _limited(math.ceil(len(val) / world), trainer.limit_val_batches)
-    images = min(
-        val_batches * (val.batch_size or 1), math.ceil(len(subject.data.read("val").records) / world)
-    )
+    images = min(val_batches * (val.batch_size or 1), math.ceil(len(run.data.read("val").records) / world))
     return Plan(steps, all_batches, _validations(trainer, all_batches, batches), images)
 
 
@@ -64,24 +62,24 @@ def _validations(trainer: Trainer, all_batches: float, per_epoch: int) -> int:
     return epochs * (per_epoch // interval)
 
 
-def check_cost(subject: Subject, steps: Steps, image_seconds: float, batch_images: int) -> Finding:
+def check_cost(run: Run, steps: Steps, image_seconds: float, batch_images: int) -> Finding:
     """Report memory and time of the steps, and what the run will take at that speed.
 
     Args:
         image_seconds: to decode one image, in one process.
         batch_images: of one process.
     """
-    planned = plan(subject)
-    workers = subject.data.train_dataloader().num_workers
+    planned = plan(run)
+    workers = run.data.train_dataloader().num_workers
     computed = median(steps.seconds[1:] or steps.seconds)
     # Worker processes decode while the model computes; without any, one waits for the other.
     decoded = batch_images * image_seconds
     batch = max(computed, decoded / workers) if workers else computed + decoded
     validation = planned.val_images * (steps.val_seconds + image_seconds / max(1, workers))
     whole = planned.batches * batch + planned.validations * validation
-    speed = batch_images * subject.trainer.world_size / batch
+    speed = batch_images * run.trainer.world_size / batch
     seen = [
-        describe_memory(steps.peak, subject.device),
+        describe_memory(steps.peak, run.device),
         f"{batch:.3g} s a batch ({speed:.3g} images/s)",
         f"{planned.validations} validations of {duration(validation)}",
         "no end is set" if math.isinf(whole) else f"{planned.steps:.0f} steps in about {duration(whole)}",
@@ -96,7 +94,7 @@ def check_cost(subject: Subject, steps: Steps, image_seconds: float, batch_image
                 severe=False,
             )
         )
-    total = _device_memory(subject.device)
+    total = _device_memory(run.device)
     if steps.peak > CROWDED * total:
         problems.append(
             Problem(

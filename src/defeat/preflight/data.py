@@ -13,7 +13,8 @@ import torch
 from defeat.detectors import inspect_detector
 from defeat.io.text import few
 from defeat.preflight.finding import Finding, Problem
-from defeat.preflight.subject import Sample, Subject, chunks, spread, timed_samples, transform_of, until
+from defeat.preflight.samples import Sample, chunks, spread, timed_samples, transform_of, until
+from defeat.training.run import Run
 from defeat.types import Annotations, Batch
 
 TINY_SHARE = 0.25
@@ -39,20 +40,20 @@ class Split(NamedTuple):
     """Ids of images with a box that reaches outside, or with a label that is no class."""
 
 
-def draw(subject: Subject, batches: int) -> Drawn:
+def draw(run: Run, batches: int) -> Drawn:
     """The first batches of the training of the first process.
 
     Raises:
         DataError: an image cannot be decoded.
     """
-    loader = subject.data.train_dataloader()
+    loader = run.data.train_dataloader()
     size = loader.batch_size or 1
     taken = list(timed_samples(loader, islice(iter(loader.sampler), batches * size)))
     seconds = sum(seconds for _, seconds in taken) / len(taken)
     return Drawn(list(chunks((sample for sample, _ in taken), size)), seconds)
 
 
-def check_data(subject: Subject, *, images: int, seconds: float) -> Finding:
+def check_data(run: Run, *, images: int, seconds: float) -> Finding:
     """Decode a sample of both splits as training and validation do, and count over all annotations.
 
     Args:
@@ -62,18 +63,18 @@ def check_data(subject: Subject, *, images: int, seconds: float) -> Finding:
     Raises:
         DataError: an image cannot be decoded.
     """
-    data = subject.data
+    data = run.data
     train, val = data.train_dataloader(), data.val_dataloader()
     annotations = {"train": data.read("train"), "val": data.read("val")}
     orders = {
         "train": (train, iter(train.sampler)),
         "val": (val, spread(len(annotations["val"].records))),
     }
-    cell = inspect_detector(subject.module.student).neck[0].stride
+    cell = inspect_detector(run.module.student).neck[0].stride
     splits = {}
     for name, (loader, order) in orders.items():
         samples = timed_samples(loader, islice(order, images))
-        splits[name] = _look(subject, annotations[name], (s for s, _ in samples), cell, seconds / 2)
+        splits[name] = _look(run, annotations[name], (s for s, _ in samples), cell, seconds / 2)
     problems = [
         *(p for name, split in splits.items() for p in _split_problems(name, split, cell)),
         *_annotation_problems(annotations["train"], annotations["val"]),
@@ -92,13 +93,11 @@ def check_data(subject: Subject, *, images: int, seconds: float) -> Finding:
     return Finding("data", f"{seen}; {looked} decoded", problems, figures)
 
 
-def _look(
-    subject: Subject, annotations: Annotations, samples: Iterator[Sample], cell: int, seconds: float
-) -> Split:
+def _look(run: Run, annotations: Annotations, samples: Iterator[Sample], cell: int, seconds: float) -> Split:
     over = until(seconds)
     images = boxes = tiny = 0
     wrong: list[object] = []
-    transform = transform_of(subject.module.student)
+    transform = transform_of(run.module.student)
     for image, target in samples:
         height, width = image.shape[-2:]
         own, labels = target["boxes"], target["labels"]

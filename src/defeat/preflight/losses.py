@@ -10,14 +10,14 @@ from defeat.distill import Distiller
 from defeat.io.text import few
 from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.step import Steps
-from defeat.preflight.subject import Pair, Subject
 from defeat.training.loss_gradients import DETECTION, Measurement, measure
+from defeat.training.run import Distillation, Run
 from defeat.types import Batch
 
 
 def check_losses(
-    subject: Subject,
-    distilled: Pair | None,
+    run: Run,
+    distilled: Distillation | None,
     steps: Steps,
     batches: Sequence[Batch],
     *,
@@ -44,12 +44,12 @@ def check_losses(
     seen = ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
     if distilled is not None and not infinite:
         measured = measure(
-            subject.module,
+            run.module,
             batches,
             adapter_steps=0,
             adapter_rate=1.0,  # of no steps
-            device=subject.device,
-            precision=subject.precision,
+            device=run.device,
+            precision=run.precision,
         )
         objects = sum(len(target["labels"]) for batch in batches for target in batch.targets)
         problems += _schedule(distilled.distiller)

@@ -24,9 +24,10 @@ from defeat.preflight.data import Drawn, check_data, draw
 from defeat.preflight.finding import CHECKS, Finding, PreflightError, Problem
 from defeat.preflight.losses import check_losses
 from defeat.preflight.report import show, write
+from defeat.preflight.samples import until
 from defeat.preflight.step import Steps, check_frozen, check_gradients, check_optimizer, take_steps
-from defeat.preflight.subject import Subject, until
 from defeat.preflight.teacher import Expected, check_teacher
+from defeat.training.run import Run
 
 DATA, STEPS, TEACHER = 0.15, 0.35, 0.35
 """Shares of the time; the rest is left for the losses' gradients."""
@@ -94,7 +95,7 @@ class Preflight:
         self.level_factor = level_factor
         self.tolerate = tuple(tolerate)
 
-    def __call__(self, subject: Subject) -> list[Finding]:
+    def __call__(self, run: Run) -> list[Finding]:
         """Run all checks that apply; those on the teacher need one.
 
         Raises:
@@ -103,8 +104,8 @@ class Preflight:
         """
         started = time.perf_counter()
         with isolate_rng():
-            found = sorted(self._checks(subject), key=lambda finding: CHECKS.index(finding.check))
-        if subject.device.type == "cuda":
+            found = sorted(self._checks(run), key=lambda finding: CHECKS.index(finding.check))
+        if run.device.type == "cuda":
             torch.cuda.empty_cache()  # the training begins with all of the memory
         findings = [finding._replace(tolerated=finding.check in self.tolerate) for finding in found]
         seconds = time.perf_counter() - started
@@ -113,36 +114,36 @@ class Preflight:
         _refuse(findings)
         return findings
 
-    def _checks(self, subject: Subject) -> Iterator[Finding]:
-        pair = subject.pair
-        yield check_weights(subject.student, subject.teacher)
-        if pair:
-            yield check_normalisation(subject, pair)
-            yield check_resize(subject, pair)
-            yield check_padding(subject, pair)
-            yield check_levels(subject, pair)
-        yield check_data(subject, images=self.images, seconds=DATA * self.seconds)
-        drawn = draw(subject, self.batches)
+    def _checks(self, run: Run) -> Iterator[Finding]:
+        distillation = run.distillation
+        yield check_weights(run.student, run.teacher)
+        if distillation:
+            yield check_normalisation(run, distillation)
+            yield check_resize(run, distillation)
+            yield check_padding(run, distillation)
+            yield check_levels(run, distillation)
+        yield check_data(run, images=self.images, seconds=DATA * self.seconds)
+        drawn = draw(run, self.batches)
         try:
-            steps = take_steps(subject, drawn.batches, self.steps, until(STEPS * self.seconds))
-            found = list(self._stepped(subject, drawn, steps))
+            steps = take_steps(run, drawn.batches, self.steps, until(STEPS * self.seconds))
+            found = list(self._stepped(run, drawn, steps))
         except torch.OutOfMemoryError:
             found = [_too_large(drawn)]
         yield from found
-        if pair:
+        if distillation:
             share = TEACHER * self.seconds
-            yield from check_teacher(subject, pair, self.expected, images=self.images, seconds=share)
+            yield from check_teacher(run, distillation, self.expected, images=self.images, seconds=share)
 
-    def _stepped(self, subject: Subject, drawn: Drawn, steps: Steps) -> Iterator[Finding]:
-        plugin = subject.trainer.precision_plugin
-        if subject.pair:
+    def _stepped(self, run: Run, drawn: Drawn, steps: Steps) -> Iterator[Finding]:
+        plugin = run.trainer.precision_plugin
+        if run.distillation:
             yield check_frozen(steps)
         yield check_gradients(
             steps, half=isinstance(plugin, MixedPrecision) and plugin.precision == "16-mixed"
         )
         yield check_optimizer(steps)
-        yield check_losses(subject, subject.pair, steps, drawn.batches, level_factor=self.level_factor)
-        yield check_cost(subject, steps, drawn.image_seconds, len(drawn.batches[0].images))
+        yield check_losses(run, run.distillation, steps, drawn.batches, level_factor=self.level_factor)
+        yield check_cost(run, steps, drawn.image_seconds, len(drawn.batches[0].images))
 
 
 def _too_large(drawn: Drawn) -> Finding:

@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from defeat.io.text import few
 from defeat.memory import peak_memory
 from defeat.preflight.finding import Finding, Problem
-from defeat.preflight.subject import Subject
 from defeat.training.loss_gradients import SCALE, Precision
 from defeat.training.module import DetectionModule
+from defeat.training.run import Run
 from defeat.types import Batch
 
 VAL_IMAGES = 8
@@ -66,7 +66,7 @@ class Steps(NamedTuple):
     """Bytes, see :func:`~defeat.memory.peak_memory`; nan where it is not known."""
 
 
-def take_steps(subject: Subject, batches: Sequence[Batch], steps: int, over: Callable[[], bool]) -> Steps:
+def take_steps(run: Run, batches: Sequence[Batch], steps: int, over: Callable[[], bool]) -> Steps:
     """Train copies of student and distiller on the run's device for some steps, and look what happens.
 
     The learning rate is 0: untested steps must not spoil each other. The teacher is left as it was.
@@ -76,9 +76,9 @@ def take_steps(subject: Subject, batches: Sequence[Batch], steps: int, over: Cal
         steps: at most.
         over: whether the time is up; one step is taken, whatever it takes.
     """
-    probe = subject.module.copy_but_teacher().to(subject.device)
-    if subject.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(subject.device)
+    probe = run.module.copy_but_teacher().to(run.device)
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(run.device)
     detector = probe.teacher.detector if probe.teacher else None
     with _kept(detector) as changes:
         probe.train()
@@ -89,8 +89,8 @@ def take_steps(subject: Subject, batches: Sequence[Batch], steps: int, over: Cal
         seconds: list[float] = []
         for batch in islice(cycle(batches), steps):
             started = time.perf_counter()
-            values = _step(probe, optimizer, move_data_to_device(batch, subject.device), subject.precision)
-            _wait(subject.device)
+            values = _step(probe, optimizer, move_data_to_device(batch, run.device), run.precision)
+            _wait(run.device)
             seconds.append(time.perf_counter() - started)
             losses = losses or values
             reached.look()
@@ -98,8 +98,8 @@ def take_steps(subject: Subject, batches: Sequence[Batch], steps: int, over: Cal
                 break
         gradients = reached.names(optimizer)
         teacher = Teacher(awake, _learning(detector), changes())
-    peak = peak_memory(subject.device)
-    return Steps(losses, gradients, teacher, seconds, _validate(subject, probe, batches[0]), peak)
+    peak = peak_memory(run.device)
+    return Steps(losses, gradients, teacher, seconds, _validate(run, probe, batches[0]), peak)
 
 
 def _still_optimizer(probe: DetectionModule) -> Optimizer:
@@ -196,14 +196,14 @@ def _learning(teacher: nn.Module | None) -> list[str]:
 
 
 @torch.no_grad()
-def _validate(subject: Subject, probe: DetectionModule, batch: Batch) -> float:
+def _validate(run: Run, probe: DetectionModule, batch: Batch) -> float:
     """Seconds that the student takes to find objects in one image."""
     probe.eval()
-    images = [image.to(subject.device) for image in batch.images[:VAL_IMAGES]]
+    images = [image.to(run.device) for image in batch.images[:VAL_IMAGES]]
     started = time.perf_counter()
-    with subject.precision():
+    with run.precision():
         probe(images)
-    _wait(subject.device)
+    _wait(run.device)
     return (time.perf_counter() - started) / len(images)
 
 

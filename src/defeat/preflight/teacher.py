@@ -19,8 +19,9 @@ from defeat.evaluation.image_result import ImageResult, to_image_result
 from defeat.evaluation.matching import NO_MATCH, best_scored_detection
 from defeat.io.text import few
 from defeat.preflight.finding import Finding, Problem
-from defeat.preflight.subject import Pair, Subject, chunks, spread, timed_samples, transform_of, until
+from defeat.preflight.samples import chunks, spread, timed_samples, transform_of, until
 from defeat.training.module import to_unit_range
+from defeat.training.run import Distillation, Run
 from defeat.types import Prediction
 
 CHUNK = 8
@@ -56,7 +57,7 @@ class Figures(NamedTuple):
 
 
 def check_teacher(
-    subject: Subject, distilled: Pair, expected: Expected, *, images: int, seconds: float
+    run: Run, distilled: Distillation, expected: Expected, *, images: int, seconds: float
 ) -> list[Finding]:
     """Evaluate the teacher on validation images as the student's transform makes them.
 
@@ -73,13 +74,13 @@ def check_teacher(
             Finding("classes", f"{names}; the classification head is new"),
             Finding("teacher", "not evaluated: the classification head is new"),
         ]
-    results = _look(subject, distilled.model, transform_of(subject.module.student), images, seconds)
-    found = _figures(results, subject.module.classes)
-    called = confusion_matrix(results, len(subject.module.classes))
-    renamed = list(_class_problems(called, subject.module.classes, found, expected))
+    results = _look(run, distilled.model, transform_of(run.module.student), images, seconds)
+    found = _figures(results, run.module.classes)
+    called = confusion_matrix(results, len(run.module.classes))
+    renamed = list(_class_problems(called, run.module.classes, found, expected))
     weak = list(_problems(found, expected, renamed))
-    if weak and _differ(subject, distilled):
-        weak.append(_on_its_own(subject, distilled, images, seconds))
+    if weak and _differ(run, distilled):
+        weak.append(_on_its_own(run, distilled, images, seconds))
     seen = (
         f"AP {found.ap:.3f}, AP50 {found.ap50:.3f} ({found.ap50_any_class:.3f} whatever the class) on "
         f"{found.images} images with {found.objects} objects"
@@ -92,7 +93,7 @@ def check_teacher(
     ]
 
 
-def _names(distilled: Pair) -> str:
+def _names(distilled: Distillation) -> str:
     file, report = distilled.teacher.file, distilled.teacher.report
     if file is None or file.outputs is None:
         return "the teacher's file names none"
@@ -101,17 +102,17 @@ def _names(distilled: Pair) -> str:
 
 @torch.no_grad()
 def _look(
-    subject: Subject, teacher: FrozenTeacher, transform: nn.Module, images: int, seconds: float
+    run: Run, teacher: FrozenTeacher, transform: nn.Module, images: int, seconds: float
 ) -> list[ImageResult]:
-    shown = _seeing_through(teacher.to(subject.device).detector, transform)
-    loader = subject.data.val_dataloader()
-    order = islice(spread(len(subject.data.read("val").records)), images)
+    shown = _seeing_through(teacher.to(run.device).detector, transform)
+    loader = run.data.val_dataloader()
+    order = islice(spread(len(run.data.read("val").records)), images)
     samples = (sample for sample, _ in timed_samples(loader, order))
     over = until(seconds)
     results: list[ImageResult] = []
     for batch in chunks(samples, min(loader.batch_size or 1, CHUNK)):
-        with subject.precision(), teacher.inference():
-            found = shown(to_unit_range([image.to(subject.device) for image in batch.images]))
+        with run.precision(), teacher.inference():
+            found = shown(to_unit_range([image.to(run.device) for image in batch.images]))
         results += [
             to_image_result(_detected(one), target) for one, target in zip(found, batch.targets, strict=True)
         ]
@@ -245,9 +246,9 @@ def _problems(found: Figures, expected: Expected, renamed: Sequence[Problem]) ->
         )
 
 
-def _differ(subject: Subject, distilled: Pair) -> bool:
+def _differ(run: Run, distilled: Distillation) -> bool:
     ours, theirs = (
-        _settings(transform_of(model)) for model in (subject.module.student, distilled.model.detector)
+        _settings(transform_of(model)) for model in (run.module.student, distilled.model.detector)
     )
     return ours != theirs
 
@@ -257,10 +258,10 @@ def _settings(transform: Any) -> list[Any]:
     return [transform.min_size[-1], *(getattr(transform, name) for name in names)]
 
 
-def _on_its_own(subject: Subject, distilled: Pair, images: int, seconds: float) -> Problem:
+def _on_its_own(run: Run, distilled: Distillation, images: int, seconds: float) -> Problem:
     """What the teacher reaches with its own transform: where that is better, the student's is at fault."""
-    results = _look(subject, distilled.model, transform_of(distilled.model.detector), images, seconds)
-    found = _figures(results, subject.module.classes)
+    results = _look(run, distilled.model, transform_of(distilled.model.detector), images, seconds)
+    found = _figures(results, run.module.classes)
     return Problem(
         f"resized and normalised as the teacher is configured, it reaches AP {found.ap:.3f}, AP50 "
         f"{found.ap50:.3f}",

@@ -14,8 +14,8 @@ from defeat.errors import ConfigError
 from defeat.training.module import OptimizerFactory
 
 
-def set_hardware(config: DictConfig) -> None:
-    """Set what holds for the whole process, before anything is computed.
+def check_hardware(config: DictConfig) -> None:
+    """Refuse switches that make no sense, before anything is computed.
 
     Args:
         config: composed from conf/train.yaml.
@@ -32,9 +32,6 @@ def set_hardware(config: DictConfig) -> None:
             f"student.compile={config.student.compile} is for teachers alone, which are frozen: leave it null"
         )
     _check_fused(config)
-    # For CUDA alone: torch.set_float32_matmul_precision would change what some CPUs compute as well.
-    torch.backends.cuda.matmul.allow_tf32 = config.tf32
-    torch.backends.cudnn.allow_tf32 = config.tf32
 
 
 def _check_fused(config: DictConfig) -> None:
@@ -50,6 +47,15 @@ def _check_fused(config: DictConfig) -> None:
             f"optim.optimizer.fused=true with trainer.precision={trainer.precision}, which Lightning leaves "
             "to the optimizer: set optim.optimizer.fused=false"
         )
+
+
+def set_hardware(config: DictConfig) -> None:
+    """Set TF32 for the whole process.
+
+    For CUDA alone: ``torch.set_float32_matmul_precision`` would change what some CPUs compute as well.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    torch.backends.cudnn.allow_tf32 = config.tf32
 
 
 def keep_freed_memory() -> bool:

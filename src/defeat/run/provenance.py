@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
+from defeat.config import CONFIG, write_config
 from defeat.data import DetectionDataModule
 from defeat.errors import ConfigError, StorageError
 from defeat.io.atomic_write import cannot_write, write_text
-
-CONFIG = "config.yaml"
-"""Its presence makes a folder a run's."""
+from defeat.training.run import Run
 
 PACKAGES = (
     "defeat",
@@ -34,22 +32,17 @@ PACKAGES = (
 )
 
 
-def write_record(run_dir: Path, config: DictConfig, data: DetectionDataModule) -> None:
+def write_record(run: Run) -> None:
     """Write config.yaml (resolved), environment.json and data.json into a run folder that has no run yet.
 
     Raises:
         ConfigError: it has one.
         StorageError: it cannot be written.
     """
-    _claim(run_dir)
-    write_config(run_dir, config)
-    _write_json(run_dir / "environment.json", environment())
-    _write_json(run_dir / "data.json", describe_data(data))
-
-
-def write_config(run_dir: Path, config: DictConfig) -> None:
-    """Write config.yaml (resolved) into a run folder."""
-    write_text(run_dir / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+    _claim(run.run_dir)
+    write_config(run.run_dir, run.config)
+    _write_json(run.run_dir / "environment.json", environment())
+    _write_json(run.run_dir / "data.json", describe_data(run.data))
 
 
 def check_no_run(run_dir: Path) -> None:

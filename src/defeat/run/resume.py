@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from omegaconf import DictConfig, OmegaConf
+
+from defeat.config import to_plain
 from defeat.detectors.weights import load_plain
-from defeat.distill import weight_keys
+from defeat.distill import WeightKey, weight_keys
 from defeat.errors import ConfigError
 from defeat.io.atomic_write import replacing
 from defeat.io.text import cut
-from defeat.training.callbacks.exact_resume import place_of
+from defeat.training.balance import with_weights
+from defeat.training.callbacks.exact_resume import loop_position
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,9 @@ FILES_OF_THE_START = ("gradients.md", "gradients.csv", "preflight.md", "prefligh
 
 SINCE = {"student.model.size_divisible": 32, "teacher.model.size_divisible": 32}
 """Keys that older checkpoints do not have, and what they stood for then."""
+
+RENAMED = {"optim.lr_schedule": "optim.lr_schedule"}
+"""Keys of older checkpoints, by what they are called now."""
 
 LAST = "checkpoints/last.ckpt"
 
@@ -84,21 +91,72 @@ def _of_job(run_dir: Path) -> list[Path]:
     return [folder / LAST for folder in same if (folder / LAST).is_file()]
 
 
-def check_same(checkpoint: Path, now: Mapping[str, Any], *, force: bool) -> None:
+class Resumed(NamedTuple):
+    """A checkpoint that a run goes on from, without its tensors."""
+
+    path: Path
+    provenance: Mapping[str, Any]
+    """What it says about how it was made: configuration, teacher, data, classes, order."""
+
+
+def read_resumed(path: Path) -> Resumed:
+    """Read a checkpoint of :func:`find_checkpoint`, as far as it says what it is of.
+
+    Raises:
+        ConfigError: it does not say how to resume it.
+        WeightsError: it cannot be read.
+    """
+    content = load_plain(path)
+    loop_position(content)
+    return Resumed(path, content.get("defeat", {}))
+
+
+def keep_weights(config: DictConfig, resumed: Resumed) -> DictConfig:
+    """Give a resumed run the loss weights that were balanced at its start; warn where others have changed.
+
+    Raises:
+        ConfigError: the weights are to be balanced, and the checkpoint does not say them all.
+    """
+    if config.distiller is None:
+        return config
+    plain = to_plain(config)
+    # By the keys of the terms as they are now: a checkpoint need not say which of its keys are weights.
+    keys = weight_keys(plain["distiller"])
+    wanted = _weights(plain, keys)
+    before = _weights(resumed.provenance.get("config") or {}, keys)
+    if config.distiller.get("balance") == "gradient":
+        lacking = [key for key in wanted if key not in before]
+        if lacking:
+            raise ConfigError(
+                f"distiller.balance=gradient: a run that is resumed keeps its weights, and {resumed.path} "
+                f"does not say what {', '.join(lacking)} was: leave balance out and set the weights"
+            )
+        weights = {key: before[key] for key in wanted}
+        log.info("the loss weights are those of %s: %s", resumed.path, weights)
+        return OmegaConf.create(with_weights(plain, weights))
+    changed = [
+        f"{key} {before[key]:g} -> {now:g}"
+        for key, now in wanted.items()
+        if key in before and before[key] != now
+    ]
+    if changed:
+        log.warning("loss weights differ from those of %s: %s", resumed.path, ", ".join(changed))
+    return config
+
+
+def check_same(resumed: Resumed, now: Mapping[str, Any], *, force: bool) -> None:
     """Refuse to go on from a checkpoint of another training: teacher, classes, data, order, optimiser.
 
     Args:
-        checkpoint: of :func:`find_checkpoint`.
+        resumed: the checkpoint.
         now: what the run would write into its own checkpoints.
         force: only warn.
 
     Raises:
-        ConfigError: it is of another training, or says nothing of how to resume it.
-        WeightsError: it cannot be read.
+        ConfigError: it is of another training.
     """
-    content = load_plain(checkpoint)
-    place_of(content)
-    differences = list(_differences(content.get("defeat", {}), now))
+    checkpoint = resumed.path
+    differences = list(_differences(resumed.provenance, now))
     if not differences:
         return
     if any(difference.startswith(OPTIMIZER) for difference in differences):
@@ -121,9 +179,16 @@ def take_over(checkpoint: Path, run_dir: Path) -> None:
                 shutil.copyfile(before / name, part)
 
 
+def _weights(config: Mapping[str, Any], keys: Sequence[WeightKey]) -> dict[str, float]:
+    terms = (config.get("distiller") or {}).get("terms") or {}
+    return {
+        str(key): terms[key.term][key.argument] for key in keys if key.argument in (terms.get(key.term) or {})
+    }
+
+
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Describe each way in which two trainings are not the same."""
-    teachers = [_identity(one.get("teacher")) for one in (before, now)]
+    teachers = [_identity(side.get("teacher")) for side in (before, now)]
     pairs: dict[str, tuple[Any, Any]] = {
         "teacher file": (teachers[0], teachers[1]),
         "classes": (before.get("classes"), now["classes"]),
@@ -133,10 +198,10 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
             pairs[name.format(key)] = ((before.get(part) or {}).get(key), value)
     # Weights of losses may be changed on the way; that is warned of elsewhere.
     weights = set(map(str, weight_keys(now["config"].get("distiller"))))
-    theirs, ours = (dict(_flat(one.get("config"))) for one in (before, now))
-    for key in sorted(theirs.keys() | ours.keys()):
+    old_config, new_config = (dict(_flat(side.get("config"))) for side in (before, now))
+    for key in sorted(old_config.keys() | new_config.keys()):
         if key.startswith(SAME) and not (key in weights or key.startswith(WEIGHTS)):
-            old, new = theirs.get(key, SINCE.get(key)), ours.get(key)
+            old, new = old_config.get(key, SINCE.get(key)), new_config.get(key)
             pairs[key] = (_moved(old), _moved(new)) if key.endswith("._target_") else (old, new)
     for what, (old, new) in pairs.items():
         if old != new:
@@ -154,8 +219,10 @@ def _moved(target: Any) -> Any:
 
 
 def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys and values of the leaves, under the names that the keys have now."""
     if isinstance(node, Mapping):
         for name, value in node.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
+            whole = f"{key}.{name}" if key else str(name)
+            yield from _flat(value, RENAMED.get(whole, whole))
     else:
         yield key, node

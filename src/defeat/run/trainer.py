@@ -1,33 +1,47 @@
-"""The trainer that conf/trainer/ describes: Lightning's, and what this project adds to its settings."""
+"""Build the trainer with its loggers and callbacks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
+from omegaconf import DictConfig
 
-from defeat.training.callbacks.profile import ProfileSteps
+from defeat.config import build
+from defeat.run.checkpoint_io import SafeCheckpointIO
 
 
-def build_trainer(
-    *,
-    profile: int | None = None,
-    callbacks: Sequence[Callback] = (),
-    default_root_dir: str,
-    **settings: Any,
-) -> Trainer:
-    """Build Lightning's trainer.
+def build_trainer(config: DictConfig, callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Build Lightning's trainer as ``config.trainer``, ``config.logger`` and ``config.callbacks`` say.
 
     Args:
-        profile: training steps to time, see :class:`~defeat.training.callbacks.ProfileSteps`; None for none.
-        callbacks: see Lightning.
-        default_root_dir: see Lightning; the profile is filed there too.
-        settings: all others of ``lightning.pytorch.Trainer``.
+        config: composed from conf/train.yaml.
+        callbacks: further ones, called after the configured.
 
     Raises:
-        ConfigError: ``profile`` is no positive whole number.
+        ConfigError: a part does not take its settings.
     """
-    profiling = [] if profile is None else [ProfileSteps(profile, Path(default_root_dir))]
-    return Trainer(callbacks=[*callbacks, *profiling], default_root_dir=default_root_dir, **settings)
+    loggers = [build(node) for node in (config.logger or {}).values() if node]
+    every = [*(build(node) for node in (config.callbacks or {}).values() if node), *callbacks]
+    if not loggers:
+        every = [callback for callback in every if not isinstance(callback, LearningRateMonitor)]
+    trainer: Trainer = build(
+        config.trainer,
+        logger=loggers or False,
+        callbacks=every,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in every),  # no others
+        plugins=[SafeCheckpointIO(), *_slurm()],
+    )
+    return trainer
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """Lightning's, without its own requeueing, which resumes from the folder of the run that was stopped.
+
+    A plugin that is given is used whatever started the processes, so it is given for SLURM's own alone.
+    """
+    started = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if started else []

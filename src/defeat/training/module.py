@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -24,11 +24,10 @@ from defeat.distill import Distiller
 from defeat.evaluation import DEFAULT_BACKEND, DetectionMetrics, Evaluation
 from defeat.seeds import Stream, derive_seed, seed_all
 from defeat.timing import phase
-from defeat.training.nonfinite import NonFinite
 from defeat.types import Batch, Prediction
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], Optimizer]
-RateFactory = Callable[..., LRScheduler]
+LRScheduleFactory = Callable[..., LRScheduler]
 
 
 class Losses(NamedTuple):
@@ -57,13 +56,12 @@ class DetectionModule(LightningModule):
         student: a torchvision-like detector; the only part that is validated and exported.
         classes: K class names, label 1 first.
         optimizer: builds the optimiser from the trainable parameters of student and distiller.
-        rate: builds the learning-rate schedule, see :mod:`~defeat.training.lr_schedules`; None keeps the
-            rate constant.
+        lr_schedule: builds the learning-rate schedule, see :mod:`~defeat.training.lr_schedules`; None keeps
+            the rate constant.
         seed: of the random numbers of every training step, which depend on nothing else but the step's place
             and the process.
         teacher: a trained detector, which is never saved.
         distiller: needs ``teacher``.
-        nonfinite: what to do about losses that are not finite; None looks at none.
         provenance: plain containers (configuration, class ids, the teacher's file and digest) that are
             stored in checkpoints under ``defeat``.
         backend: engine of the COCO metrics, see :class:`defeat.evaluation.DetectionMetrics`.
@@ -78,11 +76,10 @@ class DetectionModule(LightningModule):
         classes: Sequence[str],
         *,
         optimizer: OptimizerFactory | None = None,
-        rate: RateFactory | None = None,
+        lr_schedule: LRScheduleFactory | None = None,
         seed: int = 0,
         teacher: FrozenTeacher | None = None,
         distiller: Distiller | None = None,
-        nonfinite: NonFinite | None = None,
         provenance: Mapping[str, Any] | None = None,
         backend: str = DEFAULT_BACKEND,
     ) -> None:
@@ -92,17 +89,16 @@ class DetectionModule(LightningModule):
         self.student = student
         self.teacher = teacher
         self.distiller = distiller
-        self.nonfinite = nonfinite
         self.classes = tuple(classes)
         self.metrics = DetectionMetrics(classes, backend)
         self.evaluation: Evaluation | None = None
-        self.headline: dict[str, Tensor] = {}
-        """Losses of the latest training step that are worth showing: scalars on the device, by name."""
+        self.last_losses: dict[str, Tensor] = {}
+        """Losses of the latest training batch of this process, detached; the last, ``loss``, is their sum."""
         self._total_steps: float = 0
         self._optimizer = optimizer
-        self._rate = rate
+        self._lr_schedule = lr_schedule
         self._seed = seed
-        self._provenance = dict(provenance or {})
+        self.provenance = dict(provenance or {})
 
     def copy_but_teacher(self) -> Self:
         """Copy everything, without the trainer, and share the teacher: it is large and never changes."""
@@ -158,14 +154,10 @@ class DetectionModule(LightningModule):
         """Sum of the student's own detection losses and the distiller's, each logged by name."""
         losses = self.losses(batch)
         total = losses.total
+        named = {**losses.detection, **losses.distilled, "loss": total}
+        self.last_losses = {name: value.detach() for name, value in named.items()}
         self._log_losses(len(batch.images), losses, total)
-        if self.nonfinite is not None:
-            self.nonfinite.watch(self, batch, {**losses.detection, **losses.distilled}, total)
         return total
-
-    def configure_callbacks(self) -> list[Callback]:
-        """What watches the losses comes with the module."""
-        return [] if self.nonfinite is None else [self.nonfinite]
 
     def on_train_start(self) -> None:
         """Note the planned number of optimiser steps, which Lightning works out anew at every look."""
@@ -177,9 +169,7 @@ class DetectionModule(LightningModule):
 
     def _log_losses(self, images: int, losses: Losses, total: Tensor) -> None:
         shown = {"loss": total, "loss_detection": losses.detection_sum, **losses.distilled}
-        means = self._over_processes({**losses.detection, **shown})
-        self.headline = {name: means[name] for name in shown}
-        for name, value in means.items():
+        for name, value in self._over_processes({**losses.detection, **shown}).items():
             # Never with prog_bar: Lightning would wait for the device in every step, bar or no bar.
             self.log(f"train/{name}", value, batch_size=images)
 
@@ -223,15 +213,15 @@ class DetectionModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser and its schedule."""
         optimizer = self.build_optimizer()
-        if self._rate is None:
+        if self._lr_schedule is None:
             return optimizer
         # Bounded by steps alone, Lightning has not looked at the training data yet.
         self.trainer.fit_loop.setup_data()
         batches = int(self.trainer.num_training_batches)
         per_epoch = max(1, -(-batches // self.trainer.accumulate_grad_batches))
         total = int(self.trainer.estimated_stepping_batches)
-        rate = self._rate(optimizer, total_steps=total, steps_per_epoch=per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+        lr_schedule = self._lr_schedule(optimizer, total_steps=total, steps_per_epoch=per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": lr_schedule, "interval": "step"}}
 
     def optimizer_step(
         self,
@@ -248,9 +238,7 @@ class DetectionModule(LightningModule):
         """Leave the teacher's weights out and add the provenance: plain containers only."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
-        if self.nonfinite is not None:
-            self.nonfinite.check_weights(self, checkpoint["state_dict"])
-        checkpoint["defeat"] = {**self._provenance, "classes": list(self.classes)}
+        checkpoint["defeat"] = {**self.provenance, "classes": list(self.classes)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the teacher back, so that the load can stay strict on every other key."""

@@ -6,6 +6,7 @@ from defeat.training.callbacks.exact_resume import ExactResume
 from defeat.training.callbacks.images_per_second import ImagesPerSecond
 from defeat.training.callbacks.last_checkpoint import LastCheckpoint
 from defeat.training.callbacks.measure_gradients import MeasureGradients
+from defeat.training.callbacks.nonfinite import NonFinite
 from defeat.training.callbacks.profile import ProfileSteps
 from defeat.training.callbacks.progress import ProgressBar
 
@@ -16,6 +17,7 @@ __all__ = [
     "KeepPredictions",
     "LastCheckpoint",
     "MeasureGradients",
+    "NonFinite",
     "ProfileSteps",
     "ProgressBar",
     "SaveDetections",

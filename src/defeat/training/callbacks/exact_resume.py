@@ -23,7 +23,7 @@ from defeat.training.curves import Curves
 log = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
+class LoopPosition(NamedTuple):
     """Where a training stands between two steps."""
 
     epoch: int
@@ -42,23 +42,28 @@ class ExactResume(Callback):
     A checkpoint may be written at the start of a step, at either end of a validation, and at the end of the
     training, but not while gradients are being accumulated. Lightning's own account of where it is differs
     among these moments, some of which it resumes a step or a validation off; so it is replaced by the one
-    account of :class:`Place`.
+    account of :class:`LoopPosition`.
+
+    The trainer's loggers, if it has any, are told the curves of the run that is resumed.
 
     Args:
-        loggers: those of the trainer, to which the curves of the resumed run are told.
         new_settings: go on with the settings of the optimiser as it is configured now (learning rate, weight
             decay ...) rather than with those of the checkpoint.
     """
 
-    def __init__(self, loggers: list[Logger], *, new_settings: bool = False) -> None:
-        self.loggers = loggers
+    def __init__(self, *, new_settings: bool = False) -> None:
         self.new_settings = new_settings
         self.recorder = CurveRecorder()
         self._validation_due = False
-        self._resumed: Place | None = None
+        self._resumed: LoopPosition | None = None
         self._max_steps: int | None = None
         self._steps_done = 0
         self._settings: list[dict[str, Any]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen to what the loggers are told."""
+        if trainer.loggers and self.recorder not in trainer.loggers:
+            trainer.loggers = [*trainer.loggers, self.recorder]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let Lightning into a training whose steps are all done, if its last validation is not."""
@@ -92,7 +97,7 @@ class ExactResume(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Let the data begin at the place; Lightning makes the loader next."""
-        self._resumed = place_of(checkpoint)
+        self._resumed = loop_position(checkpoint)
         self._steps_done = checkpoint["global_step"]
         self.recorder.curves = Curves.from_plain(checkpoint["curves"])
         trainer.datamodule.begin_at(self._resumed.epoch, self._resumed.batches)  # type: ignore[attr-defined]
@@ -100,8 +105,9 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the loggers the curves up to here."""
         if self._resumed is not None:
-            for logger in self.loggers:
-                self.recorder.curves.replay(logger)
+            for logger in trainer.loggers:
+                if logger is not self.recorder:
+                    self.recorder.curves.replay(logger)
             if self.new_settings:
                 _set_settings(trainer, self._settings)
 
@@ -123,7 +129,7 @@ class ExactResume(Callback):
                 trainer.global_step,
             )
 
-    def _place(self, trainer: Trainer) -> Place:
+    def _place(self, trainer: Trainer) -> LoopPosition:
         loop = trainer.fit_loop.epoch_loop
         epoch = trainer.fit_loop.epoch_progress.current.started - 1  # type: ignore[attr-defined]
         batches = loop.batch_progress.current.processed  # type: ignore[attr-defined]
@@ -131,7 +137,7 @@ class ExactResume(Callback):
         steps = loop._batches_that_stepped + (trainer.validating and not loop._should_accumulate())
         if batches == trainer.num_training_batches and not self._validation_due:
             epoch, batches = epoch + 1, 0
-        return Place(epoch, batches, steps, self._validation_due)
+        return LoopPosition(epoch, batches, steps, self._validation_due)
 
 
 class CurveRecorder(Logger):
@@ -158,7 +164,7 @@ class CurveRecorder(Logger):
         """The configuration is in the checkpoint already."""
 
 
-def place_of(checkpoint: Mapping[str, Any]) -> Place:
+def loop_position(checkpoint: Mapping[str, Any]) -> LoopPosition:
     """Where the training stood that a checkpoint is of.
 
     Raises:
@@ -169,7 +175,7 @@ def place_of(checkpoint: Mapping[str, Any]) -> Place:
             "ckpt_path: the checkpoint does not say where its training stood, so it cannot be resumed; "
             "its weights can start a new run: student.weights=<it>"
         )
-    return Place(**checkpoint["place"])
+    return LoopPosition(**checkpoint["place"])
 
 
 def _groups(trainer: Trainer) -> list[dict[str, Any]]:
@@ -189,12 +195,12 @@ def _set_settings(trainer: Trainer, settings: list[dict[str, Any]]) -> None:
         if factor is not None:
             group["lr"] = factor * new["initial_lr"]
     for optimizer in trainer.optimizers:
-        place_counts(optimizer)
+        move_step_counts(optimizer)
     for one in trainer.lr_scheduler_configs:
         one.scheduler.base_lrs = [group["initial_lr"] for group in one.scheduler.optimizer.param_groups]
 
 
-def place_counts(optimizer: Optimizer) -> None:
+def move_step_counts(optimizer: Optimizer) -> None:
     """Put the steps that an optimiser has counted where its settings want them.
 
     Fused kernels read them on the parameter's device, all others on the CPU; loading a state leaves them
@@ -208,7 +214,7 @@ def place_counts(optimizer: Optimizer) -> None:
                 state["step"] = state["step"].to(parameter.device if beside else "cpu")
 
 
-def _set_loops(state: dict[str, Any], place: Place, batches_per_epoch: int) -> None:
+def _set_loops(state: dict[str, Any], place: LoopPosition, batches_per_epoch: int) -> None:
     """Write a place into the saved state of Lightning's fit loop."""
     epoch, batches = place.epoch, place.batches
     under_way = batches > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from defeat.config import write_config
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
 from defeat.io.atomic_write import write_text
-from defeat.training.balance import balanced_weights
+from defeat.training.balance import balanced_weights, with_weights
 from defeat.training.gradient_tables import (
     as_csv,
     as_scalars,
@@ -37,16 +38,19 @@ log = logging.getLogger(__name__)
 class MeasureGradients(Callback):
     """Measure every loss on the first training batches, print and file it; balance, if the distiller asks.
 
+    Nothing is measured without a distiller, nor in a run that is resumed, which was measured at its start.
     One process measures and all take its weights. The training itself begins as it would have begun: nothing
     of it is touched, neither weights nor statistics nor any random number.
 
+    Weights that a balance sets are written into the run's configuration, that of the checkpoints and
+    ``config.yaml``, so that it can be run again with these.
+
     Args:
-        folder: where ``gradients.md`` and ``gradients.csv`` go; TensorBoard gets them if it is configured.
+        folder: the run's; ``gradients.md`` and ``gradients.csv`` go here, and to TensorBoard if configured.
         batches: of the first process, as its training draws them.
         adapter_steps: steps by which copies of the adapters are fitted before the second measurement, see
             :func:`~defeat.training.loss_gradients.measure`; 0 measures the adapters as they are.
         adapter_rate: learning rate of that. Adapters that end in a ReLU die of much more than 1e-3.
-        on_weights: told the new weights, by the configuration's key, in every process.
 
     Raises:
         ConfigError: a number makes no sense; from the fit, if weights cannot be balanced.
@@ -59,45 +63,45 @@ class MeasureGradients(Callback):
         batches: int,
         adapter_steps: int,
         adapter_rate: float,
-        on_weights: Callable[[Mapping[str, float]], None] = lambda weights: None,
     ) -> None:
         if batches < 1 or adapter_steps < 0 or adapter_rate <= 0:
             raise ConfigError(
-                "measure: batches must be at least 1, adapter_steps at least 0 and adapter_rate positive, "
-                f"got {batches}, {adapter_steps} and {adapter_rate}"
+                "callbacks.measure: batches must be at least 1, adapter_steps at least 0 and adapter_rate "
+                f"positive, got {batches}, {adapter_steps} and {adapter_rate}"
             )
         self.folder = Path(folder)
         self.batches = batches
         self.adapter_steps = adapter_steps
         self.adapter_rate = adapter_rate
-        self.on_weights = on_weights
-        self.seconds = 0.0
-        """What it took, waiting for the process that measures included."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Measure, in the first process alone."""
         assert isinstance(pl_module, DetectionModule)
-        if stage != "fit" or pl_module.distiller is None:
+        distiller = pl_module.distiller
+        if stage != "fit" or distiller is None or trainer.ckpt_path is not None:
             return
-        started = time.perf_counter()
-        mine = self._measure(trainer, pl_module, started) if trainer.is_global_zero else None
+        result = self._measure(trainer, pl_module, distiller) if trainer.is_global_zero else None
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.empty_cache()  # the training begins with all of the memory
         # Two devices never measure quite the same: all processes take the first one's weights, or its error.
-        found: dict[str, float] | str | None = trainer.strategy.broadcast(mine)
-        if isinstance(found, str):
-            raise ConfigError(found)
-        if found:
-            distiller = pl_module.distiller
-            distiller.set_weights(found)
-            self.on_weights({distiller.key(name): weight for name, weight in found.items()})
-        self.seconds = time.perf_counter() - started
+        weights: dict[str, float] | str | None = trainer.strategy.broadcast(result)
+        if isinstance(weights, str):
+            raise ConfigError(weights)
+        if weights:
+            distiller.set_weights(weights)
+            self._record(trainer, pl_module, {distiller.key(name): w for name, w in weights.items()})
+
+    def _record(self, trainer: Trainer, module: DetectionModule, weights: Mapping[str, float]) -> None:
+        if "config" in module.provenance:
+            module.provenance["config"] = with_weights(module.provenance["config"], weights)
+            if trainer.is_global_zero:
+                write_config(self.folder, module.provenance["config"])
 
     def _measure(
-        self, trainer: Trainer, module: DetectionModule, started: float
+        self, trainer: Trainer, module: DetectionModule, distiller: Distiller
     ) -> dict[str, float] | str | None:
         """Measure and report; return balanced weights if they are asked for, or why there are none."""
-        assert module.distiller is not None
+        started = time.perf_counter()
         measured = measure(
             module,
             self._first_batches(trainer),
@@ -108,12 +112,12 @@ class MeasureGradients(Callback):
         )
         weights = None
         failed = None
-        if module.distiller.balance == "gradient":
+        if distiller.balance == "gradient":
             try:
-                weights = balanced_weights(module.distiller, measured)
+                weights = balanced_weights(distiller, measured)
             except ConfigError as error:
                 failed = str(error)
-        self._report(trainer, module.distiller, measured, weights, time.perf_counter() - started)
+        self._report(trainer, distiller, measured, weights, time.perf_counter() - started)
         return failed or weights
 
     def _first_batches(self, trainer: Trainer) -> list[Batch]:

@@ -114,29 +114,22 @@ class ProfileSteps(Callback):
         folder: where ``profile.md`` goes; all loggers of the trainer are told too.
 
     Raises:
-        ConfigError: ``steps`` is no positive whole number; or, from the trainer, it does not train.
+        ConfigError: ``steps`` is no positive whole number.
     """
 
-    def __init__(self, steps: int, folder: Path) -> None:
+    def __init__(self, steps: int, folder: str) -> None:
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ConfigError(
-                f"trainer.profile must be null or the number of steps to time, at least 1, got {steps!r}"
+                f"callbacks.profile.steps must be the number of steps to time, at least 1, got {steps!r}"
             )
         self.wanted = steps
-        self.folder = folder
+        self.folder = Path(folder)
         self._recorder: Recorder[Any] | None = None
         self._seen = 0
         self._images = 0
         self._timed = 0
         self._counter: CountFlops | None = None
         self._flops: int | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a run without training steps."""
-        if stage != "fit":
-            raise ConfigError(
-                "trainer.profile times training steps, and here nothing is trained: leave it out"
-            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on steps count; of other processes than the first none do."""
@@ -179,8 +172,8 @@ class ProfileSteps(Callback):
         if self._recorder is None:
             return
         log.warning(
-            "trainer.profile=%d: the training ended after %d steps; %d of them are timed, for the first %d "
-            "warm up and those after a validation do not count",
+            "callbacks.profile.steps=%d: the training ended after %d steps; %d of them are timed, for the "
+            "first %d warm up and those after a validation do not count",
             self.wanted,
             self._seen,
             self._timed,

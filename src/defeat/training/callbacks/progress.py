@@ -37,9 +37,10 @@ class ProgressBar(RichProgressBar):
         metrics.pop("v_num", None)
         reading = trainer.training and _free_to_read(trainer, pl_module.device)
         if reading and isinstance(pl_module, DetectionModule):
-            self._read = {name: float(value) for name, value in pl_module.headline.items()}
-            if (speed := trainer.callback_metrics.get("train/images_per_s")) is not None:
-                self._read["images_per_s"] = float(speed)
+            logged = trainer.callback_metrics
+            distilled = pl_module.distiller.weights if pl_module.distiller else ()
+            names = ("loss", "loss_detection", *distilled, "images_per_s")
+            self._read = {name: float(logged[f"train/{name}"]) for name in names if f"train/{name}" in logged}
         shown = {**self._read, **metrics}
         if left := self._time_left(trainer):
             shown["left"] = left

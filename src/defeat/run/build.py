@@ -1,0 +1,116 @@
+"""Build a run from its configuration without training it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from omegaconf import DictConfig, OmegaConf
+
+from defeat.config import build, build_factory, to_plain
+from defeat.data import DetectionDataModule
+from defeat.detectors import Detector
+from defeat.distill import Distiller
+from defeat.errors import ConfigError
+from defeat.run.check import check_config, check_trainer
+from defeat.run.hardware import keep_freed_memory, laid_like_parameters, lay_channels_last, set_hardware
+from defeat.run.prepare_teacher import prepare_teacher
+from defeat.run.resume import Resumed, check_same, find_checkpoint, keep_weights, read_resumed
+from defeat.run.trainer import build_trainer
+from defeat.training.module import DetectionModule
+from defeat.training.run import Run
+
+log = logging.getLogger(__name__)
+
+
+def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swept: bool = False) -> Run:
+    """Build all parts of a run; nothing is trained, and nothing is written.
+
+    The random state of the process is seeded on the way, and its hardware settings (TF32, memory) are made.
+
+    Args:
+        config: composed from conf/train.yaml; it is not changed.
+        callbacks: further ones, beside the configured.
+        swept: the run is a job of a sweep.
+
+    Raises:
+        DefeatError: anything in the configuration or the files it names that the user can mend. What the
+            configuration alone shows is refused before any data is read, which can take minutes.
+    """
+    check_config(config)
+    config = OmegaConf.create(to_plain(config))
+    trainer = build_trainer(config, callbacks)
+    check_trainer(trainer, swept=swept)
+    optimizer = laid_like_parameters(build_factory(config.optim.optimizer))
+    lr_schedule = build_factory(config.optim.lr_schedule)
+    resumed = _resumed(config, swept=swept)
+    if resumed:
+        config = keep_weights(config, resumed)
+        trainer.ckpt_path = resumed.path
+    set_hardware(config)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data: DetectionDataModule = build(config.data)
+    data.setup("fit")
+    student: Detector = build(config.student, classes=list(data.classes))
+    teacher, distiller = _build_teacher(config, data.classes, student)
+    if config.channels_last:
+        lay_channels_last(student.model, distiller)
+    provenance = _provenance(config, data, teacher, trainer.world_size)
+    if resumed:
+        check_same(resumed, {**provenance, "classes": list(data.classes)}, force=config.force_resume)
+    # Not before the annotations are read, whose file takes more memory than what is kept of it.
+    if config.keep_freed_memory:
+        keep_freed_memory()
+    frozen = prepare_teacher(teacher, student.model, data, trainer.strategy.root_device) if teacher else None
+    module = DetectionModule(
+        student.model,
+        data.classes,
+        optimizer=optimizer,
+        lr_schedule=lr_schedule,
+        seed=config.seed,
+        teacher=frozen,
+        distiller=distiller,
+        provenance=provenance,
+        backend=config.evaluation.backend,
+    )
+    plain: dict[str, Any] = provenance["config"]
+    return Run(plain, data, student, teacher, module, trainer, resumed.path if resumed else None)
+
+
+def _resumed(config: DictConfig, *, swept: bool) -> Resumed | None:
+    runs = Path(config.output_root) / config.name
+    path = find_checkpoint(config.ckpt_path, runs, Path(config.run_dir), swept=swept)
+    return read_resumed(path) if path else None
+
+
+def _build_teacher(
+    config: DictConfig, classes: Sequence[str], student: Detector
+) -> tuple[Detector | None, Distiller | None]:
+    if config.distiller is None:
+        return None, None
+    teacher: Detector = build(config.teacher, classes=list(classes))
+    distiller: Distiller = build(
+        config.distiller, student=student.model, teacher=teacher.model, _partial_=False
+    )
+    if not teacher.whole and distiller.needs_teacher_head:
+        raise ConfigError(
+            "the teacher's classification head is new (teacher.new_head=true) and has nothing to teach: "
+            "leave the head term out with ~distiller.terms.head"
+        )
+    return teacher, distiller
+
+
+def _provenance(
+    config: DictConfig, data: DetectionDataModule, teacher: Detector | None, processes: int
+) -> dict[str, Any]:
+    """What the checkpoints of the run say about how it was made, in plain containers."""
+    return {
+        "config": to_plain(config),
+        "class_ids": list(data.class_ids),
+        "teacher": {"source": teacher.source, "sha256": teacher.digest} if teacher else None,
+        "data": data.fingerprints(),
+        "order": data.order(processes),
+    }
