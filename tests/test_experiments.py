@@ -201,6 +201,18 @@ def loss_names(distiller: DictConfig | None) -> set[str]:
     }
 
 
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in KINDS])
+def test_its_detectors_and_its_distiller_can_be_built(name: str) -> None:
+    config = composed(name).copy()
+    shrink(config.student, 8)
+    student = build(config.student, classes=["a", "b"]).model
+    if config.distiller is not None:
+        shrink(config.teacher, 16)
+        teacher = build(config.teacher, classes=["a", "b"]).model
+        distiller = build(config.distiller)(student, teacher)
+        assert set(distiller.terms) == set(weights(config))
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_it_trains_a_step_and_evaluates(name: str, tmp_path: Path, scenes: Path) -> None:
     """Data and detectors at a tiny size; optimiser, heads and losses as they are."""
