@@ -41,6 +41,7 @@ def write_files(page: str, folder: Path) -> list[str]:
 
 def type_command(line: str, folder: Path, *more: str) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    line = line.replace("PYTHONPATH=.", f"PYTHONPATH=.:{DOCS.parent / 'src'}")  # this checkout's package
     ended = subprocess.run(
         ["bash", "-c", " ".join([line, *(f"'{word}'" for word in more)])],
         cwd=folder,

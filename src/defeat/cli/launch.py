@@ -131,7 +131,10 @@ def _check(config: DictConfig, config_name: str) -> None:
     job = HydraConfig.get()
     if job.job.config_name == config_name:  # rather than a file of the user's, such as that of an earlier run
         choices = [word for word, override in parse(job.overrides.task) if is_choice(override)]
-        check_types(config, compose_config(config_name, [*choices, "run_dir=."]))
+        sources = [s for s in job.runtime.config_sources if s.provider not in ("hydra", "main", "schema")]
+        folders = [f"{source.schema}://{source.path}" for source in sources]  # of the user's, by --config-dir
+        words = [*choices, f"hydra.searchpath={folders}", "run_dir=."]
+        check_types(config, compose_config(config_name, words))
     _check_processes(config, config_name)
 
 
