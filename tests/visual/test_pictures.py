@@ -12,7 +12,7 @@ from torch import Tensor
 from defeat.types import Prediction, Target
 from defeat.visual import draw_boxes, side_by_side
 from defeat.visual.boxes import FALSE_COLOUR, IGNORED_COLOUR, class_colour
-from defeat.visual.side_by_side import above, match
+from defeat.visual.side_by_side import above, judge
 
 CLASSES = ("disc", "square", "$ring$")
 GREY = torch.full((3, 64, 64), 120, dtype=torch.uint8)
@@ -67,37 +67,37 @@ def test_colours_of_classes_differ_and_none_looks_like_an_error():
         class_colour(0)
 
 
-def test_match_takes_each_ground_truth_once_and_best_first():
+def test_judge_takes_each_ground_truth_once_and_best_first():
     truth = target([[0, 0, 20, 20], [30, 30, 50, 50]], [1, 2])
     boxes = [[0, 0, 20, 19], [1, 1, 20, 20], [30, 30, 50, 50], [30, 30, 50, 38]]
-    matching = match(prediction(boxes, [1, 1, 1, 2], [0.9, 0.8, 0.7, 0.6]), truth)
+    judged = judge(prediction(boxes, [1, 1, 1, 2], [0.9, 0.8, 0.7, 0.6]), truth)
     # Of the last three one box is taken, one has the wrong class, and one overlaps too little.
-    assert matching.hit.tolist() == [True, False, False, False]
-    assert matching.false.tolist() == [False, True, True, True]
-    assert matching.missed.tolist() == [False, True]
+    assert judged.hit.tolist() == [True, False, False, False]
+    assert judged.false.tolist() == [False, True, True, True]
+    assert judged.missed.tolist() == [False, True]
 
 
-def test_match_prefers_the_larger_overlap():
+def test_judge_prefers_the_larger_overlap():
     truth = target([[0, 0, 20, 20], [0, 4, 20, 24]], [1, 1])
-    assert match(prediction([[0, 4, 20, 24]], [1], [0.9]), truth).missed.tolist() == [True, False]
+    assert judge(prediction([[0, 4, 20, 24]], [1], [0.9]), truth).missed.tolist() == [True, False]
 
 
 def test_detections_inside_a_crowd_of_their_class_are_not_judged():
     truth = target([[0, 0, 40, 40]], [1], [True])
     inside = prediction([[5, 5, 10, 10], [5, 5, 10, 10], [38, 38, 50, 50]], [1, 2, 1], [0.9, 0.8, 0.7])
-    matching = match(inside, truth)
-    assert matching.ignored.tolist() == [True, False, False]
-    assert matching.false.tolist() == [False, True, True]
-    assert matching.missed.tolist() == [False]
+    judged = judge(inside, truth)
+    assert judged.ignored.tolist() == [True, False, False]
+    assert judged.false.tolist() == [False, True, True]
+    assert judged.missed.tolist() == [False]
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 2), (2, 0)])
-def test_match_of_nothing(n: int, m: int):
-    matching = match(
+def test_judge_of_nothing(n: int, m: int):
+    judged = judge(
         prediction([[0, 0, 9, 9]] * n, [1] * n, [0.9] * n), target([[20, 20, 30, 30]] * m, [1] * m)
     )
-    assert matching.false.tolist() == [True] * n
-    assert matching.missed.tolist() == [True] * m
+    assert judged.false.tolist() == [True] * n
+    assert judged.missed.tolist() == [True] * m
 
 
 def test_above_keeps_and_sorts():

@@ -21,7 +21,7 @@ from defeat.visual import plot_curves
 
 
 class Demo(NamedTuple):
-    """What the demo leaves behind."""
+    """The results of the demo."""
 
     rows: list[Row]
     """Teacher, plain student, DeFeat student."""

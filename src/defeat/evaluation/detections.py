@@ -56,7 +56,7 @@ def write_detections(path: Path, detections: Detections) -> None:
     try:
         with replacing(path) as part:
             save_file(tensors, part, about)
-    except SafetensorError as error:  # it says what the system said, in its own words
+    except SafetensorError as error:  # its text is the operating system's message
         raise StorageError(f"{path} cannot be written: {error}") from error
 
 

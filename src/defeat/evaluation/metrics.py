@@ -87,8 +87,8 @@ class DetectionMetrics(Metric):
         detections = detections.cpu().double()
         truths = torch.cat([_rows(t["boxes"], t["labels"], t["ignore"], t["area"]) for t in targets])
         index = torch.stack([target["index"] for target in targets]).to(truths)
-        together = torch.cat([truths.flatten(), index]).cpu().double()
-        truths, index = together.split([truths.numel(), len(targets)])
+        rows = torch.cat([truths.flatten(), index]).cpu().double()
+        truths, index = rows.split([truths.numel(), len(targets)])
         self._check_labels("predicted", detections[:, _LABEL])
         self._check_labels("target", truths.reshape(-1, _TRUTH_COLUMNS)[:, _LABEL])
         counts = [(len(p["boxes"]), len(t["boxes"])) for p, t in zip(predictions, targets, strict=True)]

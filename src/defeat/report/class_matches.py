@@ -51,10 +51,11 @@ def match_classes(images: Sequence[ImageResult], classes: int) -> list[ClassMatc
     """
     per_class: list[list[_ImageMatches]] = [[] for _ in range(classes)]
     positives = np.zeros((classes, len(images), len(AREAS)), dtype=np.int64)
-    for position, image in enumerate(images):
+    for position, image in enumerate(map(_best_first, images)):
         overlap = coco_overlaps(image.boxes, image.true_boxes, image.ignore)  # (D, G)
+        in_area = _in_areas(xywh(image.boxes)[:, 2:].prod(dim=1).numpy())  # (A, D)
         for label in np.union1d(image.labels, image.true_labels).tolist():
-            matches, positives[label - 1, position] = _match_image(position, image, overlap, label)
+            matches, positives[label - 1, position] = _match_image(position, image, overlap, in_area, label)
             per_class[label - 1].append(matches)
     return [_join(matches, to_find) for matches, to_find in zip(per_class, positives, strict=True)]
 
@@ -69,26 +70,30 @@ class _ImageMatches(NamedTuple):
     in_area: Bools
 
 
+def _best_first(image: ImageResult) -> ImageResult:
+    order = image.scores.argsort(descending=True, stable=True)
+    return image._replace(boxes=image.boxes[order], scores=image.scores[order], labels=image.labels[order])
+
+
 def _match_image(
-    position: int, image: ImageResult, overlap: Floats, label: int
+    position: int, image: ImageResult, overlap: Floats, in_area: Bools, label: int
 ) -> tuple[_ImageMatches, Integers]:
-    """Match one class in one image; also count the (A,) boxes that are to be found."""
-    scores, crowd = image.scores.numpy(), image.ignore.numpy()
-    best_first = np.argsort(-scores, kind="stable")
-    detected = best_first[image.labels.numpy()[best_first] == label][:_MAX_DETECTIONS]
+    """Match one class in one image, best first; also count the (A,) boxes that are to be found."""
+    detected = np.flatnonzero(image.labels.numpy() == label)[:_MAX_DETECTIONS]
     true = np.flatnonzero(image.true_labels.numpy() == label)
-    ignored = crowd[true] | ~_in_areas(image.area.numpy()[true])  # (A, G)
+    crowd = image.ignore.numpy()[true]
+    ignored = crowd | ~_in_areas(image.area.numpy()[true])  # (A, G)
     matches = match_greedily(
-        overlap[np.ix_(detected, true)], IOU_THRESHOLDS, crowd=crowd[true], ignored=ignored, ties="last"
+        overlap[np.ix_(detected, true)], IOU_THRESHOLDS, crowd=crowd, ignored=ignored, ties="last"
     )
-    sides = xywh(image.boxes).numpy()[detected, 2:]  # (D, 2)
-    return _ImageMatches(
+    image_matches = _ImageMatches(
         image=np.full(len(detected), position),
-        scores=scores[detected],
+        scores=image.scores.numpy()[detected],
         hit=matches.hit,
         ignored=matches.ignored,
-        in_area=_in_areas(sides[:, 0] * sides[:, 1]).T,
-    ), (~ignored).sum(axis=1)
+        in_area=in_area[:, detected].T,
+    )
+    return image_matches, (~ignored).sum(axis=1)
 
 
 def _in_areas(area: Floats) -> Bools:

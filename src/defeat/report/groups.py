@@ -104,11 +104,11 @@ def choose_baseline(groups: Sequence[Group], label: str | None = None) -> Group:
         plain = [group for group in groups if group.config["distiller"] is None]
         return plain[0] if len(plain) == 1 else groups[0]
     exact = [group for group in groups if group.label == label]
-    found = exact or [group for group in groups if group.runs[0].name == label]
-    if len(found) == 1:
-        return found[0]
+    matching = exact or [group for group in groups if group.runs[0].name == label]
+    if len(matching) == 1:
+        return matching[0]
     labels = ", ".join(repr(group.label) for group in groups)
-    problem = "several groups are called so" if found else "no such group"
+    problem = "several groups are called so" if matching else "no such group"
     raise ConfigError(f"--baseline {label}: {problem}; there are {labels}")
 
 

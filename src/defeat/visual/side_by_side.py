@@ -33,7 +33,7 @@ Row = tuple[Tensor, Sequence[Panel]]
 _DPI = 100
 
 
-class Matching(NamedTuple):
+class Judgement(NamedTuple):
     """Detections and ground truth of one image, sorted into right and wrong."""
 
     hit: Tensor
@@ -102,7 +102,7 @@ def side_by_side(
     return figure
 
 
-def match(prediction: Prediction, target: Target, iou: float = 0.5) -> Matching:
+def judge(prediction: Prediction, target: Target, iou: float = 0.5) -> Judgement:
     """Give each detection, best first, the free ground truth of its class that it overlaps most.
 
     Args:
@@ -122,7 +122,7 @@ def match(prediction: Prediction, target: Target, iou: float = 0.5) -> Matching:
     hit = matches.hit[:, 0, 0]
     missed = ~ignore
     missed[matches.truth[hit]] = False
-    return Matching(*map(torch.from_numpy, (hit, matches.ignored[:, 0, 0], missed)))
+    return Judgement(*map(torch.from_numpy, (hit, matches.ignored[:, 0, 0], missed)))
 
 
 def above(prediction: Prediction, threshold: float) -> Prediction:
@@ -161,20 +161,20 @@ def _draw_panel(
         draw_boxes(axes, image, target["boxes"], target["labels"], classes, ignore=target["ignore"])
         return {"objects": int((~target["ignore"]).sum())}
     shown = above(panel, threshold)
-    matching = match(shown, truth, iou)
+    judged = judge(shown, truth, iou)
     show_image(axes, image)
-    for box, label in zip(truth["boxes"][matching.missed], truth["labels"][matching.missed], strict=True):
+    for box, label in zip(truth["boxes"][judged.missed], truth["labels"][judged.missed], strict=True):
         outline(axes, box, class_colour(int(label)), "dotted")
-    for box in shown["boxes"][matching.ignored]:
+    for box in shown["boxes"][judged.ignored]:
         outline(axes, box, IGNORED_COLOUR, "dashed")
-    for box, label in zip(shown["boxes"][matching.hit], shown["labels"][matching.hit], strict=True):
+    for box, label in zip(shown["boxes"][judged.hit], shown["labels"][judged.hit], strict=True):
         outline(axes, box, class_colour(int(label)))
-    for box, label in zip(shown["boxes"][matching.false], shown["labels"][matching.false], strict=True):
+    for box, label in zip(shown["boxes"][judged.false], shown["labels"][judged.false], strict=True):
         outline(axes, box, FALSE_COLOUR, "dashed", classes[int(label) - 1])
     return {
-        "found": int(matching.hit.sum()),
-        "missed": int(matching.missed.sum()),
-        "false": int(matching.false.sum()),
+        "found": int(judged.hit.sum()),
+        "missed": int(judged.missed.sum()),
+        "false": int(judged.false.sum()),
     }
 
 
