@@ -190,6 +190,11 @@ def test_another_size_names_file_and_image_id(coco) -> None:
         DetectionDataset(read_coco(*coco.write()))[0]
 
 
+def test_a_size_that_is_not_known_is_not_checked(annotations) -> None:
+    records = [annotations.records[0]._replace(width=0, height=0)]
+    assert DetectionDataset(annotations._replace(records=records))[0][0].shape == (3, 40, 60)
+
+
 def test_drop_undecodable_leaves_out_and_counts(annotations, coco, caplog) -> None:
     assert drop_undecodable(annotations) is annotations
     (coco.images / "b.png").write_bytes(b"no picture")

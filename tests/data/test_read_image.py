@@ -136,6 +136,16 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated_files(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match="cannot be decoded"):
+        read_image(path)
+
+
 def test_a_format_that_would_start_another_program_is_not_known(tmp_path: Path) -> None:
     Image.fromarray(COLOURS).save(tmp_path / "a.eps")
     with pytest.raises(DataError, match=r"a\.eps cannot be decoded: cannot identify image file"):

@@ -98,7 +98,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@sizes(quick=150, full=2200)
+@sizes(quick=75, full=2200)
 def test_changed_coco_files(examples: int, content: dict[str, Any], root: Path, tally: Tally) -> None:
     file = root / "instances.json"
 

@@ -78,7 +78,7 @@ cases = st.builds(
 )
 
 
-@sizes(quick=200, full=1500)
+@sizes(quick=100, full=1500)
 def test_changed_pictures(examples: int, tmp_path: Path, tally: Tally) -> None:
     files, path = pictures(), tmp_path / "picture.img"
     for name, data in files.items():

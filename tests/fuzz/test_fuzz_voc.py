@@ -112,7 +112,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@sizes(quick=150, full=1500)
+@sizes(quick=75, full=1500)
 def test_changed_voc_folders(examples: int, root: Path, tally: Tally) -> None:
     xml, list_file = root / "Annotations" / "b.xml", root / "ImageSets" / "Main" / "train.txt"
 

@@ -170,15 +170,15 @@ def _images(
 
 def _refuse_same_ids(images: list[object], policy: ErrorPolicy) -> None:
     """Refuse an id given twice whatever ``on_error`` says: the annotations could mean either image."""
-    seen: set[int] = set()
+    ids: set[int] = set()
     for position, item in enumerate(images):
         try:
             image_id = whole(item, "id")
         except FieldError:  # rejected alone, later
             continue
-        if image_id in seen:
+        if image_id in ids:
             policy.fatal(f"{_where('images', position, item)}: id {image_id} is given twice")
-        seen.add(image_id)
+        ids.add(image_id)
 
 
 def _boxes(

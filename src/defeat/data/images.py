@@ -79,10 +79,10 @@ def _as_expected(
     turned = ImageOps.exif_transpose(image)
     if turned.size == expected:
         return turned
-    found, wanted = f"{image.width}x{image.height}", f"{expected[0]}x{expected[1]}"
+    actual, wanted = f"{image.width}x{image.height}", f"{expected[0]}x{expected[1]}"
     raise DataError(
-        f"image {path} is {found} pixels, but its annotation says {wanted}, so its boxes would lie wrong; "
-        "mend the annotation or put the right image there"
+        f"image {path} is {actual} pixels, but its annotation says {wanted}, so its boxes would lie wrong; "
+        "correct the annotation or put the right image there"
     )
 
 

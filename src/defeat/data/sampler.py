@@ -122,9 +122,9 @@ def _by_group(groups: Tensor, size: int) -> Tensor:
     """
     batches, left = [], []
     for group in groups.unique():
-        own = (groups == group).nonzero().flatten()
-        whole = len(own) // size * size
-        batches.append(own[:whole].view(-1, size))
-        left.append(own[whole:])
-    filled = torch.cat(batches)
+        positions = (groups == group).nonzero().flatten()  # (n,) int64
+        whole = len(positions) // size * size
+        batches.append(positions[:whole].view(-1, size))  # (n // size, size)
+        left.append(positions[whole:])
+    filled = torch.cat(batches)  # (batches, size), sorted below by when each is full
     return torch.cat([filled[filled[:, -1].argsort()].flatten(), torch.cat(left).sort().values])
