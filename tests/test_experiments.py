@@ -121,13 +121,12 @@ def test_the_schedule_is_the_recipes(name: str, rows: dict[str, Any]) -> None:
     for config in map(composed, rows):
         model, repeat, schedule = config.student.model, config.data.repeat, config.optim.lr_schedule
         epochs = [repeat * epoch for epoch in (*schedule.milestones, config.trainer.max_epochs)]
+        optimizer = config.optim.optimizer
+        assert target(optimizer) == "SGD"
+        assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 1e-4)
         assert config.data.batch_size == 16
         assert (model.trainable_layers, model.norm) == (3, "frozen")
-        got = (
-            config.optim.optimizer.lr,
-            schedule.warmup_steps,
-            config.trainer.gradient_clip_val,
-        )
+        got = (optimizer.lr, schedule.warmup_steps, config.trainer.gradient_clip_val)
         if name == "coco":
             assert got == (0.02 if config.name.startswith("frcnn") else 0.01, 500, None)
             assert (epochs, model.min_size, model.max_size) == ([8, 11, 12], 800, 1333)

@@ -84,7 +84,7 @@ def test_readers_are_given_the_root(coco) -> None:
 
 
 def test_boxes_to_ignore_stay_in_evaluation_and_never_reach_training(readers) -> None:
-    module = DetectionDataModule(**readers, test=readers["val"])
+    module = DetectionDataModule(**readers, test=readers["val"], batch_size=1)
     module.setup()
     seen = {
         name: sum(int(target["ignore"].sum()) for batch in loader for target in batch.targets)

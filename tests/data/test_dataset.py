@@ -109,6 +109,11 @@ def test_boxes_that_a_crop_removes_go_with_all_their_fields(annotations) -> None
     assert target["area"].tolist() == [2000]
 
 
+def test_a_box_without_height_goes_though_it_has_a_width(annotations) -> None:
+    _, target = DetectionDataset(annotations, crop(0, 25, 60, 15))[1]
+    assert target["boxes"].tolist() == [[0, 0, 60, 15]]
+
+
 def test_boxes_are_clamped_and_brought_back_to_corners(annotations) -> None:
     def moved(image, fields):
         boxes = tv_tensors.wrap(fields["boxes"] + torch.tensor([50.0, 0, 50, 0]), like=fields["boxes"])

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +15,22 @@ from defeat.demo import SHIPPED_TEACHER, export_teacher, run_demo
 from defeat.demo.demo_teacher import choose_teacher, main
 from defeat.detectors import read_weights
 from defeat.errors import ConfigError
+from defeat.visual import side_by_side
 
 QUICK = ("data.train.images=16", "data.val.images=6", "~callbacks.progress", "trainer.log_every_n_steps=1")
 SMALL = f"overrides=[{','.join(map(repr, QUICK))}]"
 
 
 def test_the_demo_leaves_table_pictures_curves_and_a_dashboard(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shown: list[int] = []
+
+    def count(grid: Any, *others: Any) -> Any:
+        shown.extend(len(boxes[0]["boxes"]) for _, boxes in grid)
+        return side_by_side(grid, *others)
+
+    monkeypatch.setattr("defeat.demo.results.side_by_side", count)
     here = tmp_path / "now"
     words = [f"output={tmp_path}", f"run_dir={here}", "steps=4", "pictures=3", SMALL]
     demo = run_demo(compose_config("demo", words), Console(width=100))
@@ -28,6 +39,9 @@ def test_the_demo_leaves_table_pictures_curves_and_a_dashboard(
     assert teacher.evaluation.coco["AP50"] > 0.2, "the shipped teacher knows these scenes"
     assert plain.parameters == distilled.parameters < teacher.parameters
     assert (teacher.seconds, plain.seconds is None, distilled.seconds is None) == (None, False, False)
+    annotations = json.loads((tmp_path / "scenes" / "annotations" / "val.json").read_text())["annotations"]
+    objects = Counter(one["image_id"] for one in annotations).most_common(3)
+    assert sorted(shown) == sorted(number for _, number in objects), "the fullest images are shown"
     lines = demo.table.read_text().splitlines()
     assert len(lines) == 5
     assert lines[2].startswith("| teacher | 0.")

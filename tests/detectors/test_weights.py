@@ -123,6 +123,13 @@ def test_weights_of_another_model_are_refused(saved: tuple[nn.Module, Path], new
         load_detector_weights(other, saved[1], new_head=new_head)
 
 
+@pytest.mark.parametrize("new_head", [False, True])
+def test_weights_of_another_width_are_refused(saved: tuple[nn.Module, Path], new_head: bool) -> None:
+    wider = faster_rcnn(3, **{**SMALL, "fpn_channels": 2 * SMALL["fpn_channels"]})
+    with pytest.raises(WeightsError, match=r"backbone\.fpn\..*another model"):
+        load_detector_weights(wider, saved[1], new_head=new_head)
+
+
 def test_backbone_weights_of_a_classifier(tmp_path: Path) -> None:
     classifier = resnet18()
     torch.save(classifier.state_dict(), tmp_path / "r18.pth")

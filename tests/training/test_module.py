@@ -105,6 +105,20 @@ def test_the_teacher_stays_frozen_and_in_eval_mode() -> None:
     assert not any(p.requires_grad for p in made.teacher.parameters())
 
 
+def test_the_schedule_of_the_distillation_is_told_how_much_of_the_training_is_done(tmp_path: Path) -> None:
+    made = module()
+    assert made.distiller is not None
+    told: list[float] = []
+
+    def schedule(progress: float) -> float:
+        told.append(progress)
+        return 1.0
+
+    made.distiller.schedule = schedule
+    fit(made, tmp_path, steps=4)
+    assert told == [0, 0.25, 0.5, 0.75]
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_gradients_live_from_the_backward_to_the_step(accumulated: int, tmp_path: Path) -> None:
     class Watch(pl.Callback):
