@@ -148,9 +148,9 @@ def test_a_torchvision_builder_teaches() -> None:
     with once():
         distiller = Distiller(student, teacher, terms={"neck": partial(NECK, strides=[8, 16, 32])})
     nn.init.normal_(distiller.terms["neck"].adapters.layers["8"].weight, std=0.05)  # type: ignore[union-attr]
-    with capture(student) as seen:
+    with capture(student) as captured:
         student([x.float() for x in IMAGES], [{**t, "boxes": t["boxes"].float()} for t in TARGETS])
-    of = observe(distiller, student, teacher, seen)
+    of = observe(distiller, student, teacher, captured)
     loops = features(Neck("object", 4, 16, (8, 16, 32)), "neck", of, distiller, ("frcnn", "frcnn"))
     # in float32, as teachers from files come
     assert of.losses["neck_object"].item() == pytest.approx(4 * loops.object, rel=1e-5)
@@ -173,12 +173,12 @@ def test_of_several_maps_of_one_stride_the_deepest_is_taught() -> None:
     assert [(x.name, x.stride) for x in levels["neck"]] == [("1", 32), ("pool", 64)]
     assert [(x.stride, x.channels) for x in levels["backbone"]] == [(32, 960)]
     of = observe(distiller, student, teacher)
-    shapes = [tuple(of.seen.neck[name].shape[-2:]) for name in ("1", "pool")]
-    boxes = [t["boxes"].tolist() for t in of.seen.targets]
+    shapes = [tuple(of.student.neck[name].shape[-2:]) for name in ("1", "pool")]
+    boxes = [t["boxes"].tolist() for t in of.student.targets]
     each = [
         naive.feature_loss(
-            distiller.terms["neck"].adapters.layers[str(stride)](of.seen.neck[ours]).tolist(),
-            of.taught.neck[theirs].tolist(),
+            distiller.terms["neck"].adapters.layers[str(stride)](of.student.neck[ours]).tolist(),
+            of.teacher.neck[theirs].tolist(),
             mask,
         )
         for ours, theirs, stride, mask in zip(

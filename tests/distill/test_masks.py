@@ -23,8 +23,6 @@ from defeat.errors import ConfigError
 from tests.helpers import naive
 from tests.helpers.golden import BOXES, SHAPES, STRIDES
 
-MASKS = [object_mask, gaussian_mask]
-
 
 @st.composite
 def box_lists(draw: st.DrawFn) -> list[Tensor]:
@@ -55,13 +53,6 @@ def test_backbone_mask_golden_sums() -> None:
     assert mask.sum((1, 2)).tolist() == [4697, 1026]
 
 
-def test_backbone_mask_is_resized_by_nearest() -> None:
-    fine, *coarse = shared_mask(Grids(BOXES, SHAPES[:4], STRIDES[:4]))
-    for mask, stride in zip(coarse, STRIDES[1:4], strict=True):
-        step = stride // 4
-        assert torch.equal(mask, fine[:, ::step, ::step])
-
-
 def test_backbone_mask_is_drawn_at_stride_4_whatever_the_finest_stage() -> None:
     whole = shared_mask(Grids(BOXES, SHAPES[:4], STRIDES[:4]))
     part = shared_mask(Grids(BOXES, SHAPES[2:4], STRIDES[2:4]))
@@ -89,43 +80,11 @@ def test_every_box_marks_its_own_level_only(boxes: list[Tensor]) -> None:
             assert marked == box_level(box[None], STRIDES[0], len(STRIDES)).tolist()
 
 
-def test_order_of_boxes_does_not_matter() -> None:
-    for mask in MASKS:
-        forward = mask(Grids(BOXES, SHAPES, STRIDES))
-        backward = mask(Grids([b.flip(0) for b in BOXES], SHAPES, STRIDES))
-        assert all(torch.equal(a, b) for a, b in zip(forward, backward, strict=True))
-
-
-def test_images_without_boxes_are_blank() -> None:
-    none = torch.empty(0, 4)
-    for mask in (*MASKS, shared_mask):
-        assert not any(m.any() for m in mask(Grids([none, none], SHAPES, STRIDES)))
-        assert not any(m[1].any() for m in mask(Grids([BOXES[0], none], SHAPES, STRIDES)))
-
-
-def test_full_mask_is_ones() -> None:
-    masks = full_mask(Grids(BOXES, SHAPES, STRIDES))
-    assert [tuple(m.shape) for m in masks] == [(2, *shape) for shape in SHAPES]
-    assert all((m == 1).all() for m in masks)
-
-
 @pytest.mark.parametrize(("side", "level"), [(10, 0), (111, 0), (112, 1), (223, 1), (224, 2), (5000, 4)])
 def test_level_of_a_square_box(side: int, level: int) -> None:
     # The rule adds a pixel to each side: a box of side - 1 counts as side.
     box = torch.tensor([[0.0, 0, side - 1, side - 1]])
     assert box_level(box, 4, 5).item() == level
-
-
-def test_level_goes_by_pixels_not_by_the_number_of_levels() -> None:
-    box = torch.tensor([[0.0, 0, 299, 299]])  # stride 16 by the rule
-    assert box_level(box, 4, 5).item() == 2
-    assert box_level(box, 8, 4).item() == 1
-
-
-@pytest.mark.parametrize(("side", "level"), [(20, 0), (63, 0), (64, 1), (127, 1), (128, 2), (600, 4)])
-def test_retinanet_levels_follow_its_anchors(side: int, level: int) -> None:
-    box = torch.tensor([[0.0, 0, side - 1, side - 1]])
-    assert box_level(box, 8, 5, min_object_cells=4).item() == level
 
 
 def test_cells_of_a_box_on_the_far_border_stay_on_the_map() -> None:
@@ -160,17 +119,6 @@ def test_random_regions_reach_every_cell_alike() -> None:
 
 
 FOUR = torch.tensor([[-8.0, -8, 8, 8]])
-
-
-def test_fine_grained_regions_by_hand() -> None:
-    # Squares of 16 around the corners of the cells, and a box that is one of them.
-    grids = Grids([torch.tensor([[0.0, 0, 16, 16]])], [(4, 4)], [8], 1.0, [FOUR])
-    # IoU 1 at (1, 1), 1/3 beside it, 1/7 across.
-    (half,), (third,), (tenth,) = (fine_grained_mask(grids, threshold=t) for t in (0.5, 0.3, 0.1))
-    assert half.nonzero().tolist() == [[0, 1, 1]]
-    assert third.nonzero().tolist() == [[0, 0, 1], [0, 1, 0], [0, 1, 1], [0, 1, 2], [0, 2, 1]]
-    assert tenth[0, :3, :3].all()
-    assert tenth.sum() == 9
 
 
 def test_fine_grained_regions_of_a_box_that_no_anchor_touches_are_blank() -> None:

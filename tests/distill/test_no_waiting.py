@@ -54,7 +54,7 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, tuple[Tensor, ...]]] = []
+        self.operations: list[tuple[str, tuple[Tensor, ...]]] = []
         """Names and what they made; views are not among them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -71,7 +71,7 @@ class Operations(TorchDispatchMode):
         if by_numbers or by_mask or blocking:
             raise AssertionError(f"{func} waits for the device")
         if not func.is_view:
-            self.seen.append((name, tuple(made)))
+            self.operations.append((name, tuple(made)))
         return result
 
 
@@ -152,18 +152,18 @@ def teach(build: Callable[..., nn.Module], head: Any, **settings: Any) -> Callab
 
     def prepare(size: Size, device: str) -> Callable[[], Any]:
         term = build(spec(head), spec(head), **settings).to(device)
-        seen = Captured(
+        captured = Captured(
             neck=features(size, device),
             stages=features(size, device),
             targets=[{"boxes": own} for own in boxes(size, device)],  # type: ignore[typeddict-item]
             class_logits=torch.rand(64 * size.images, 5, device=device, requires_grad=True),
             anchor_logits=torch.rand(size.images, 64, 5, device=device, requires_grad=True),
         )
-        taught = Captured(
+        teacher_captures = Captured(
             neck={name: x.detach() for name, x in features(size, device).items()},
             stages={name: x.detach() for name, x in features(size, device).items()},
         )
-        pair = DistillBatch(nn.Identity(), FrozenTeacher(nn.Identity()), seen, taught)
+        pair = DistillBatch(nn.Identity(), FrozenTeacher(nn.Identity()), captured, teacher_captures)
         return lambda: list(term(pair).values())
 
     return prepare
@@ -237,7 +237,7 @@ def operations(name: str, size: Size, device: str) -> Operations:
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_waits_and_operations_do_not_grow_with_images_or_boxes(name: str, device: str) -> None:
-    counts = {size: len(operations(name, size, device).seen) for size in SIZES}
+    counts = {size: len(operations(name, size, device).operations) for size in SIZES}
     assert min(counts.values()) > 0
     assert len(set(counts.values())) == 1, counts
 
@@ -284,10 +284,10 @@ def test_the_watch_catches_what_waits_for_a_copy() -> None:
 # --- no spare copies of maps -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("taught", [torch.float32, torch.bfloat16])
-def test_the_feature_loss_makes_and_keeps_one_tensor_of_the_maps_size(taught: torch.dtype) -> None:
+@pytest.mark.parametrize("teacher_dtype", [torch.float32, torch.bfloat16])
+def test_the_feature_loss_makes_and_keeps_one_tensor_of_the_maps_size(teacher_dtype: torch.dtype) -> None:
     student = torch.rand(2, 8, 5, 6, requires_grad=True)
-    teacher, mask = torch.rand(2, 8, 5, 6).to(taught), torch.rand(2, 5, 6)
+    teacher, mask = torch.rand(2, 8, 5, 6).to(teacher_dtype), torch.rand(2, 5, 6)
     kept: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ def test_the_feature_loss_makes_and_keeps_one_tensor_of_the_maps_size(taught: to
     with Operations() as backward:
         torch.autograd.grad(loss, student)
     forward_made, backward_made = (
-        [name for name, made in watched.seen for x in made if x.numel() == student.numel()]
+        [name for name, made in watched.operations for x in made if x.numel() == student.numel()]
         for watched in (forward, backward)
     )
     assert forward_made == ["sub"]
@@ -318,4 +318,4 @@ def test_class_scores_are_compared_once_where_the_halves_share_their_temperature
         more = [~chosen] if loss is decoupled_binary_kl else []
         with Operations() as watched:
             loss(ours, theirs, chosen, *more, **warm)  # type: ignore[operator]
-        assert [own for own, _ in watched.seen].count(name) == each * times
+        assert [own for own, _ in watched.operations].count(name) == each * times

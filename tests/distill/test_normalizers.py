@@ -189,11 +189,11 @@ def look_alone() -> dict[str, float]:
     made = module("defeat", configured("defeat"))
     assert made.teacher is not None
     assert made.distiller is not None
-    with patch("torch.randperm", in_order), capture(made.student) as seen:
+    with patch("torch.randperm", in_order), capture(made.student) as captured:
         images, targets = zip(*SAMPLES[0][HALVES[0]], strict=True)
         made.student([x.double() / 255 for x in images], list(targets))
         return numbers(
-            {n: x.sum() for n, x in made.distiller.level_losses(made.student, made.teacher, seen).items()}
+            {n: x.sum() for n, x in made.distiller.level_losses(made.student, made.teacher, captured).items()}
         )
 
 

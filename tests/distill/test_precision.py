@@ -34,10 +34,15 @@ def forwards(kind: Kind, dtype: torch.dtype) -> DistillBatch:
     """A batch as both see it under autocast."""
     student, teacher = pair(kind)
     targets = [{"boxes": torch.tensor(own), "labels": torch.arange(len(own)) % 2 + 1} for own in BOXES]
-    with torch.no_grad(), torch.autocast("cpu", dtype), capture(student) as seen, capture(teacher) as taught:
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", dtype),
+        capture(student) as captured,
+        capture(teacher) as teacher_captures,
+    ):
         student([image.float() for image in IMAGES], targets)
-        teacher.get_submodule("backbone")(seen.images)
-    return DistillBatch(student, FrozenTeacher(teacher), seen, taught)
+        teacher.get_submodule("backbone")(captured.images)
+    return DistillBatch(student, FrozenTeacher(teacher), captured, teacher_captures)
 
 
 def widened(found: Any) -> Any:

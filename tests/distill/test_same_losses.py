@@ -29,9 +29,9 @@ def step(name: str) -> dict[str, float]:
     for p in distiller.double().parameters():  # numbers that no version of torch draws differently
         p.data.copy_(0.05 * torch.arange(p.numel()).double().sin().view_as(p))
     torch.manual_seed(2)  # samplers, and masks that draw random numbers
-    with capture(student) as seen:
+    with capture(student) as captured:
         detection = student(IMAGES, TARGETS)
-    losses = {**detection, **distiller(student, FrozenTeacher(teacher), seen, 0.0)}
+    losses = {**detection, **distiller(student, FrozenTeacher(teacher), captured, 0.0)}
     torch.stack(list(losses.values())).sum().backward()
     learning = [p.grad.flatten() for m in (student, distiller) for p in m.parameters() if p.grad is not None]
     return {k: v.item() for k, v in losses.items()} | {"gradient": torch.cat(learning).norm().item()}

@@ -4,13 +4,11 @@ import math
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.distributions import Categorical, kl_divergence
 
 from defeat.config import build, compose_config
 from defeat.detectors import FrozenTeacher, capture, faster_rcnn, inspect_detector, retinanet
@@ -86,24 +84,6 @@ def test_channel_loss_equals_the_loops(
     s, t = maps(*shape, seed=seed)
     found = channel_loss(s, t, temperature=temperature).item()
     assert found == pytest.approx(naive_channel(s, t, temperature), abs=1e-9)
-
-
-def test_pearson_loss_is_numpys_correlation_over_batch_and_positions() -> None:
-    s, t = maps(3, 5, 4, 6)
-    a, b = (x.transpose(0, 1).flatten(1).numpy() for x in (s, t))
-    r = [np.corrcoef(a[c], b[c])[0, 1] for c in range(5)]
-    assert pearson_loss(s, t).item() == pytest.approx(1 - np.mean(r), abs=1e-12)
-    # over the whole batch: the mean of the images' own correlations is another number
-    alone = torch.stack([pearson_loss(s[i : i + 1], t[i : i + 1]) for i in range(3)]).mean()
-    assert alone.item() != pytest.approx(pearson_loss(s, t).item(), abs=1e-3)
-
-
-def test_channel_loss_is_the_divergence_of_categorical_distributions_towards_the_teacher() -> None:
-    s, t = maps(3, 5, 4, 6)
-    p, q = (Categorical(logits=x.flatten(2) / 1.7) for x in (s, t))
-    expected = 1.7**2 * kl_divergence(q, p).mean()
-    torch.testing.assert_close(channel_loss(s, t, temperature=1.7), expected, atol=1e-12, rtol=0)
-    assert channel_loss(t, s, temperature=1.7).item() != pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_pearson_loss_ignores_scale_and_shift_of_every_channel_on_either_side() -> None:
@@ -190,10 +170,10 @@ def test_the_adapter_is_nothing_where_channels_agree() -> None:
 
 
 def pair(
-    family: str, student_channels: int = 8, teacher_channels: int = 12, taught: str | None = None
+    family: str, student_channels: int = 8, teacher_channels: int = 12, teacher_family: str | None = None
 ) -> tuple[nn.Module, nn.Module]:
     student = FAMILIES[family](3, **SMALL, fpn_channels=student_channels).train()
-    teacher = FAMILIES[taught or family](3, **SMALL, fpn_channels=teacher_channels)
+    teacher = FAMILIES[teacher_family or family](3, **SMALL, fpn_channels=teacher_channels)
     return student, teacher.requires_grad_(False).eval()
 
 
@@ -207,30 +187,32 @@ def test_the_term_is_the_weighted_mean_of_its_levels(
     student, teacher = pair("frcnn")
     term = partial(WholeMapTerm, maps=place, strides=strides, weight=3.0, loss=loss, adapter=conv3x3)
     distiller = Distiller(student, teacher, terms={"mine": term})
-    with capture(student) as seen:
+    with capture(student) as captured:
         student(IMAGES, TARGETS)
-    parts = distiller.level_losses(student, FrozenTeacher(teacher), seen)
-    with torch.no_grad(), capture(teacher) as taught:
-        teacher.backbone(seen.images)
-    ours, theirs = getattr(seen, place), getattr(taught, place)
-    by_stride = {seen.images.shape[-1] // x.shape[-1]: name for name, x in ours.items()}
+    parts = distiller.level_losses(student, FrozenTeacher(teacher), captured)
+    with torch.no_grad(), capture(teacher) as teacher_captures:
+        teacher.backbone(captured.images)
+    student_maps, teacher_maps = getattr(captured, place), getattr(teacher_captures, place)
+    by_stride = {captured.images.shape[-1] // x.shape[-1]: name for name, x in student_maps.items()}
     chosen = strides or sorted(by_stride)
     layers = distiller.terms["mine"].adapters.layers
     names = [by_stride[stride] for stride in chosen]
-    each = [loss(layers[str(s)](ours[n]), theirs[n]) for s, n in zip(chosen, names, strict=True)]
+    each = [
+        loss(layers[str(s)](student_maps[n]), teacher_maps[n]) for s, n in zip(chosen, names, strict=True)
+    ]
     assert list(parts) == ["mine"]
     torch.testing.assert_close(parts["mine"], 3 * torch.stack(each) / len(chosen))
-    total = distiller(student, FrozenTeacher(teacher), seen, 0.0)["mine"]
+    total = distiller(student, FrozenTeacher(teacher), captured, 0.0)["mine"]
     torch.testing.assert_close(total, 3 * torch.stack(each).mean())
     assert distiller.weights == {"mine": 3.0}
     assert distiller.gradient_sites["mine"].strides == tuple(chosen)
     distiller.set_weights({"mine": 6.0})
-    torch.testing.assert_close(distiller(student, FrozenTeacher(teacher), seen, 0.0)["mine"], 2 * total)
+    torch.testing.assert_close(distiller(student, FrozenTeacher(teacher), captured, 0.0)["mine"], 2 * total)
 
 
 @pytest.mark.parametrize("name", ["pkd", "cwd"])
 @pytest.mark.parametrize(
-    ("family", "taught", "channels"),
+    ("family", "teacher_family", "channels"),
     [
         ("frcnn", "frcnn", (8, 8)),
         ("retinanet", "retinanet", (8, 8)),
@@ -238,9 +220,9 @@ def test_the_term_is_the_weighted_mean_of_its_levels(
     ],
 )
 def test_the_configured_distillers_teach(
-    name: str, family: str, taught: str, channels: tuple[int, int]
+    name: str, family: str, teacher_family: str, channels: tuple[int, int]
 ) -> None:
-    student, teacher = pair(family, *channels, taught=taught)
+    student, teacher = pair(family, *channels, teacher_family=teacher_family)
     # where two images have more than a cell each: among two numbers the correlation is 1 or -1
     strides = f"distiller.terms.{name}.strides=[8,16,32]"
     config = compose_config("train", [f"distiller={name}", strides, "run_dir=x"])
@@ -250,9 +232,9 @@ def test_the_configured_distillers_teach(
     optimizer = torch.optim.SGD(parameters, lr=1e-4)
     losses = []
     for _ in range(2):
-        with capture(student) as seen:
+        with capture(student) as captured:
             detection = student(IMAGES, TARGETS)
-        (loss,) = distiller(student, FrozenTeacher(teacher), seen, 0.0).values()
+        (loss,) = distiller(student, FrozenTeacher(teacher), captured, 0.0).values()
         losses.append(loss.item())
         (alone,) = torch.autograd.grad(loss, [student.backbone.body.conv1.weight], retain_graph=True)
         assert alone.abs().sum() > 0

@@ -111,31 +111,31 @@ def lively(distiller: nn.Module) -> nn.Module:
 class Observed(NamedTuple):
     """A batch, and every tensor that the two detectors computed for it."""
 
-    seen: Captured
+    student: Captured
     """The student's training forward."""
     again: Captured
     """The student while it was distilled: what the term made it score."""
-    taught: Captured
-    """The teacher while it taught."""
+    teacher: Captured
+    """The teacher while it was asked."""
     losses: dict[str, Tensor]
 
 
 @cache
 def forward(student: nn.Module, empty: bool = False) -> Captured:
-    """One training forward of a student, on images with or without objects, for all that it is taught."""
-    with capture(student) as seen:
+    """One training forward of a student, on images with or without objects, which all distillers share."""
+    with capture(student) as captured:
         student(IMAGES, EMPTY if empty else TARGETS)
-    return seen
+    return captured
 
 
 def observe(
-    distiller: nn.Module, student: nn.Module, teacher: nn.Module, seen: Captured | None = None
+    distiller: nn.Module, student: nn.Module, teacher: nn.Module, captured: Captured | None = None
 ) -> Observed:
-    """Distil ``seen``, the usual forward if none is given."""
-    seen = seen or forward(student)
+    """Distil ``captured``, the usual forward if none is given."""
+    captured = captured or forward(student)
     with capture(student) as again, capture(teacher) as lesson:
-        losses = distiller(student, FrozenTeacher(teacher), seen, 0.0)
-    return Observed(seen, again, lesson, losses)
+        losses = distiller(student, FrozenTeacher(teacher), captured, 0.0)
+    return Observed(captured, again, lesson, losses)
 
 
 def features(
@@ -151,9 +151,9 @@ def features(
     levels = LEVELS if what == "neck" else STAGES
     ours, theirs = ({stride: name for name, stride in levels[kind].items()} for kind in kinds)
     strides = [s for s in ours if s in theirs and (term.strides is None or s in term.strides)]
-    maps = [getattr(of.seen, what)[ours[s]] for s in strides]
+    maps = [getattr(of.student, what)[ours[s]] for s in strides]
     shapes = [tuple(x.shape[-2:]) for x in maps]
-    boxes = [t["boxes"].tolist() for t in of.seen.targets]
+    boxes = [t["boxes"].tolist() for t in of.student.targets]
     cells = CELLS[kinds[0]]
     masks = (
         drawn
@@ -173,7 +173,7 @@ def features(
         conv = conv[0] if isinstance(conv, nn.Sequential) else conv
         with torch.no_grad():
             adapted = F.conv2d(own, conv.weight, conv.bias, padding=1)
-        other = getattr(of.taught, what)[theirs[stride]]
+        other = getattr(of.teacher, what)[theirs[stride]]
         each.append(
             naive.feature_loss(
                 (adapted.relu() if what == "stages" else adapted).tolist(), other.tolist(), mask
@@ -184,31 +184,31 @@ def features(
 
 def scores(term: Head, of: Observed) -> naive.Both:
     """Eq. 6-9 without weights, from the captured scores and boxes."""
-    boxes = [t["boxes"].tolist() for t in of.seen.targets]
+    boxes = [t["boxes"].tolist() for t in of.student.targets]
     if term.proposals == "anchors":
-        assert of.seen.anchor_logits is not None
-        assert of.taught.anchor_logits is not None
-        matched = [naive.match_anchors(a.tolist(), b) for a, b in zip(of.seen.anchors, boxes, strict=True)]
+        assert of.student.anchor_logits is not None
+        assert of.teacher.anchor_logits is not None
+        matched = [naive.match_anchors(a.tolist(), b) for a, b in zip(of.student.anchors, boxes, strict=True)]
         return naive.decoupled(
             naive.sigmoid_kl,
-            of.seen.anchor_logits[..., 1:].flatten(0, 1).tolist(),
-            of.taught.anchor_logits[..., 1:].flatten(0, 1).tolist(),
+            of.student.anchor_logits[..., 1:].flatten(0, 1).tolist(),
+            of.teacher.anchor_logits[..., 1:].flatten(0, 1).tolist(),
             [x for positive, _ in matched for x in positive],
             [x for _, negative in matched for x in negative],
             *term.temperatures,
         )
-    scored = of.again if term.proposals == "teacher" else of.seen
+    scored = of.again if term.proposals == "teacher" else of.student
     assert scored.class_logits is not None
-    assert of.taught.class_logits is not None
+    assert of.teacher.class_logits is not None
     is_object = [
         x
-        for proposals, own in zip(of.taught.proposals, boxes, strict=True)
+        for proposals, own in zip(of.teacher.proposals, boxes, strict=True)
         for x in naive.proposal_is_object(proposals.tolist(), own)
     ]
     return naive.decoupled(
         naive.softmax_kl,
         scored.class_logits.tolist(),
-        of.taught.class_logits.tolist(),
+        of.teacher.class_logits.tolist(),
         is_object,
         [not x for x in is_object],
         *term.temperatures,

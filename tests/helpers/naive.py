@@ -277,35 +277,3 @@ def anchors_of(
             for x in range(width):
                 for x1, y1, x2, y2 in own:
                     yield (x1 + x * stride, y1 + y * stride, x2 + x * stride, y2 + y * stride)
-
-
-# --- whole methods ---------------------------------------------------------------------------------------
-
-
-def fgfi(neck: Both, weight: float) -> float:
-    """Wang et al. 2019: the neck on the fine-grained mask, objects only."""
-    return weight * neck.object
-
-
-def tadf(neck: Both, head: Both, neck_weight: float, head_weight: float) -> float:
-    """Sun et al. 2020: the neck on the Gaussian mask, objects only, and the positive proposals' scores."""
-    return neck_weight * neck.object + head_weight * head.object
-
-
-def defeat(
-    neck: Both,
-    head: Both,
-    backbone: Both,
-    alpha: tuple[float, float],
-    beta: tuple[float, float],
-    gamma: tuple[float, float],
-) -> float:
-    """Eq. 3 without the detection losses."""
-    return (
-        alpha[0] * neck.object
-        + alpha[1] * neck.background
-        + beta[0] * head.object
-        + beta[1] * head.background
-        + gamma[0] * backbone.object
-        + gamma[1] * backbone.background
-    )
