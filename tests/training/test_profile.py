@@ -127,7 +127,7 @@ class Work(Callback):
             (_MapDatasetFetcher, "fetch", 16),
             (Strategy, "batch_to_device", 32),
             (training_module, "to_unit_range", 64),
-            (Distiller, "compare", 128),
+            (Distiller, "term_losses", 128),
             (DetectionModule, "backward", 256),
             (torch.optim.AdamW, "step", 512),
             (DetectionModule, "_log_losses", 1024),
@@ -150,7 +150,7 @@ class Work(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
         if pl_module.teacher is not None:
-            backbone = pl_module.teacher.get_submodule("backbone")
+            backbone = pl_module.teacher.get_submodule("detector.backbone")
             backbone.register_forward_pre_hook(lambda *_: self.slow(lambda: None, 2048)())
 
     def on_train_batch_start(self, *_: Any) -> None:
