@@ -1,4 +1,4 @@
-"""Whether weights, pixels and feature maps of student and teacher fit together, as far as files say."""
+"""Check that weights, pixels and feature maps of student and teacher fit together, as far as files say."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _pixels(source: Any) -> dict[str, list[float]]:
 
 
 class Size(NamedTuple):
-    """How large a detector makes its images for evaluation."""
+    """The size to which a detector resizes its images for evaluation."""
 
     min_size: int
     max_size: int
@@ -181,7 +181,7 @@ def _plain(strides: Any) -> str:
 
 
 class Settings(NamedTuple):
-    """What a checkpoint of this project says of its detector's images; None where it does not."""
+    """Settings of a detector's images that a checkpoint of this project holds; None if it does not."""
 
     min_size: int | Sequence[int] | None
     max_size: int | None

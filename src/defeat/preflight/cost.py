@@ -1,4 +1,4 @@
-"""What the whole run will take: memory of a step, and time."""
+"""Estimate the memory and the time that the whole run will take."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ CROWDED = 0.9
 
 
 class Plan(NamedTuple):
-    """How long the training is, as the trainer's settings say."""
+    """The length of the training that follows from the trainer's settings."""
 
     steps: float
-    """Of the optimiser; inf where nothing but the user ends it."""
+    """Optimiser steps; inf if nothing but the user ends the training."""
     batches: float
-    """Of each process, for all those steps."""
+    """Batches of each process, for all those steps."""
     validations: int
     val_images: int
-    """Of one validation, of each process."""
+    """Images of one validation, in each process."""
 
 
 def plan(run: Run) -> Plan:

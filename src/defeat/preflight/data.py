@@ -1,4 +1,4 @@
-"""Whether the data is what its annotations say: all records, and a sample of decoded images."""
+"""Check the data against its annotations: all records, and a sample of decoded images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY_SHARE = 0.25
 
 
 class Drawn(NamedTuple):
-    """What the training will begin with."""
+    """The first batches of the training."""
 
     batches: list[Batch]
     image_seconds: float
@@ -30,7 +30,7 @@ class Drawn(NamedTuple):
 
 
 class Split(NamedTuple):
-    """What a sample of a split holds."""
+    """Counts over a sample of a split."""
 
     images: int
     boxes: int
@@ -114,7 +114,7 @@ def _look(run: Run, annotations: Annotations, samples: Iterator[Sample], cell: i
 
 
 def _scale(transform: Any, height: int, width: int) -> float:
-    """By how much a detector enlarges an image; the geometric mean where the sides differ."""
+    """The factor by which a detector enlarges an image; the geometric mean if its sides differ."""
     if transform.fixed_size is not None:
         return math.sqrt(math.prod(transform.fixed_size) / (height * width))
     small, large = min(height, width), max(height, width)

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The result of a check: facts, problems, and what to do about them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Problem(NamedTuple):
     cause: str
     mend: str
     severe: bool = True
-    """Whether the run is refused; else it is a warning."""
+    """True if the run is refused; otherwise it is a warning."""
 
 
 class Finding(NamedTuple):

@@ -1,4 +1,4 @@
-"""Whether every loss is alive, and whether one level of it drowns the others."""
+"""Check that every loss has a value and a gradient, and that no level of it drowns the others."""
 
 from __future__ import annotations
 

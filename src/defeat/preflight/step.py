@@ -22,7 +22,7 @@ from defeat.training.run import Run
 from defeat.types import Batch
 
 VAL_IMAGES = 8
-"""Of the timed part of a validation, at most."""
+"""The most images in the timed part of a validation."""
 
 
 class Gradients(NamedTuple):
@@ -41,7 +41,7 @@ class Gradients(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """What of the teacher took part in the training."""
+    """Parts of the teacher that took part in the training, which none should."""
 
     awake: list[str]
     """Modules in training mode."""
@@ -52,16 +52,16 @@ class Teacher(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What some training steps did."""
+    """Observations over some training steps."""
 
     losses: dict[str, float]
-    """Of the first step, weighted, without the schedule's factor."""
+    """Losses of the first step, weighted, without the schedule's factor."""
     gradients: Gradients
     teacher: Teacher
     seconds: list[float]
-    """Of each step, without decoding; the first warms up."""
+    """Seconds of each step, without decoding; the first warms up."""
     val_seconds: float
-    """Of an image of a validation, without decoding."""
+    """Seconds for one image of a validation, without decoding."""
     peak: float
     """Bytes, see :func:`~defeat.memory.peak_memory`; nan where it is not known."""
 

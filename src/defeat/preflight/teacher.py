@@ -1,4 +1,4 @@
-"""What the teacher finds on the images that it will be shown, and under which names."""
+"""Evaluate the teacher on the images that it will be shown, and compare the names of the classes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MOSTLY, HARDLY = 0.6, 0.2
 
 
 class Expected(NamedTuple):
-    """What the teacher must reach on the sample, in [0, 1]."""
+    """The figures that the teacher must reach on the sample, in [0, 1]."""
 
     least_ap50: float
     ap: float | None
@@ -46,7 +46,7 @@ class Expected(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What a detector reaches on a sample; nan where there are no objects."""
+    """Figures of a detector on a sample; nan if there are no objects."""
 
     ap: float
     ap50: float
@@ -259,7 +259,7 @@ def _settings(transform: Any) -> list[Any]:
 
 
 def _on_its_own(run: Run, distilled: Distillation, images: int, seconds: float) -> Problem:
-    """What the teacher reaches with its own transform: where that is better, the student's is at fault."""
+    """Evaluate the teacher with its own transform: if that is better, the student's is at fault."""
     results = _look(run, distilled.model, transform_of(distilled.model.detector), images, seconds)
     found = _figures(results, run.module.classes)
     return Problem(

@@ -106,7 +106,7 @@ def _build_teacher(
 def _provenance(
     config: DictConfig, data: DetectionDataModule, teacher: Detector | None, processes: int
 ) -> dict[str, Any]:
-    """What the checkpoints of the run say about how it was made, in plain containers."""
+    """Collect, in plain containers, what the run's checkpoints say about how it was made."""
     return {
         "config": to_plain(config),
         "class_ids": list(data.class_ids),

@@ -1,4 +1,4 @@
-"""How checkpoints come to the disk."""
+"""Write checkpoints to the disk, whole or not at all."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 def _system_error(error: BaseException) -> OSError | None:
-    """What the operating system said; torch's writer hides it where it closes its archive."""
+    """Find the operating system's error, which torch's writer hides when it closes its archive."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, OSError):
         found = found.__cause__ or found.__context__

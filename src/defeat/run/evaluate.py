@@ -31,7 +31,7 @@ class Evaluated(NamedTuple):
     predictions: dict[int, Prediction]
     """Detections by position in ``annotations.records``; empty for a results file."""
     parameters: int
-    """Of the detector; 0 for a results file."""
+    """Number of the detector's parameters; 0 for a results file."""
 
 
 def evaluate(config: DictConfig) -> Evaluated:

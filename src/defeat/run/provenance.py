@@ -1,4 +1,4 @@
-"""What a run folder says about how it was made."""
+"""Record in a run's folder how the run was made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it is of the same training."""
+"""Find the checkpoint that a run goes on from, and refuse one of another training."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ WEIGHTS = ("distiller.balance", "distiller.share")
 """Keys, by their beginnings, from which the weights of losses follow. They may change, as weights may."""
 
 OPTIMIZER = "optim.optimizer._target_"
-"""What cannot change even so: another optimiser keeps another state."""
+"""The key that cannot change even then: another optimiser keeps another state."""
 
 FILES_OF_THE_START = ("gradients.md", "gradients.csv", "preflight.md", "preflight.json")
-"""What a run writes at its start and a resumed one does not write again."""
+"""Files that a run writes at its start and a resumed one does not write again."""
 
 SINCE = {"student.model.size_divisible": 32, "teacher.model.size_divisible": 32}
 """Keys that older checkpoints do not have, and what they stood for then."""
@@ -96,7 +96,7 @@ class Resumed(NamedTuple):
 
     path: Path
     provenance: Mapping[str, Any]
-    """What it says about how it was made: configuration, teacher, data, classes, order."""
+    """Its record of how it was made: configuration, teacher, data, classes, order."""
 
 
 def read_resumed(path: Path) -> Resumed:

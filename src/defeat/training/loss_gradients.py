@@ -1,4 +1,4 @@
-"""What every loss of a distilled run is worth before the training begins, by its gradient at the student.
+"""Measure every loss of a distilled run before the training begins, by its gradient at the student.
 
 Weights say little by themselves: losses differ in scale by orders of magnitude. What moves the student is the
 gradient that reaches its feature maps, and that can be measured.
@@ -53,7 +53,7 @@ class Map(NamedTuple):
     stride: int
     """Pixels of the resized image per cell."""
     name: str
-    """As the detector calls it."""
+    """The name that the detector gives it."""
 
 
 class Reading(NamedTuple):
@@ -76,7 +76,7 @@ class Measurement(NamedTuple):
     maps: tuple[Map, ...]
     """M maps, neck first, finest first."""
     start: dict[str, Reading]
-    """As the training begins."""
+    """All losses at the start of the training."""
     fitted: dict[str, Reading]
     """With adapters that have learned to translate between the student and the teacher as they are."""
     batches: int

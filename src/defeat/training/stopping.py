@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT") if hasattr(signal, name)
 )
-"""Of schedulers that want the machine back (submitit's is SIGUSR2), and of Ctrl-C."""
+"""The signals of schedulers that want the machine back (submitit's is SIGUSR2), and of Ctrl-C."""
 
 AGREE_EVERY = 10
 """Batches between two looks of several processes at whether one of them was told to stop."""
@@ -44,7 +44,7 @@ def hand_on(signum: int) -> None:
 
 
 class StopRequest:
-    """Whether one of :data:`SIGNALS` has come since :meth:`listen`."""
+    """Remembers whether one of :data:`SIGNALS` has come since :meth:`listen`."""
 
     def __init__(self) -> None:
         self._signum: int | None = None

@@ -58,7 +58,7 @@ class BestCheckpoint(ModelCheckpoint):
             shutil.copyfile(source, part)
 
     def _taken_over(self, path: str) -> str:
-        """Where the best checkpoint of the run that is resumed lies now: here, unless it is gone."""
+        """Copy the best checkpoint of the run that is resumed into this one; return its path."""
         source = Path(path)
         if not path or not self.dirpath or not source.is_file():
             return path

@@ -1,4 +1,4 @@
-"""What a checkpoint needs for a training to go on from it to the bit: its place, and the curves so far.
+"""Add to a checkpoint what an exact resume needs: the position of the loop, and the curves so far.
 
 Everything else that a step depends on is in Lightning's checkpoint (weights, optimiser, schedule, callbacks),
 or a function of the place: the order of the images and the random numbers.
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 
 
 class LoopPosition(NamedTuple):
-    """Where a training stands between two steps."""
+    """Position of a training between two steps."""
 
     epoch: int
     """Epochs that are done."""
     batches: int
-    """Of the epoch that is under way, done in each process."""
+    """Batches of the current epoch that are done in each process."""
     steps: int
     """Batches done that ended an optimiser step: what Lightning counts logged steps by."""
     validation_due: bool
@@ -165,7 +165,7 @@ class CurveRecorder(Logger):
 
 
 def loop_position(checkpoint: Mapping[str, Any]) -> LoopPosition:
-    """Where the training stood that a checkpoint is of.
+    """Read the position of the training from a checkpoint.
 
     Raises:
         ConfigError: it does not say.
@@ -183,7 +183,7 @@ def _groups(trainer: Trainer) -> list[dict[str, Any]]:
 
 
 def _settings(trainer: Trainer) -> list[dict[str, Any]]:
-    """What the optimisers' groups of parameters are set to."""
+    """The settings of the optimisers' groups of parameters."""
     return [{name: value for name, value in group.items() if name != "params"} for group in _groups(trainer)]
 
 

@@ -92,10 +92,10 @@ class LastCheckpoint(Checkpoint):
 
 
 def _accumulates(trainer: Trainer) -> bool:
-    """Whether gradients wait for further batches: they are not saved, and nothing resumes without them."""
+    """Tell whether gradients wait for further batches: they are not saved, and a resume would lack them."""
     return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def is_of_training(trainer: Trainer) -> bool:
-    """Whether a validation belongs to a training, rather than being a sanity check or standing alone."""
+    """Tell a validation within a training from a sanity check and from one that stands alone."""
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking

@@ -220,7 +220,7 @@ def _detection(module: LightningModule) -> DetectionModule:
 
 
 def _finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all numbers are finite, by one reduction over everything; waits for the device."""
+    """Tell whether all numbers are finite, by one reduction over everything; wait for the device."""
     floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     return not floats or bool(get_total_norm(floats, math.inf).isfinite())
 

@@ -1,4 +1,4 @@
-"""Where the time of a run's own training steps goes: measured over a few of them, printed, logged, filed."""
+"""Measure how the time of a run's own training steps is spent; print, log and file the result."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ _PARTS_OF_ACTIONS: dict[str, Phase] = {
     "optimizer_zero_grad": "optimizer",
     "lr_scheduler_step": "optimizer",
 }
-"""What Lightning does for a step, by its own names."""
+"""The phase of a step to which each of Lightning's actions belongs, by Lightning's names."""
 
 
 class Profile(NamedTuple):
-    """What some steps of one process took."""
+    """Time, memory and arithmetic of some steps of one process."""
 
     steps: list[dict[Phase, float]]
     """Seconds by part, see :meth:`defeat.timing.Recorder.steps`; at least one step."""
     images: int
-    """Of all processes in all these steps."""
+    """Number of images of all processes in all these steps."""
     peak: float
     """Bytes, see :func:`defeat.memory.peak_memory`."""
     device: torch.device
     flops: int | None
-    """Of one batch of one process, see :class:`CountFlops`; None where they were not counted."""
+    """Operations of one batch of one process, see :class:`CountFlops`; None if they were not counted."""
 
     @property
     def totals(self) -> list[float]:
@@ -75,7 +75,7 @@ class Profile(NamedTuple):
         return [step.get(name, 0.0) for step in self.steps]
 
     def table(self) -> Table:
-        """As a table: the parts, and the step that they add up to."""
+        """Arrange the phases, and the step that they add up to, as a table."""
         whole = mean(self.totals)
         parts = [(name, self.of(name)) for name in PHASES if any(name in step for step in self.steps)]
         rows = [

@@ -57,6 +57,6 @@ class ProgressBar(RichProgressBar):
 
 
 def _free_to_read(trainer: Trainer, device: torch.device) -> bool:
-    """Whether numbers can be read without a device waiting for it: a CPU's, or those logged anyhow."""
+    """Tell whether numbers can be read without making a device wait: a CPU's, or those logged anyhow."""
     every: int = cast(Any, trainer).log_every_n_steps  # set by a connector, so untyped
     return device.type == "cpu" or (every > 0 and trainer.global_step % every == 0)
