@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -31,11 +29,20 @@ def faster_rcnn(
     norm: Norm = "frozen",
     stride_in_1x1: bool = False,
     min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
     size_divisible: int = 32,
     anchor_sizes: Sizes | None = None,
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    rpn_pre_nms_top_n_train: int = 2000,
+    rpn_pre_nms_top_n_test: int = 1000,
+    rpn_post_nms_top_n_train: int = 2000,
+    rpn_post_nms_top_n_test: int = 1000,
+    rpn_batch_size_per_image: int = 256,
     box_head_channels: int = 1024,
-    **settings: Any,
+    box_batch_size_per_image: int = 512,
+    box_score_thresh: float = 0.05,
+    box_nms_thresh: float = 0.5,
+    box_detections_per_img: int = 100,
 ) -> FasterRCNN:
     """Build Faster R-CNN with FPN (Ren et al. 2015; Lin et al. 2017), levels of stride 4..64 by default.
 
@@ -52,6 +59,7 @@ def faster_rcnn(
         stride_in_1x1: see :func:`defeat.detectors.backbones.fpn_backbone`.
         min_size: length of the shorter image side in pixels; several values are drawn from in training
             and the last one is used in evaluation.
+        max_size: bound on the longer side in pixels.
         size_divisible: in pixels, a multiple of 32. A batch is padded to the next multiple of its longest
             sides, so larger ones make fewer shapes, and every padded pixel costs as much as another: with 448
             the 300 shapes of batches of 800 x 800 to 800 x 1333 become 4, at 1.4 times the pixels of
@@ -59,14 +67,13 @@ def faster_rcnn(
         anchor_sizes: pixels, one list per level; None means 8 x stride, one anchor size a level.
         aspect_ratios: height / width of the anchors.
         box_head_channels: width of the two fully connected layers of the box head.
-        settings: further ones of torchvision's ``FasterRCNN`` under its names, such as ``max_size``,
-            ``rpn_batch_size_per_image`` or ``box_nms_thresh``, with its defaults.
+
+    The rest are torchvision's sampling and filtering settings under its names.
 
     Raises:
         ConfigError: see :func:`defeat.detectors.backbones.fpn_backbone`; or a list of anchor sizes whose
             length is not the number of levels; or a ``size_divisible`` that is no multiple of 32.
     """
-    _refuse_unknown("faster_rcnn", FasterRCNN, settings)
     body = fpn_backbone(
         backbone,
         fpn_channels=fpn_channels,
@@ -80,13 +87,22 @@ def faster_rcnn(
     detector = FasterRCNN(
         body,
         min_size=_sizes(min_size),
+        max_size=max_size,
         size_divisible=_multiple(size_divisible),
         rpn_anchor_generator=_anchors(anchor_sizes or [(8 * s,) for s in strides], aspect_ratios, strides),
+        rpn_pre_nms_top_n_train=rpn_pre_nms_top_n_train,
+        rpn_pre_nms_top_n_test=rpn_pre_nms_top_n_test,
+        rpn_post_nms_top_n_train=rpn_post_nms_top_n_train,
+        rpn_post_nms_top_n_test=rpn_post_nms_top_n_test,
+        rpn_batch_size_per_image=rpn_batch_size_per_image,
         # The maps of the pyramid that are pooled from: all but the topmost.
         box_roi_pool=ParallelRoIAlign([str(i) for i in range(len(returned_layers))], 7, 2),
         box_head=TwoMLPHead(fpn_channels * 7 * 7, box_head_channels),
         box_predictor=FastRCNNPredictor(box_head_channels, num_classes),
-        **settings,
+        box_batch_size_per_image=box_batch_size_per_image,
+        box_score_thresh=box_score_thresh,
+        box_nms_thresh=box_nms_thresh,
+        box_detections_per_img=box_detections_per_img,
     )
     adapt_box_coders(detector)
     return detector
@@ -102,11 +118,14 @@ def retinanet(
     norm: Norm = "frozen",
     stride_in_1x1: bool = False,
     min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
     size_divisible: int = 32,
     anchor_sizes: Sizes | None = None,
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    score_thresh: float = 0.05,
+    nms_thresh: float = 0.5,
     detections_per_img: int = 100,
-    **settings: Any,
+    topk_candidates: int = 1000,
 ) -> RetinaNet:
     """Build RetinaNet (Lin et al. 2017), levels of stride 8..128 by default.
 
@@ -114,14 +133,12 @@ def retinanet(
         num_classes: classes with background, as torchvision counts them.
         anchor_sizes: pixels, one list per level; None means 4 x stride in three steps of a third octave.
         detections_per_img: 100 is what COCO counts; torchvision's own default is 300.
-        settings: further ones of torchvision's ``RetinaNet`` under its names, with its defaults.
 
-    The other arguments are those of :func:`faster_rcnn`.
+    The other arguments are those of :func:`faster_rcnn` and torchvision's filtering settings.
 
     Raises:
         ConfigError: as :func:`faster_rcnn`.
     """
-    _refuse_unknown("retinanet", RetinaNet, settings)
     body = fpn_backbone(
         backbone,
         fpn_channels=fpn_channels,
@@ -137,10 +154,13 @@ def retinanet(
         body,
         num_classes,
         min_size=_sizes(min_size),
+        max_size=max_size,
         size_divisible=_multiple(size_divisible),
         anchor_generator=_anchors(anchor_sizes or octaves, aspect_ratios, strides),
+        score_thresh=score_thresh,
+        nms_thresh=nms_thresh,
         detections_per_img=detections_per_img,
-        **settings,
+        topk_candidates=topk_candidates,
     )
     adapt_box_coders(detector)
     return detector
@@ -156,9 +176,14 @@ def fcos(
     norm: Norm = "frozen",
     stride_in_1x1: bool = False,
     min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
     size_divisible: int = 32,
     anchor_sizes: Sizes | None = None,
-    **settings: Any,
+    center_sampling_radius: float = 1.5,
+    score_thresh: float = 0.2,
+    nms_thresh: float = 0.6,
+    detections_per_img: int = 100,
+    topk_candidates: int = 1000,
 ) -> FCOS:
     """Build FCOS (Tian et al. 2019), levels of stride 8..128 by default.
 
@@ -172,17 +197,15 @@ def fcos(
         anchor_sizes: side of each level's square in pixels, one list of one size per level; None means the
             stride. A level takes the boxes whose farthest side is 4 to 8 of them from the cell's centre
             (the first level also nearer ones, the last also farther ones).
-        settings: further ones of torchvision's ``FCOS`` under its names, with its defaults. Its
-            ``center_sampling_radius`` says how far from a box's centre its cells may lie, in those sizes;
-            its ``score_thresh`` is on the square root of class score x centre-ness.
+        center_sampling_radius: how far from a box's centre its cells may lie, in those sizes.
+        score_thresh: on the square root of class score x centre-ness, hence higher than others'.
 
-    The other arguments are those of :func:`faster_rcnn`.
+    The other arguments are those of :func:`faster_rcnn` and torchvision's filtering settings.
 
     Raises:
         ConfigError: as :func:`faster_rcnn`; or channels that do not divide into groups, more than one size on
             a level, or sizes that leave a gap between levels.
     """
-    _refuse_unknown("fcos", FCOS, settings)
     # A group of one channel has nothing to normalise on a level of one cell: torch refuses it there.
     if fpn_channels % GROUPS or fpn_channels < 2 * GROUPS:
         raise ConfigError(
@@ -206,20 +229,17 @@ def fcos(
         body,
         num_classes,
         min_size=_sizes(min_size),
+        max_size=max_size,
         size_divisible=_multiple(size_divisible),
         anchor_generator=anchors,
-        **settings,
+        center_sampling_radius=center_sampling_radius,
+        score_thresh=score_thresh,
+        nms_thresh=nms_thresh,
+        detections_per_img=detections_per_img,
+        topk_candidates=topk_candidates,
     )
     adapt_box_coders(detector)
     return detector
-
-
-def _refuse_unknown(builder: str, kind: type, settings: Mapping[str, Any]) -> None:
-    """Raise as Python does for a wrong keyword; torchvision's transform would swallow it without a word."""
-    known = inspect.signature(kind).parameters
-    for name in settings:
-        if name not in known:
-            raise TypeError(f"{builder}() got an unexpected keyword argument {name!r}")
 
 
 def _check_scales(sizes: Sizes) -> None:
