@@ -30,6 +30,7 @@ from defeat.detectors import (
     read_weights,
     retinanet,
 )
+from defeat.detectors.weights import torchvision_weights
 from defeat.errors import ConfigError, WeightsError
 
 SMALL = {"backbone": "resnet10", "fpn_channels": 8, "box_head_channels": 16}
@@ -207,7 +208,7 @@ def test_torchvision_weights_are_fetched_when_allowed_and_checked(
 ) -> None:
     source, target = build(), build()
     served = served_weights(tmp_path, source)
-    monkeypatch.setattr(weights, "get_weight", lambda name: served.ONE)
+    monkeypatch.setattr(torchvision_weights, "get_weight", lambda name: served.ONE)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     with pytest.raises(WeightsError, match="downloads are off: set download=true"):
         load_detector_weights(target, "Served.ONE")
@@ -220,7 +221,7 @@ def test_a_download_with_another_checksum_is_refused(tmp_path: Path, monkeypatch
     served = served_weights(tmp_path, build())
     path = next(tmp_path.glob("small-*.pth"))
     path.write_bytes(path.read_bytes() + b"x")
-    monkeypatch.setattr(weights, "get_weight", lambda name: served.ONE)
+    monkeypatch.setattr(torchvision_weights, "get_weight", lambda name: served.ONE)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     with pytest.raises(WeightsError, match=r"Served.ONE could not be fetched: invalid hash value"):
         load_detector_weights(build(), "Served.ONE", download=True)
@@ -267,7 +268,7 @@ def test_frozen_norms_of_torchvisions_first_coco_weights_have_no_epsilon(
 ) -> None:
     source = build()
     served = served_weights(tmp_path, source)
-    monkeypatch.setattr(weights, "get_weight", lambda name: served.ONE)
+    monkeypatch.setattr(torchvision_weights, "get_weight", lambda name: served.ONE)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     for special, eps in ((("Served.ONE",), 0.0), ((), 1e-5)):
         monkeypatch.setattr(loading, "ZERO_EPS", special)

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torchvision.models import get_model_weights, list_models
 from torchvision.models._api import Weights, WeightsEnum
 
-import defeat.detectors.weights as weights
 from defeat.config import compose_config, to_plain
 from defeat.detectors import create_detector, faster_rcnn, read_weights
+from defeat.detectors.weights import torchvision_weights
 from defeat.errors import WeightsError
 from tests.helpers.limits import bounded, forbid_network
 from tests.helpers.trials import refused
@@ -71,7 +71,7 @@ def checkpoint(path: Path, config: object) -> Path:
     [
         "os.system",
         "defeat.config.os.system",  # a module leads on to all that it imports
-        "defeat.detectors.weights.pickle.loads",
+        "defeat.detectors.weights.plain_pickle.pickle.loads",
         "defeat.config.instantiate",
         "torchvision.models.detection.faster_rcnn.nn.Module",
         "torch.hub.load",
@@ -179,7 +179,7 @@ def test_no_weights_of_torchvision_are_fetched_unasked(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     entries = [entry for model in list_models(torchvision.models) for entry in get_model_weights(model)]
     assert len(entries) > 100
-    assert all(weights._checksum(entry.url.rpartition("/")[2]) for entry in entries)
+    assert all(torchvision_weights.checksum(entry.url.rpartition("/")[2]) for entry in entries)
     for entry in entries:
         raises(str(entry), str(entry), "download=true")
     create_detector(lambda num_classes: faster_rcnn(num_classes, backbone="resnet10"), ["dog"])
@@ -198,12 +198,12 @@ def test_a_file_in_the_cache_is_neither_trusted_nor_run(
 ) -> None:
     forbid_network(monkeypatch)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(weights, "get_weight", lambda name: Planted.ONE)
+    monkeypatch.setattr(torchvision_weights, "get_weight", lambda name: Planted.ONE)
     path, mark = tmp_path / "checkpoints" / "planted-0123abcd.pth", tmp_path / "mark"
     path.parent.mkdir()
     torch.save({"w": torch.zeros(1), "x": Code(Path.touch, mark)}, path)
     raises("Planted.ONE", path.name, "checksum", download=download)
     # even a file with the right one runs nothing
-    monkeypatch.setattr(weights, "_checksum", lambda name: None)
+    monkeypatch.setattr(torchvision_weights, "checksum", lambda name: None)
     raises("Planted.ONE", "could run code", download=download)
     assert not mark.exists()
