@@ -1,4 +1,4 @@
-"""What a detector computes on its way, captured through forward hooks that go when the forward ends."""
+"""Forward hooks capture what a detector computes on its way, and are removed when the forward ends."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ centre, so the finest level takes objects up to 16 cells.
 
 
 class DetectorSpec(NamedTuple):
-    """What a detector offers to distil; maps finest first."""
+    """The maps and the head that a detector offers to distil; maps finest first."""
 
     stages: tuple[Level, ...]
     neck: tuple[Level, ...]

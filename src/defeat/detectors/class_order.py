@@ -18,7 +18,7 @@ from defeat.io.text import few
 BACKGROUND = "__background__"
 
 UNUSED = "N/A"
-"""What torchvision calls COCO's 10 ids that stand for nothing."""
+"""The name that torchvision gives to COCO's 10 ids that stand for nothing."""
 
 HEADS = {
     r"roi_heads\.box_predictor\.cls_score\.(weight|bias)": 1,
@@ -38,7 +38,7 @@ OTHER_CLASSES = (
 
 
 def is_head(key: str) -> bool:
-    """Whether a parameter's length follows from the number of classes."""
+    """Tell whether a parameter's length follows from the number of classes."""
     return any(re.fullmatch(pattern, key) for pattern in HEADS)
 
 
@@ -76,7 +76,7 @@ def _meant(outputs: Sequence[str], classes: Sequence[str]) -> list[int]:
 
 
 def difference(outputs: Sequence[str], classes: Sequence[str]) -> str:
-    """Which names two sets do not share, a few of each."""
+    """Name a few of those names on each side that the other side lacks."""
     theirs = [outputs[i] for i in _meant(outputs, classes)]
     sides = (
         ("only there", [name for name in theirs if name not in classes]),

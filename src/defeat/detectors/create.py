@@ -34,15 +34,15 @@ class Detector(NamedTuple):
     digest: str | None
     """SHA-256 of that file, a shipped one too; None for an enum (torchvision checks those) or no weights."""
     report: LoadReport | None = None
-    """Which keys went into it, or into its backbone alone where ``source`` is None; None for no weights."""
+    """The keys that went in, into its backbone alone where ``source`` is None; None for no weights."""
     file: WeightFile | None = None
-    """What the file of ``source`` says of itself; its tensors are gone."""
+    """The file of ``source`` without its tensors: its classes and configuration."""
     precision: Precision | None = None
-    """What it is to compute in as a teacher, see :func:`~defeat.detectors.teacher_precision.rewrite`."""
+    """The precision of a teacher, see :mod:`~defeat.detectors.teacher_precision`; None for a student."""
     infinite: tuple[str, ...] = ()
     """Tensors of ``weights`` with infinite values, as they were loaded: what is folded later hides them."""
     compile: CompileMode | None = None
-    """How its backbone is to be compiled as a teacher's."""
+    """The mode in which a teacher's backbone is compiled; None for not at all."""
 
 
 def create_detector(
@@ -68,7 +68,7 @@ def create_detector(
         backbone_weights: classifier weights for the backbone, the same kinds; not read where ``weights`` are
             given, which fill the backbone too.
         new_head: accept ``weights`` of other classes, and start the classification head anew then.
-        precision: of a teacher, see :func:`~defeat.detectors.teacher_precision.rewrite`; None leaves it to
+        precision: of a teacher, see :mod:`~defeat.detectors.teacher_precision`; None leaves it to
             the training.
         compile: of a teacher, see :func:`~defeat.detectors.compiled_backbone.compile_backbone`; None for
             not at all.

@@ -43,7 +43,7 @@ def fold_normalisation(backbone: nn.Module) -> int:
 
 
 class Summand(nn.Module):
-    """What goes into the sum of a residual block, in float32 at least.
+    """Puts a summand of a residual block into float32 at least.
 
     In half precision the stream that all blocks add to would be rounded once by each of them, which in a deep
     network is most of the error; so only what is added is rounded, and not the sum.

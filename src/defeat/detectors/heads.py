@@ -1,4 +1,4 @@
-"""Single parts of a detector, run on given features: what a frozen teacher is asked for."""
+"""The heads of a detector, run on features that are given."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def box_head_logits(
 
 
 class Assigned(NamedTuple):
-    """What every anchor of a batch is to its detector's training. Those in neither set are left out of it."""
+    """The part that every anchor of a batch takes in training; those in neither set are left out."""
 
     positive: Tensor
     """(B, A) bool: overlaps an object enough to find it."""

@@ -37,7 +37,7 @@ have the old names; its modules translate them in their own ``_load_from_state_d
 
 
 class LoadReport(NamedTuple):
-    """Which keys of a source went into a model."""
+    """The keys of a source that went into a model, and those that did not."""
 
     source: str
     matched: list[str]
@@ -48,7 +48,7 @@ class LoadReport(NamedTuple):
     mismatched: list[str]
     """In both with different shapes: left as initialised."""
     note: str = ""
-    """What was done to the classification head."""
+    """A note on what was done to the classification head."""
 
     def __str__(self) -> str:
         counts = ", ".join(
@@ -150,7 +150,7 @@ def load_backbone_weights(detector: nn.Module, source: str | Path, *, download: 
 
 
 def _compare(model: nn.Module, tensors: Mapping[str, Tensor], source: str, note: str = "") -> LoadReport:
-    """Which tensors fit by name and shape."""
+    """Compare the tensors with a model's by name and shape."""
     own = model.state_dict()
     return LoadReport(
         source,

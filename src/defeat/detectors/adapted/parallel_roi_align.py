@@ -20,7 +20,7 @@ from torchvision.ops import MultiScaleRoIAlign
 Sizes = list[tuple[int, int]]
 
 _CHANNELS = 32
-"""Of a piece of work, at most: maps of few channels stay in a core's cache."""
+"""The most channels in a piece of work: maps of few channels stay in a core's cache."""
 
 
 class ParallelRoIAlign(MultiScaleRoIAlign):
@@ -70,7 +70,7 @@ class _Part(NamedTuple):
     leaves: list[Tensor]
     pooled: Tensor
     edge: GradientEdge | None
-    """Where a gradient of ``pooled`` goes in; None where nothing is to be learned."""
+    """The edge by which a gradient of ``pooled`` enters; None where nothing is to be learned."""
 
 
 class _Shared(torch.autograd.Function):
@@ -131,7 +131,7 @@ class _Shared(torch.autograd.Function):
 
 
 def _slices(channels: int, threads: int) -> list[slice]:
-    """As many pieces of work for each thread."""
+    """Cut the channels into an equal number of pieces of work for each thread."""
     count = min(channels, threads * -(-channels // (threads * _CHANNELS)))
     ends = [channels * i // count for i in range(count + 1)]
     return [slice(start, end) for start, end in pairwise(ends)]

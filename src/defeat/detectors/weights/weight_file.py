@@ -1,4 +1,4 @@
-"""What a source of weights holds, and what a checkpoint says of itself."""
+"""The content of a source of weights, and what a checkpoint says of itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from defeat.io.text import quote
 
 
 class WeightFile(NamedTuple):
-    """What a weight source holds."""
+    """The content of a source of weights."""
 
     tensors: dict[str, Tensor]
     classes: tuple[str, ...] | None
@@ -29,7 +29,7 @@ class WeightFile(NamedTuple):
     enum: str | None = None
     """A torchvision enum's own name (``DEFAULT`` is another name of one)."""
     source: str = ""
-    """What messages call it."""
+    """The name of the source in messages."""
 
     def node(self, key: str, instead: str) -> dict[str, Any] | None:
         """A part of the run's configuration that may be built; None where there is none.
