@@ -48,7 +48,7 @@ FILES_OF_THE_START = ("gradients.md", "gradients.csv", "preflight.md", "prefligh
 SINCE = {"student.model.size_divisible": 32, "teacher.model.size_divisible": 32}
 """Keys that older checkpoints do not have, and what they stood for then."""
 
-RENAMED = {"optim.lr_schedule": "optim.lr_schedule"}
+RENAMED = {"optim.rate": "optim.lr_schedule"}
 """Keys of older checkpoints, by what they are called now."""
 
 LAST = "checkpoints/last.ckpt"
