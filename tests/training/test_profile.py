@@ -20,6 +20,7 @@ from torchvision.models import resnet18
 
 from defeat import timing
 from defeat.config import build, compose_config
+from defeat.detectors.compiled_backbone import CompiledModule
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
 from defeat.run.train import Outcome, train
@@ -316,5 +317,5 @@ def test_a_compiled_network_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # the real one takes seconds to load
     plain, called, forward = (nn.Sequential(nn.Linear(2, 2)) for _ in range(3))
     called[0].compile()
-    forward[0].forward = torch.compile(forward[0].forward)
+    forward[0] = CompiledModule(forward[0], "default", "inductor")
     assert [_is_compiled(network) for network in (plain, called, forward)] == [False, True, True]
