@@ -201,7 +201,7 @@ def test_a_run_keeps_freed_memory_where_it_is_told_to(
     value: str, scenes: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[None] = []
-    monkeypatch.setattr("defeat.run.train.keep_freed_memory", lambda: calls.append(None))
+    monkeypatch.setattr("defeat.run.build.keep_freed_memory", lambda: calls.append(None))
     run(tmp_path, scenes, teacher, f"keep_freed_memory={value}", steps=1)
     assert len(calls) == (value == "true")
 

@@ -21,8 +21,8 @@ from tests.helpers.tiny import tiny, tiny_teacher
 PACKAGE = str(Path(defeat.__file__).parent)
 OURS = (PACKAGE, "lightning/pytorch/trainer/", "lightning/pytorch/callbacks/")
 HELPERS = ("/torch/", "lightning/fabric/utilities/", "lightning_utilities/", Path(__file__).name)
-AWAITED = "nonfinite.py"
-"""It looks at losses where the forward that made them is over."""
+AWAITED = "device_flag.py"
+"""Reads whether losses are finite where the forward that made them is over."""
 
 
 class Reads(TorchDispatchMode):

@@ -203,7 +203,7 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch:
 def test_of_two_runs_that_take_a_folder_at_once_one_is_refused(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("defeat.run.train.check_no_run", lambda folder: None)  # both have found it free
+    monkeypatch.setattr("defeat.run.check.check_no_run", lambda folder: None)  # both have found it free
     run(tmp_path / "a", images, "~logger")
     before = (tmp_path / "a" / "config.yaml").read_bytes()
     with pytest.raises(ConfigError, match="a holds a run already"):
