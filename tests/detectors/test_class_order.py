@@ -28,11 +28,10 @@ from defeat.detectors import (
     load_detector_weights,
     loading,
     retinanet,
-    weights,
 )
 from defeat.detectors.backbones import fpn_backbone
 from defeat.detectors.class_order import is_head, order, reorder
-from defeat.detectors.weights import WeightFile
+from defeat.detectors.weights import WeightFile, torchvision_weights
 from defeat.errors import WeightsError
 
 Builder = Callable[..., nn.Module]
@@ -166,7 +165,7 @@ def serve(model: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     class Served(WeightsEnum):
         COCO = Weights(url=served.as_uri(), transforms=None, meta={"categories": _COCO_CATEGORIES})
 
-    monkeypatch.setattr(weights, "get_weight", lambda name: Served.COCO)
+    monkeypatch.setattr(torchvision_weights, "get_weight", lambda name: Served.COCO)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(folder / "hub"))
 
 
