@@ -217,3 +217,17 @@ def test_a_checkpoint_from_before_a_setting_goes_on_with_what_it_stood_for(
     assert resume(tmp_path / "old.ckpt", tmp_path / "a", scenes, teacher) == 4
     with pytest.raises(ConfigError, match=r"student.model.size_divisible 32 -> 64"):
         resume(tmp_path / "old.ckpt", tmp_path / "b", scenes, teacher, "student.model.size_divisible=64")
+
+
+def test_a_checkpoint_from_before_a_key_got_its_name_goes_on(
+    begun: Path, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    content = torch.load(begun, weights_only=True)
+    recipe = content["defeat"]["config"]["optim"]
+    recipe["rate"] = recipe.pop("lr_schedule")
+    torch.save(content, tmp_path / "old.ckpt")
+    assert resume(tmp_path / "old.ckpt", tmp_path / "a", scenes, teacher) == 4
+    recipe["rate"] |= {"warmup_steps": 1 + recipe["rate"]["warmup_steps"]}
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(ConfigError, match=r"optim\.lr_schedule\.warmup_steps \d+ -> \d+"):
+        resume(tmp_path / "other.ckpt", tmp_path / "b", scenes, teacher)
