@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The console scripts print them as one line and exit with status 1."""
+"""Errors that a user can correct. The console scripts print them as one line and exit with status 1."""
 
 
 class DefeatError(Exception):

@@ -34,7 +34,7 @@ def built_run(run_dir: Path, scenes: Path, *more: str, experiment: str = "scenes
 
 
 def severe(finding: Finding) -> str:
-    """The cause and the mend of the one severe problem."""
+    """The cause and the remedy of the one severe problem."""
     (problem,) = [problem for problem in finding.problems if problem.severe]
     assert finding.result == "failed"
-    return f"{problem.cause} | {problem.mend}"
+    return f"{problem.cause} | {problem.remedy}"

@@ -78,8 +78,8 @@ def test_the_estimate_adds_up(healthy: Run) -> None:
     assert found.figures["images_per_second"] == pytest.approx(4 / 3)
     assert found.figures["validation_seconds"] == pytest.approx(40 * 0.75)
     assert found.figures["whole_seconds"] == pytest.approx(400 * 3 + 4 * 30)
-    assert "1.00 GiB resident memory of the process" in found.seen
-    assert "400 steps in about 22 min 0 s" in found.seen
+    assert "1.00 GiB resident memory of the process" in found.summary
+    assert "400 steps in about 22 min 0 s" in found.summary
     assert found.result == "ok"
 
 
@@ -87,15 +87,15 @@ def test_slow_workers_are_a_warning(tmp_path: Path, pictures: Path) -> None:
     run = built_run(tmp_path, pictures, "data.num_workers=2")
     found = check_cost(run, steps(1.0), image_seconds=1.0, batch_images=4)
     assert found.figures["batch_seconds"] == 2.0, "two workers decode at a time"
-    assert found.problems[0].mend == "raise data.num_workers"
+    assert found.problems[0].remedy == "raise data.num_workers"
     assert check_cost(run, steps(3.0), image_seconds=1.0, batch_images=4).result == "ok"
 
 
 def test_a_run_without_end_and_a_platform_without_figures(tmp_path: Path, pictures: Path) -> None:
     endless = built_run(tmp_path, pictures, "trainer.max_steps=-1", "trainer.max_epochs=-1")
     found = check_cost(endless, steps(1.0, peak=math.nan), image_seconds=0.0, batch_images=4)
-    assert "no end is set" in found.seen
-    assert "memory not known" in found.seen
+    assert "no end is set" in found.summary
+    assert "memory not known" in found.summary
     assert found.figures["whole_seconds"] is found.figures["peak_bytes"] is None
 
 

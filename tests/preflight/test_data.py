@@ -31,8 +31,8 @@ def spoil(run: Run, split: Any, change: Callable[[Record], Record]) -> Annotatio
 def test_healthy_data_is_counted(healthy: Run) -> None:
     found = look(healthy)
     assert (found.result, found.problems) == ("ok", [])
-    assert "train 48 images (" in found.seen
-    assert "12 and 12 decoded" in found.seen
+    assert "train 48 images (" in found.summary
+    assert "12 and 12 decoded" in found.summary
     assert found.figures["train_images"] == 12
     assert found.figures["val_boxes"] == sum(len(sample[1]["boxes"]) for sample in _first(healthy, 12))
 
@@ -44,7 +44,7 @@ def _first(run: Run, images: int) -> list[Any]:
 
 
 def test_the_time_bounds_the_images(healthy: Run) -> None:
-    assert "1 and 1 decoded" in look(healthy, seconds=0).seen
+    assert "1 and 1 decoded" in look(healthy, seconds=0).summary
 
 
 def test_the_batches_are_those_of_the_training(healthy: Run) -> None:
@@ -94,7 +94,7 @@ def test_a_split_without_objects_is_a_warning(built: Run) -> None:
     )
     found = look(built)
     assert [p.cause for p in found.problems] == ["none of 12 val images has an object"]
-    assert "val 40 images (40 without objects)" in found.seen
+    assert "val 40 images (40 without objects)" in found.summary
 
 
 def test_objects_that_the_resize_makes_tiny_are_a_warning(tmp_path: Path, pictures: Path) -> None:
@@ -103,4 +103,4 @@ def test_objects_that_the_resize_makes_tiny_are_a_warning(tmp_path: Path, pictur
     found = look(small)
     assert {p.severe for p in found.problems} == {False}
     assert "train objects are smaller than a cell of 4 x 4 pixels" in found.problems[0].cause
-    assert "raise student.model.min_size" in found.problems[0].mend
+    assert "raise student.model.min_size" in found.problems[0].remedy

@@ -108,7 +108,7 @@ def test_failed_checks_refuse_the_run_in_one_line_and_say_how_to_go_on(
     assert not (tmp_path / "refused" / "checkpoints").exists()
     shown = " ".join(capsys.readouterr().out.split())
     assert "2 failed" in shown
-    assert "mend: set student.model.min_size=128 student.model.max_size=128" in shown
+    assert "remedy: set student.model.min_size=128 student.model.max_size=128" in shown
     assert report(tmp_path / "refused")["checks"]["resize"]["result"] == "failed"
 
 

@@ -65,7 +65,7 @@ def test_variances_that_float16_could_not_hold_are_a_warning(tmp_path: Path, pic
 def test_frozen_norms_with_random_weights_are_a_warning(tmp_path: Path, pictures: Path) -> None:
     found = check_weights(*_detectors(tmp_path, pictures, "student.model.norm=frozen"))
     assert [problem.severe for problem in found.problems] == [False]
-    assert "set student.backbone_weights" in found.problems[0].mend
+    assert "set student.backbone_weights" in found.problems[0].remedy
 
 
 def test_backbone_weights_are_counted(tmp_path: Path, pictures: Path) -> None:
@@ -77,7 +77,7 @@ def test_backbone_weights_are_counted(tmp_path: Path, pictures: Path) -> None:
     )
     assert found.problems == []
     counted = [key for key in body if not key.endswith("num_batches_tracked")]
-    assert f"student {len(counted)} keys of the backbone from" in found.seen
+    assert f"student {len(counted)} keys of the backbone from" in found.summary
 
 
 def _detectors(tmp_path: Path, pictures: Path, *more: str) -> tuple[Detector, Detector | None]:

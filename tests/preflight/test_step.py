@@ -15,7 +15,8 @@ from defeat.distill import Grids
 from defeat.preflight.data import draw
 from defeat.preflight.finding import Finding
 from defeat.preflight.losses import check_losses
-from defeat.preflight.step import Steps, check_frozen, check_gradients, check_optimizer, take_steps
+from defeat.preflight.parameters import check_frozen, check_gradients, check_optimizer
+from defeat.preflight.step import Steps, take_steps
 from defeat.training.module import DetectionModule
 from defeat.training.run import Run
 from defeat.types import Batch
@@ -74,7 +75,7 @@ def test_a_teacher_in_training_mode_is_found_and_put_back(
     assert found.result == "failed"
     causes = [problem.cause for problem in found.problems]
     assert "modules of the teacher train with the student: all of it, transform" in causes[0]
-    assert not any(module.training for module in built.distillation.model.modules())
+    assert not any(module.training for module in built.distillation.frozen_teacher.modules())
     assert all(torch.equal(value, before[name]) for name, value in built.module.state_dict().items())
 
 
@@ -83,7 +84,7 @@ def test_a_teacher_whose_tensors_move_is_found_and_put_back(built: Run) -> None:
         module.bias.data.add_(1)
 
     assert built.distillation is not None
-    conv = built.distillation.model.detector.backbone.body.conv1
+    conv = built.distillation.frozen_teacher.detector.backbone.body.conv1
     conv.register_forward_hook(drift)
     before = conv.bias.clone()
     assert "1 tensors of the teacher changed" in severe(check_frozen(walk(built)[0]))
@@ -92,7 +93,7 @@ def test_a_teacher_whose_tensors_move_is_found_and_put_back(built: Run) -> None:
 
 def test_a_teacher_that_learns_is_found(built: Run) -> None:
     assert built.distillation is not None
-    built.distillation.model.detector.backbone.fpn.requires_grad_(True)
+    built.distillation.frozen_teacher.detector.backbone.fpn.requires_grad_(True)
     found = check_frozen(walk(built)[0])
     assert "parameters of the teacher require a gradient: backbone.fpn.inner_blocks.0.0.weight" in severe(
         found
@@ -175,7 +176,7 @@ def test_a_term_on_frozen_stages_is_found(tmp_path: Path, pictures: Path) -> Non
 def test_a_loss_that_is_not_finite_is_found(built: Run) -> None:
     assert built.distillation is not None
     with torch.no_grad():
-        built.distillation.model.detector.backbone.fpn.layer_blocks[1][0].bias.fill_(math.nan)
+        built.distillation.frozen_teacher.detector.backbone.fpn.layer_blocks[1][0].bias.fill_(math.nan)
     text = severe(losses(built))
     assert text.startswith("neck_object, neck_background")
     assert "not finite in the first step" in text
@@ -184,9 +185,9 @@ def test_a_loss_that_is_not_finite_is_found(built: Run) -> None:
 def test_a_level_far_above_the_others_is_found(built: Run) -> None:
     assert built.distillation is not None
     with torch.no_grad():
-        built.distillation.model.detector.backbone.fpn.layer_blocks[0][0].weight.mul_(1e3)
+        built.distillation.frozen_teacher.detector.backbone.fpn.layer_blocks[0][0].weight.mul_(1e3)
     found = losses(built)
-    (text,) = [problem.cause + problem.mend for problem in found.problems if "background" in problem.cause]
+    (text,) = [problem.cause + problem.remedy for problem in found.problems if "background" in problem.cause]
     assert found.result == "failed"
     assert "neck_background at stride 4 of the neck is" in text
     assert "distiller.terms.neck.strides" in text
@@ -214,5 +215,5 @@ def test_a_plain_run_has_its_own_losses_and_parameters_alone(tmp_path: Path, pic
     steps, batches = walk(plain)
     found = check_losses(plain, plain.distillation, steps, batches, level_factor=100)
     assert found.result == check_gradients(steps, half=False).result == "ok"
-    assert found.seen.startswith("detection ")
-    assert check_optimizer(steps).seen == "53 parameters, 0 of them the distiller's"
+    assert found.summary.startswith("detection ")
+    assert check_optimizer(steps).summary == "53 parameters, 0 of them the distiller's"

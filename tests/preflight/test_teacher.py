@@ -14,7 +14,7 @@ from defeat.data.scenes.shapes import CLASSES
 from defeat.detectors.class_order import reorder
 from defeat.evaluation.image_result import ImageResult
 from defeat.preflight.finding import Finding
-from defeat.preflight.teacher import Expected, check_teacher, confusion_matrix, renamed
+from defeat.preflight.teacher import Expected, check_teacher, confusion_matrix, renamed_classes
 from defeat.training.run import Run
 from tests.helpers.built_runs import SHIPPED, built_run, severe
 
@@ -77,8 +77,8 @@ def test_two_exchanged_classes_are_found_though_ap_is_fair(tmp_path: Path, pictu
 def test_random_weights_are_near_chance(built: Run) -> None:
     assert built.distillation is not None
     for layer in (
-        built.distillation.model.detector.roi_heads.box_head.fc6,
-        built.distillation.model.detector.rpn.head.cls_logits,
+        built.distillation.frozen_teacher.detector.roi_heads.box_head.fc6,
+        built.distillation.frozen_teacher.detector.rpn.head.cls_logits,
     ):
         torch.nn.init.normal_(layer.weight, std=0.01)
     text = severe(look(built)[1])
@@ -145,8 +145,8 @@ def test_the_teacher_and_the_students_transform_are_left_alone(healthy: Run) -> 
     assert healthy.distillation is not None
     look(healthy)
     assert healthy.module.student.transform.training
-    assert not any(module.training for module in healthy.distillation.model.modules())
-    assert healthy.distillation.model.detector.transform is not healthy.module.student.transform
+    assert not any(module.training for module in healthy.distillation.frozen_teacher.modules())
+    assert healthy.distillation.frozen_teacher.detector.transform is not healthy.module.student.transform
 
 
 # -- as what objects are found ----------------------------------------------------------------------------
@@ -202,4 +202,4 @@ def test_ignored_objects_and_empty_images_are_no_objects() -> None:
 def test_exchanged_classes_are_told_from_swallowed_ones(
     called: list[list[int]], exchanged: list[tuple[int, int]], absorbed: list[tuple[int, int]]
 ) -> None:
-    assert renamed(torch.tensor(called)) == (exchanged, absorbed)
+    assert renamed_classes(torch.tensor(called)) == (exchanged, absorbed)

@@ -28,7 +28,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def explain(error: BaseException, config_name: str, words: Sequence[str]) -> str | None:
-    """Turn an error that the user can mend into a line; None for any other.
+    """Turn an error that the user can correct into a line; None for any other.
 
     Args:
         error: what was raised.

@@ -30,7 +30,7 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
     A run gets a folder of its own, see :class:`~defeat.cli.run_dir.RunDirCallback`. The task alone
     imports torch and what is built on it, so that ``--help`` and mistakes are answered at once.
 
-    Errors that the user can mend end the process with status 1 and one line on standard error; with
+    Errors that the user can correct end the process with status 1 and one line on standard error; with
     ``hydra.verbose=true`` or HYDRA_FULL_ERROR=1 their traceback is shown. Any other error is a defect of the
     program and keeps its traceback.
     """
@@ -81,7 +81,7 @@ def _abort_together() -> AbstractContextManager[None]:
 
 
 def _end(error: Exception, config_name: str, words: list[str]) -> NoReturn:
-    """End the process with the error's line, or raise it again where the user cannot mend it."""
+    """End the process with the error's line, or raise it again where the user cannot correct it."""
     line = explain(error, config_name, words)
     if line is None:
         raise error

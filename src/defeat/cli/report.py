@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
 def main() -> None:
     """Entry point of the console script.
 
-    Errors that the user can mend end the process with status 1 and one line on standard error.
+    Errors that the user can correct end the process with status 1 and one line on standard error.
     """
     try:
         run(_parser().parse_args())

@@ -35,8 +35,8 @@ def run_demo(config: DictConfig, console: Console | None = None) -> Demo:
     """Train a plain and a distilled student of one teacher, and compare the three (conf/demo.yaml).
 
     Raises:
-        DefeatError: anything in the configuration that the user can mend; or ``config.run_dir`` holds a demo
-            already.
+        DefeatError: anything in the configuration that the user can correct; or ``config.run_dir`` holds a
+            demo already.
     """
     console = console or Console()
     started = time.perf_counter()

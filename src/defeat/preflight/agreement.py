@@ -22,9 +22,9 @@ def check_weights(student: Detector, teacher: Detector | None) -> Finding:
     deeper network fill a shallower one whole.
     """
     roles = [("student", student)] + ([("teacher", teacher)] if teacher else [])
-    seen = "; ".join(f"{role} {_coverage(detector)}" for role, detector in roles)
+    summary = "; ".join(f"{role} {_coverage(detector)}" for role, detector in roles)
     problems = [problem for role, detector in roles for problem in _weight_problems(role, detector)]
-    return Finding("weights", seen, problems)
+    return Finding("weights", summary, problems)
 
 
 def _coverage(detector: Detector) -> str:
@@ -79,22 +79,25 @@ def _coverage_problems(role: str, detector: Detector, report: LoadReport) -> Ite
 
 def check_normalisation(run: Run, distillation: Distillation) -> Finding:
     """The pixels that reach the teacher are scaled as in its training."""
-    ours = _pixels(transform_of(run.module.student))
+    student = normalisation(transform_of(run.module.student))
+    teacher = {
+        **normalisation(transform_of(distillation.frozen_teacher.detector)),
+        **normalisation(_settings(distillation.teacher)),
+    }
     problems = [
         Problem(
-            f"the student normalises pixels by {name} {ours[name]}, and the teacher was trained with {value}",
+            f"the student normalises pixels by {name} {student[name]}, and the teacher was trained with "
+            f"{value}",
             f"set {name} of the student and of the teacher to that",
         )
-        for name, value in {
-            **_pixels(transform_of(distillation.model.detector)),
-            **_pixels(_settings(distillation.teacher)),
-        }.items()
-        if ours[name] != value
+        for name, value in teacher.items()
+        if student[name] != value
     ]
-    return Finding("normalisation", "mean {image_mean}, std {image_std}".format_map(ours), problems)
+    return Finding("normalisation", "mean {image_mean}, std {image_std}".format_map(student), problems)
 
 
-def _pixels(source: Any) -> dict[str, list[float]]:
+def normalisation(source: Any) -> dict[str, list[float]]:
+    """Mean and standard deviation by which a transform, or the settings of one, scales pixels."""
     names = ("image_mean", "image_std")
     return {name: list(value) for name in names if (value := getattr(source, name, None)) is not None}
 
@@ -114,66 +117,65 @@ class Size(NamedTuple):
 
 def check_resize(run: Run, distillation: Distillation) -> Finding:
     """The student's images, which are what the teacher sees, are as large as those of its training."""
-    own, source = _size(transform_of(distillation.model.detector)), "is configured with"
+    student = evaluation_size(transform_of(run.module.student))
+    teacher, source = (
+        evaluation_size(transform_of(distillation.frozen_teacher.detector)),
+        "is configured with",
+    )
     settings = _settings(distillation.teacher)
     if settings.min_size is not None and settings.max_size is not None:
-        own, source = Size(_last(settings.min_size), settings.max_size, None), "was trained at"
-    ours = _size(transform_of(run.module.student))
-    if ours == own:
-        return Finding("resize", str(ours))
-    mend = f"set student.model.min_size={own.min_size} student.model.max_size={own.max_size}"
-    if own.fixed or ours.fixed:
-        mend = "choose two detectors of one input size"
-    return Finding(
-        "resize",
-        f"student {ours}; teacher {own}",
-        [
-            Problem(
-                f"the student's images, which the teacher is shown, have {ours}, but the teacher {source} "
-                f"{own}",
-                f"{mend}, or take a teacher of the student's size",
-            )
-        ],
+        teacher, source = Size(_last(settings.min_size), settings.max_size, None), "was trained at"
+    if student == teacher:
+        return Finding("resize", str(student))
+    remedy = f"set student.model.min_size={teacher.min_size} student.model.max_size={teacher.max_size}"
+    if teacher.fixed or student.fixed:
+        remedy = "choose two detectors of one input size"
+    problem = Problem(
+        f"the student's images, which the teacher is shown, have {student}, but the teacher {source} "
+        f"{teacher}",
+        f"{remedy}, or take a teacher of the student's size",
     )
+    return Finding("resize", f"student {student}; teacher {teacher}", [problem])
 
 
 def check_padding(run: Run, distillation: Distillation) -> Finding:
     """Batches are padded to the same multiple of pixels."""
-    ours, theirs = (
-        transform_of(model).size_divisible for model in (run.module.student, distillation.model.detector)
-    )
+    student = transform_of(run.module.student).size_divisible
+    teacher = transform_of(distillation.frozen_teacher.detector).size_divisible
     problem = Problem(
-        f"the student pads its images to multiples of {ours} pixels and the teacher to {theirs}: borders "
+        f"the student pads its images to multiples of {student} pixels and the teacher to {teacher}: borders "
         "look different from what it was trained on",
         "give both the same size_divisible",
     )
-    return Finding("padding", f"multiples of {ours}", [problem] if ours != theirs else [])
+    return Finding("padding", f"multiples of {student}", [problem] if student != teacher else [])
 
 
 def check_levels(run: Run, distillation: Distillation) -> Finding:
     """Every term compares all levels of both detectors, or those that the configuration names."""
     student = inspect_detector(run.module.student)
-    teacher = distillation.model.inspect()
+    teacher = distillation.frozen_teacher.inspect()
     terms = run.config["distiller"]["terms"]
     problems = []
     for name, term in distillation.distiller.named_terms():
         if not term.levels or (terms.get(name) or {}).get("strides") is not None:
             continue
-        ours, theirs = ({level.stride for level in getattr(spec, term.maps)} for spec in (student, teacher))
-        if ours != theirs:
-            shared = sorted(ours & theirs)
+        student_strides = {level.stride for level in getattr(student, term.maps)}
+        teacher_strides = {level.stride for level in getattr(teacher, term.maps)}
+        if student_strides != teacher_strides:
+            shared = sorted(student_strides & teacher_strides)
             problems.append(
                 Problem(
                     f"{name} compares the {term.maps} of strides {_plain(shared)} alone: the student "
-                    f"has {_plain(ours)} and the teacher {_plain(theirs)}",
+                    f"has {_plain(student_strides)} and the teacher {_plain(teacher_strides)}",
                     "give both the same returned_layers, or name the strides to compare, "
                     f"distiller.terms.{name}.strides={shared}".replace(" ", ""),
                     severe=student.head == teacher.head,
                 )
             )
-    here, there = (_plain(level.stride for level in x.neck) for x in (student, teacher))
-    seen = f"strides {here}" if here == there else f"student strides {here}; teacher {there}"
-    return Finding("levels", seen, problems)
+    student_neck, teacher_neck = (_plain(level.stride for level in spec.neck) for spec in (student, teacher))
+    if student_neck == teacher_neck:
+        return Finding("levels", f"strides {student_neck}", problems)
+    return Finding("levels", f"student strides {student_neck}; teacher {teacher_neck}", problems)
 
 
 def _plain(strides: Any) -> str:
@@ -195,7 +197,8 @@ def _settings(detector: Detector) -> Settings:
     return Settings(*(model.get(name) for name in Settings._fields))
 
 
-def _size(transform: Any) -> Size:
+def evaluation_size(transform: Any) -> Size:
+    """The size to which a ``GeneralizedRCNNTransform`` resizes images for evaluation."""
     return Size(_last(transform.min_size), transform.max_size, transform.fixed_size)
 
 

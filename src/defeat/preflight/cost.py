@@ -78,7 +78,7 @@ def check_cost(run: Run, steps: Steps, image_seconds: float, batch_images: int) 
     validation = planned.val_images * (steps.val_seconds + image_seconds / max(1, workers))
     whole = planned.batches * batch + planned.validations * validation
     speed = batch_images * run.trainer.world_size / batch
-    seen = [
+    summary = [
         describe_memory(steps.peak, run.device),
         f"{batch:.3g} s a batch ({speed:.3g} images/s)",
         f"{planned.validations} validations of {duration(validation)}",
@@ -116,7 +116,7 @@ def check_cost(run: Run, steps: Steps, image_seconds: float, batch_images: int) 
         "whole_seconds": whole,
     }
     finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-    return Finding("cost", "; ".join(seen), problems, finite)
+    return Finding("cost", "; ".join(summary), problems, finite)
 
 
 def _device_memory(device: torch.device) -> float:

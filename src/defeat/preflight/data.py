@@ -80,7 +80,7 @@ def check_data(run: Run, *, images: int, seconds: float) -> Finding:
         *_annotation_problems(annotations["train"], annotations["val"]),
     ]
     empty = {name: sum(r.ignore.all() for r in read.records) for name, read in annotations.items()}
-    seen = "; ".join(
+    summary = "; ".join(
         f"{name} {len(read.records)} images ({empty[name]} without objects)"
         for name, read in annotations.items()
     )
@@ -90,7 +90,7 @@ def check_data(run: Run, *, images: int, seconds: float) -> Finding:
         for name, split in splits.items()
         for field, value in (("images", split.images), ("boxes", split.boxes), ("tiny", split.tiny))
     }
-    return Finding("data", f"{seen}; {looked} decoded", problems, figures)
+    return Finding("data", f"{summary}; {looked} decoded", problems, figures)
 
 
 def _look(run: Run, annotations: Annotations, samples: Iterator[Sample], cell: int, seconds: float) -> Split:

@@ -28,14 +28,14 @@ CHECKS = (
 
 
 class PreflightError(DefeatError):
-    """A check before the training failed; the message names each cause and its mend."""
+    """A check before the training failed; the message names each cause and its remedy."""
 
 
 class Problem(NamedTuple):
     """One thing that is wrong."""
 
     cause: str
-    mend: str
+    remedy: str
     severe: bool = True
     """True if the run is refused; otherwise it is a warning."""
 
@@ -45,7 +45,7 @@ class Finding(NamedTuple):
 
     check: str
     """One of :data:`CHECKS`."""
-    seen: str
+    summary: str
     """The facts, in a few words."""
     problems: Sequence[Problem] = ()
     figures: Mapping[str, float | None] = {}

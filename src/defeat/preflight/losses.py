@@ -17,7 +17,7 @@ from defeat.types import Batch
 
 def check_losses(
     run: Run,
-    distilled: Distillation | None,
+    distillation: Distillation | None,
     steps: Steps,
     batches: Sequence[Batch],
     *,
@@ -39,10 +39,11 @@ def check_losses(
                 "see that teacher.weights and the student's weights are sound; set trainer.precision=32-true",
             )
         )
-    own = {name: value for name, value in steps.losses.items() if name.startswith("loss_")}
-    shown = {DETECTION: sum(own.values()), **{k: v for k, v in steps.losses.items() if k not in own}}
-    seen = ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
-    if distilled is not None and not infinite:
+    detection = {name: value for name, value in steps.losses.items() if name.startswith("loss_")}
+    distilled = {name: value for name, value in steps.losses.items() if name not in detection}
+    shown = {DETECTION: sum(detection.values()), **distilled}
+    summary = ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
+    if distillation is not None and not infinite:
         measured = measure(
             run.module,
             batches,
@@ -52,10 +53,10 @@ def check_losses(
             precision=run.precision,
         )
         objects = sum(len(target["labels"]) for batch in batches for target in batch.targets)
-        problems += _schedule(distilled.distiller)
-        problems += _dead(distilled.distiller, measured, objects)
-        problems += _uneven(distilled.distiller, measured, level_factor)
-    return Finding("losses", seen, problems, steps.losses)
+        problems += _schedule(distillation.distiller)
+        problems += _dead(distillation.distiller, measured, objects)
+        problems += _uneven(distillation.distiller, measured, level_factor)
+    return Finding("losses", summary, problems, steps.losses)
 
 
 def _schedule(distiller: Distiller) -> Iterator[Problem]:

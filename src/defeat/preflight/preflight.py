@@ -23,9 +23,10 @@ from defeat.preflight.cost import check_cost
 from defeat.preflight.data import Drawn, check_data, draw
 from defeat.preflight.finding import CHECKS, Finding, PreflightError, Problem
 from defeat.preflight.losses import check_losses
+from defeat.preflight.parameters import check_frozen, check_gradients, check_optimizer
 from defeat.preflight.report import show, write
 from defeat.preflight.samples import until
-from defeat.preflight.step import Steps, check_frozen, check_gradients, check_optimizer, take_steps
+from defeat.preflight.step import Steps, take_steps
 from defeat.preflight.teacher import Expected, check_teacher
 from defeat.training.run import Run
 
@@ -104,10 +105,10 @@ class Preflight:
         """
         started = time.perf_counter()
         with isolate_rng():
-            found = sorted(self._checks(run), key=lambda finding: CHECKS.index(finding.check))
+            findings = sorted(self._checks(run), key=lambda finding: CHECKS.index(finding.check))
         if run.device.type == "cuda":
             torch.cuda.empty_cache()  # the training begins with all of the memory
-        findings = [finding._replace(tolerated=finding.check in self.tolerate) for finding in found]
+        findings = [finding._replace(tolerated=finding.check in self.tolerate) for finding in findings]
         seconds = time.perf_counter() - started
         show(findings, seconds, Console())
         write(findings, seconds, self.folder)
@@ -126,15 +127,15 @@ class Preflight:
         drawn = draw(run, self.batches)
         try:
             steps = take_steps(run, drawn.batches, self.steps, until(STEPS * self.seconds))
-            found = list(self._stepped(run, drawn, steps))
+            findings = list(self._checks_of_steps(run, drawn, steps))
         except torch.OutOfMemoryError:
-            found = [_too_large(drawn)]
-        yield from found
+            findings = [_too_large(drawn)]
+        yield from findings
         if distillation:
             share = TEACHER * self.seconds
             yield from check_teacher(run, distillation, self.expected, images=self.images, seconds=share)
 
-    def _stepped(self, run: Run, drawn: Drawn, steps: Steps) -> Iterator[Finding]:
+    def _checks_of_steps(self, run: Run, drawn: Drawn, steps: Steps) -> Iterator[Finding]:
         plugin = run.trainer.precision_plugin
         if run.distillation:
             yield check_frozen(steps)
@@ -159,7 +160,7 @@ def _refuse(findings: Sequence[Finding]) -> None:
     failed = [finding for finding in findings if finding.result == "failed"]
     if failed:
         told = [
-            f"{finding.check}: {problem.cause}: {problem.mend}"
+            f"{finding.check}: {problem.cause}: {problem.remedy}"
             for finding in failed
             for problem in finding.problems
             if problem.severe

@@ -23,13 +23,13 @@ def title(findings: Sequence[Finding], seconds: float) -> str:
 
 
 def show(findings: Sequence[Finding], seconds: float, console: Console) -> None:
-    """Print a table, and under it the cause and the mend of all that is not in order."""
+    """Print a table, and under it the cause and the remedy of all that is not in order."""
     console.print(_table(findings, seconds).as_rich(COLOURS), highlight=False)
     for finding in findings:
         for problem in finding.problems:
             colour = COLOURS[finding.result if problem.severe else "warning"]
             console.print(f"[{colour}]{finding.check}[/]: {escape(problem.cause)}", highlight=False)
-            console.print(f"  mend: {escape(problem.mend)}", highlight=False)
+            console.print(f"  remedy: {escape(problem.remedy)}", highlight=False)
 
 
 def write(findings: Sequence[Finding], seconds: float, folder: Path) -> None:
@@ -47,7 +47,7 @@ def as_json(findings: Sequence[Finding], seconds: float) -> dict[str, object]:
         "checks": {
             finding.check: {
                 "result": finding.result,
-                "seen": finding.seen,
+                "summary": finding.summary,
                 "problems": [problem._asdict() for problem in finding.problems],
                 "figures": dict(finding.figures),
             }
@@ -57,8 +57,8 @@ def as_json(findings: Sequence[Finding], seconds: float) -> dict[str, object]:
 
 
 def _table(findings: Sequence[Finding], seconds: float) -> Table:
-    rows = [(finding.check, finding.result, finding.seen) for finding in findings]
-    return Table(("check", "result", "seen"), rows, title(findings, seconds), text_columns=3)
+    rows = [(finding.check, finding.result, finding.summary) for finding in findings]
+    return Table(("check", "result", "summary"), rows, title(findings, seconds), text_columns=3)
 
 
 def _markdown(findings: Sequence[Finding], seconds: float) -> Iterator[str]:
@@ -66,4 +66,4 @@ def _markdown(findings: Sequence[Finding], seconds: float) -> Iterator[str]:
     yield from (f"# {table.title}", "", table.as_markdown().rstrip())
     for finding in findings:
         for problem in finding.problems:
-            yield from ("", f"**{finding.check}**: {problem.cause}.", "", f"Mend: {problem.mend}.")
+            yield from ("", f"**{finding.check}**: {problem.cause}.", "", f"Remedy: {problem.remedy}.")

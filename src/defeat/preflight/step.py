@@ -1,4 +1,4 @@
-"""Real training steps on copies: gradients, optimiser, the teacher's stillness, memory and time."""
+"""Real training steps on copies, and what they do to parameters, gradients, memory and time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 from torch.optim import Optimizer
 
-from defeat.io.text import few
 from defeat.memory import peak_memory
-from defeat.preflight.finding import Finding, Problem
 from defeat.training.loss_gradients import SCALE, Precision
 from defeat.training.module import DetectionModule
 from defeat.training.run import Run
@@ -43,7 +41,7 @@ class Gradients(NamedTuple):
 class Teacher(NamedTuple):
     """Parts of the teacher that took part in the training, which none should."""
 
-    awake: list[str]
+    in_training_mode: list[str]
     """Modules in training mode."""
     learning: list[str]
     """Parameters that require a gradient."""
@@ -80,11 +78,11 @@ def take_steps(run: Run, batches: Sequence[Batch], steps: int, over: Callable[[]
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)
     detector = probe.teacher.detector if probe.teacher else None
-    with _kept(detector) as changes:
+    with _state_restored(detector) as changes:
         probe.train()
-        awake = _sent_to_sleep(detector)
-        optimizer = _still_optimizer(probe)
-        reached = _Reached(probe)
+        in_training_mode = _put_in_eval_mode(detector)
+        optimizer = _optimizer_at_rate_0(probe)
+        record = _GradientRecord(probe)
         losses: dict[str, float] = {}
         seconds: list[float] = []
         for batch in islice(cycle(batches), steps):
@@ -93,16 +91,16 @@ def take_steps(run: Run, batches: Sequence[Batch], steps: int, over: Callable[[]
             _wait(run.device)
             seconds.append(time.perf_counter() - started)
             losses = losses or values
-            reached.look()
-            if over() or reached.infinite:
+            record.note()
+            if over() or record.infinite:
                 break
-        gradients = reached.names(optimizer)
-        teacher = Teacher(awake, _learning(detector), changes())
+        gradients = record.names(optimizer)
+        teacher = Teacher(in_training_mode, _requiring_gradients(detector), changes())
     peak = peak_memory(run.device)
     return Steps(losses, gradients, teacher, seconds, _validate(run, probe, batches[0]), peak)
 
 
-def _still_optimizer(probe: DetectionModule) -> Optimizer:
+def _optimizer_at_rate_0(probe: DetectionModule) -> Optimizer:
     optimizer = probe.build_optimizer()
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -124,7 +122,7 @@ def _step(
     return {name: float(value.detach()) for name, value in losses.items()}
 
 
-class _Reached:
+class _GradientRecord:
     """Follows over the steps which parameters of student and distiller get a gradient."""
 
     def __init__(self, probe: DetectionModule) -> None:
@@ -137,7 +135,7 @@ class _Reached:
         self.nonzero: set[str] = set()
         self.infinite: set[str] = set()
 
-    def look(self) -> None:
+    def note(self) -> None:
         """Note the gradients of a step."""
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
@@ -161,7 +159,7 @@ class _Reached:
 
 
 @contextmanager
-def _kept(teacher: nn.Module | None) -> Iterator[Callable[[], list[str]]]:
+def _state_restored(teacher: nn.Module | None) -> Iterator[Callable[[], list[str]]]:
     """Put the teacher's state back at the end.
 
     Yields:
@@ -182,16 +180,16 @@ def _kept(teacher: nn.Module | None) -> Iterator[Callable[[], list[str]]]:
             teacher.load_state_dict(state)
 
 
-def _sent_to_sleep(teacher: nn.Module | None) -> list[str]:
+def _put_in_eval_mode(teacher: nn.Module | None) -> list[str]:
     """Name the modules in training mode, and leave none: its RPN would ask for targets then."""
     if teacher is None:
         return []
-    awake = [name or "all of it" for name, module in teacher.named_modules() if module.training]
+    in_training_mode = [name or "all of it" for name, module in teacher.named_modules() if module.training]
     teacher.eval()
-    return awake
+    return in_training_mode
 
 
-def _learning(teacher: nn.Module | None) -> list[str]:
+def _requiring_gradients(teacher: nn.Module | None) -> list[str]:
     return [] if teacher is None else [name for name, p in teacher.named_parameters() if p.requires_grad]
 
 
@@ -211,71 +209,3 @@ def _wait(device: torch.device) -> None:
     """Wait for what was sent to an accelerator."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def check_frozen(steps: Steps) -> Finding:
-    """The teacher is in eval mode, requires no gradient, and is bit for bit the same after the steps."""
-    teacher = steps.teacher
-    found = (
-        (teacher.awake, "modules of the teacher train with the student", "keep it in eval mode"),
-        (
-            teacher.learning,
-            "parameters of the teacher require a gradient",
-            "call requires_grad_(False) on it",
-        ),
-        (
-            teacher.changed,
-            "tensors of the teacher changed within a few steps",
-            "keep it in eval mode, frozen",
-        ),
-    )
-    problems = [Problem(f"{len(names)} {what}: {few(names)}", mend) for names, what, mend in found if names]
-    return Finding("frozen", f"eval mode, unchanged by {len(steps.seconds)} steps", problems)
-
-
-def check_gradients(steps: Steps, *, half: bool) -> Finding:
-    """Every parameter that learns gets a finite gradient; DDP stops at one that gets none.
-
-    Args:
-        half: float16 is computed with, where a gradient that is too large is skipped and scaled down later.
-    """
-    found = steps.gradients
-    problems = []
-    if found.missing:
-        problems.append(
-            Problem(
-                f"{len(found.missing)} parameters get no gradient: {few(found.missing)}",
-                "freeze what no loss reaches, or leave the part out that it belongs to; DDP would stop at it",
-            )
-        )
-    if found.infinite:
-        problems.append(
-            Problem(
-                f"{len(found.infinite)} parameters get a gradient that is not finite: {few(found.infinite)}",
-                "see the losses; lower the weights of those that are large, or set trainer.precision=32-true",
-                severe=not half,
-            )
-        )
-    if found.zero:
-        problems.append(
-            Problem(
-                f"{len(found.zero)} parameters get a gradient of 0: {few(found.zero)}",
-                "see that the first images have objects; a dead layer never learns",
-                severe=False,
-            )
-        )
-    return Finding(
-        "gradients", f"{len(found.learning)} parameters, {len(steps.seconds)} real steps", problems
-    )
-
-
-def check_optimizer(steps: Steps) -> Finding:
-    """Every parameter that learns, adapters too, is in the optimiser."""
-    outside, every = steps.gradients.outside, steps.gradients.learning
-    adapters = sum(name.startswith("distiller.") for name in every)
-    problem = Problem(
-        f"{len(outside)} of {len(every)} parameters are not in the optimiser: {few(outside)}",
-        "have optim.optimizer take all the parameters that it is given",
-    )
-    seen = f"{len(every)} parameters, {adapters} of them the distiller's"
-    return Finding("optimizer", seen, [problem] if outside else [])

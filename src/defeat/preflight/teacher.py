@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.evaluation.image_result import ImageResult, to_image_result
 from defeat.evaluation.matching import NO_MATCH, best_scored_detection
 from defeat.io.text import few
+from defeat.preflight.agreement import evaluation_size, normalisation
 from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.samples import chunks, spread, timed_samples, transform_of, until
-from defeat.training.module import to_unit_range
+from defeat.training.module import detect
 from defeat.training.run import Distillation, Run
-from defeat.types import Prediction
 
 CHUNK = 8
 """Images at a time, at most, so that a slow device does not overrun its time by much."""
@@ -57,7 +57,7 @@ class Figures(NamedTuple):
 
 
 def check_teacher(
-    run: Run, distilled: Distillation, expected: Expected, *, images: int, seconds: float
+    run: Run, distillation: Distillation, expected: Expected, *, images: int, seconds: float
 ) -> list[Finding]:
     """Evaluate the teacher on validation images as the student's transform makes them.
 
@@ -68,43 +68,43 @@ def check_teacher(
     Returns:
         The findings on ``classes`` and on the ``teacher`` as such.
     """
-    names = _names(distilled)
-    if not distilled.teacher.whole:
+    names = _names(distillation)
+    if not distillation.teacher.whole:
         return [
             Finding("classes", f"{names}; the classification head is new"),
             Finding("teacher", "not evaluated: the classification head is new"),
         ]
-    results = _look(run, distilled.model, transform_of(run.module.student), images, seconds)
-    found = _figures(results, run.module.classes)
-    called = confusion_matrix(results, len(run.module.classes))
-    renamed = list(_class_problems(called, run.module.classes, found, expected))
-    weak = list(_problems(found, expected, renamed))
-    if weak and _differ(run, distilled):
-        weak.append(_on_its_own(run, distilled, images, seconds))
-    seen = (
-        f"AP {found.ap:.3f}, AP50 {found.ap50:.3f} ({found.ap50_any_class:.3f} whatever the class) on "
-        f"{found.images} images with {found.objects} objects"
+    results = _evaluate(run, distillation.frozen_teacher, transform_of(run.module.student), images, seconds)
+    figures = _figures(results, run.module.classes)
+    confusion = confusion_matrix(results, len(run.module.classes))
+    renamed = list(_class_problems(confusion, run.module.classes, figures, expected))
+    weak = list(_problems(figures, expected, renamed))
+    if weak and _transforms_differ(run, distillation):
+        weak.append(_with_own_transform(run, distillation, images, seconds))
+    summary = (
+        f"AP {figures.ap:.3f}, AP50 {figures.ap50:.3f} ({figures.ap50_any_class:.3f} whatever the class) on "
+        f"{figures.images} images with {figures.objects} objects"
     )
-    figures = {name: None if math.isnan(value) else value for name, value in found._asdict().items()}
-    own = f"{int(called.trace())} of {int(called.sum())} found objects under their own name"
+    numbers = {name: None if math.isnan(value) else value for name, value in figures._asdict().items()}
+    right = f"{int(confusion.trace())} of {int(confusion.sum())} found objects under their own name"
     return [
-        Finding("classes", f"{names}; {own}", renamed),
-        Finding("teacher", seen, weak, figures),
+        Finding("classes", f"{names}; {right}", renamed),
+        Finding("teacher", summary, weak, numbers),
     ]
 
 
-def _names(distilled: Distillation) -> str:
-    file, report = distilled.teacher.file, distilled.teacher.report
+def _names(distillation: Distillation) -> str:
+    file, report = distillation.teacher.file, distillation.teacher.report
     if file is None or file.outputs is None:
         return "the teacher's file names none"
     return (report.note if report else "") or f"{len(file.outputs) - 1} named by the teacher's file"
 
 
 @torch.no_grad()
-def _look(
+def _evaluate(
     run: Run, teacher: FrozenTeacher, transform: nn.Module, images: int, seconds: float
 ) -> list[ImageResult]:
-    shown = _seeing_through(teacher.to(run.device).detector, transform)
+    detector = _with_transform(teacher.to(run.device).detector, transform)
     loader = run.data.val_dataloader()
     order = islice(spread(len(run.data.read("val").records)), images)
     samples = (sample for sample, _ in timed_samples(loader, order))
@@ -112,26 +112,18 @@ def _look(
     results: list[ImageResult] = []
     for batch in chunks(samples, min(loader.batch_size or 1, CHUNK)):
         with run.precision(), teacher.inference():
-            found = shown(to_unit_range([image.to(run.device) for image in batch.images]))
-        results += [
-            to_image_result(_detected(one), target) for one, target in zip(found, batch.targets, strict=True)
-        ]
+            predictions = detect(detector, [image.to(run.device) for image in batch.images])
+        results += map(to_image_result, predictions, batch.targets)
         if over():
             break
     return results
 
 
-def _seeing_through(model: nn.Module, transform: nn.Module) -> nn.Module:
-    """A detector with the transform of another, and all else its own and not a copy."""
-    shown = copy.copy(model)
-    shown._modules = {**model._modules, "transform": copy.deepcopy(transform).eval()}
-    return shown
-
-
-def _detected(one: dict[str, Tensor]) -> Prediction:
-    # torchvision's one-stage detectors have an output for background too, and may return it.
-    kept = one["labels"] > 0
-    return Prediction(boxes=one["boxes"][kept], scores=one["scores"][kept], labels=one["labels"][kept])
+def _with_transform(model: nn.Module, transform: nn.Module) -> nn.Module:
+    """Return the detector with a copy of another's transform; all other parts are shared, not copied."""
+    detector = copy.copy(model)
+    detector._modules = {**model._modules, "transform": copy.deepcopy(transform).eval()}
+    return detector
 
 
 def _figures(results: Sequence[ImageResult], classes: Sequence[str]) -> Figures:
@@ -158,36 +150,36 @@ def confusion_matrix(results: Sequence[ImageResult], classes: int) -> Tensor:
         counted = ~result.ignore
         overlap = box_iou(result.boxes, result.true_boxes[counted]).numpy()  # (D, G)
         best = best_scored_detection(overlap, result.scores.numpy(), threshold=0.5)  # (G,)
-        found = best != NO_MATCH
-        true, predicted = result.true_labels[counted].numpy()[found], result.labels.numpy()[best[found]]
+        matched = best != NO_MATCH
+        true, predicted = result.true_labels[counted].numpy()[matched], result.labels.numpy()[best[matched]]
         np.add.at(counts, (true - 1, predicted - 1), 1)
     return torch.from_numpy(counts)
 
 
 def _class_problems(
-    called: Tensor, classes: Sequence[str], found: Figures, expected: Expected
+    confusion: Tensor, classes: Sequence[str], figures: Figures, expected: Expected
 ) -> Iterator[Problem]:
-    exchanged, absorbed = renamed(called)
-    mend = (
+    exchanged, absorbed = renamed_classes(confusion)
+    remedy = (
         "use a checkpoint of this project, which names its classes, or give the data's classes in the order "
         "of the teacher's, +data.classes=[...]"
     )
 
     def say(pairs: Sequence[tuple[int, int]]) -> str:
         words = [
-            f"{classes[a]} is found as {classes[b]} ({int(called[a, b])} of {int(called[a].sum())})"
+            f"{classes[a]} is found as {classes[b]} ({int(confusion[a, b])} of {int(confusion[a].sum())})"
             for a, b in pairs
         ]
         return few(words, 4)
 
     if exchanged:
-        yield Problem(f"the teacher has its classes in another order: {say(exchanged)}", mend)
-    elif found.ap50 < expected.least_ap50 <= found.ap50_any_class / 2:
+        yield Problem(f"the teacher has its classes in another order: {say(exchanged)}", remedy)
+    elif figures.ap50 < expected.least_ap50 <= figures.ap50_any_class / 2:
         yield Problem(
-            f"the teacher's boxes are right (AP50 {found.ap50_any_class:.3f} whatever the class) and its "
-            f"classes are not ({found.ap50:.3f}): it has them in another order",
-            mend,
-            severe=found.objects >= LEAST_OBJECTS,
+            f"the teacher's boxes are right (AP50 {figures.ap50_any_class:.3f} whatever the class) and its "
+            f"classes are not ({figures.ap50:.3f}): it has them in another order",
+            remedy,
+            severe=figures.objects >= LEAST_OBJECTS,
         )
     if absorbed:
         yield Problem(
@@ -197,15 +189,15 @@ def _class_problems(
         )
 
 
-def renamed(called: Tensor) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def renamed_classes(confusion: Tensor) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Classes that go by the name of another one.
 
     Returns:
         Pairs of true and found class: those in another order, and those that a class which keeps its own
         name has swallowed, as a weak teacher does with what is rare.
     """
-    totals = called.sum(1)
-    shares = called / totals.clamp_min(1).unsqueeze(1)
+    totals = confusion.sum(1)
+    shares = confusion / totals.clamp_min(1).unsqueeze(1)
     exchanged: list[tuple[int, int]] = []
     absorbed: list[tuple[int, int]] = []
     for a in (totals >= ENOUGH).nonzero().flatten().tolist():
@@ -216,18 +208,18 @@ def renamed(called: Tensor) -> tuple[list[tuple[int, int]], list[tuple[int, int]
     return exchanged, absorbed
 
 
-def _problems(found: Figures, expected: Expected, renamed: Sequence[Problem]) -> Iterator[Problem]:
-    if not found.objects:
+def _problems(figures: Figures, expected: Expected, renamed: Sequence[Problem]) -> Iterator[Problem]:
+    if not figures.objects:
         yield Problem(
-            f"none of the {found.images} images has an object, so the teacher cannot be judged",
+            f"none of the {figures.images} images has an object, so the teacher cannot be judged",
             "raise preflight.images",
             severe=False,
         )
         return
-    severe = found.objects >= LEAST_OBJECTS
-    doubt = "" if severe else f" (on {found.objects} objects alone)"
+    severe = figures.objects >= LEAST_OBJECTS
+    doubt = "" if severe else f" (on {figures.objects} objects alone)"
     # Where classes have other names, that is said already, and boxes show whether the rest is right.
-    reached = found.ap50_any_class if renamed else found.ap50
+    reached = figures.ap50_any_class if renamed else figures.ap50
     if reached < expected.least_ap50:
         yield Problem(
             f"AP50 {reached:.3f} is near chance{doubt}: these are not a trained teacher's weights, or it was "
@@ -236,9 +228,9 @@ def _problems(found: Figures, expected: Expected, renamed: Sequence[Problem]) ->
             "teacher.weights, teacher.model and data are those of its training",
             severe,
         )
-    if expected.ap is not None and found.ap < expected.ap - expected.tolerance:
+    if expected.ap is not None and figures.ap < expected.ap - expected.tolerance:
         yield Problem(
-            f"AP {found.ap:.3f} is below preflight.expected_ap={expected.ap:g} by more than "
+            f"AP {figures.ap:.3f} is below preflight.expected_ap={expected.ap:g} by more than "
             f"{expected.tolerance:g}{doubt}",
             "see that teacher.weights is the file of that figure and that the student's images have the size "
             "of its training; the sample is preflight.images images",
@@ -246,25 +238,22 @@ def _problems(found: Figures, expected: Expected, renamed: Sequence[Problem]) ->
         )
 
 
-def _differ(run: Run, distilled: Distillation) -> bool:
-    ours, theirs = (
-        _settings(transform_of(model)) for model in (run.module.student, distilled.model.detector)
+def _transforms_differ(run: Run, distillation: Distillation) -> bool:
+    models = (run.module.student, distillation.frozen_teacher.detector)
+    student, teacher = (
+        (evaluation_size(transform), normalisation(transform)) for transform in map(transform_of, models)
     )
-    return ours != theirs
+    return student != teacher
 
 
-def _settings(transform: Any) -> list[Any]:
-    names = ("max_size", "fixed_size", "image_mean", "image_std")
-    return [transform.min_size[-1], *(getattr(transform, name) for name in names)]
-
-
-def _on_its_own(run: Run, distilled: Distillation, images: int, seconds: float) -> Problem:
+def _with_own_transform(run: Run, distillation: Distillation, images: int, seconds: float) -> Problem:
     """Evaluate the teacher with its own transform: if that is better, the student's is at fault."""
-    results = _look(run, distilled.model, transform_of(distilled.model.detector), images, seconds)
-    found = _figures(results, run.module.classes)
+    teacher = distillation.frozen_teacher
+    results = _evaluate(run, teacher, transform_of(teacher.detector), images, seconds)
+    figures = _figures(results, run.module.classes)
     return Problem(
-        f"resized and normalised as the teacher is configured, it reaches AP {found.ap:.3f}, AP50 "
-        f"{found.ap50:.3f}",
+        f"resized and normalised as the teacher is configured, it reaches AP {figures.ap:.3f}, AP50 "
+        f"{figures.ap50:.3f}",
         "if that is better, give the student the teacher's min_size, max_size and normalisation",
         severe=False,
     )

@@ -37,7 +37,7 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
         swept: the run is a job of a sweep.
 
     Raises:
-        DefeatError: anything in the configuration or the files it names that the user can mend. What the
+        DefeatError: anything in the configuration or the files it names that the user can correct. What the
             configuration alone shows is refused before any data is read, which can take minutes.
     """
     check_config(config)

@@ -38,7 +38,7 @@ def evaluate(config: DictConfig) -> Evaluated:
     """Evaluate as configured (conf/eval.yaml).
 
     Raises:
-        DefeatError: anything in the configuration or the files it names that the user can mend.
+        DefeatError: anything in the configuration or the files it names that the user can correct.
     """
     if (config.checkpoint is None) == (config.results is None):
         raise ConfigError("give either checkpoint=<weights of a detector> or results=<COCO results JSON>")

@@ -49,7 +49,7 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swept: b
         swept: the run is a job of a sweep.
 
     Raises:
-        DefeatError: anything in the configuration or the files it names that the user can mend.
+        DefeatError: anything in the configuration or the files it names that the user can correct.
     """
     preflight: Preflight | None = build(config.preflight) if config.preflight else None
     clock = _Clock()
@@ -60,7 +60,7 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swept: b
         return _outcome(run, 0.0)
     # After the checks, whose batches have other shapes than those of the training.
     if run.distillation and run.distillation.teacher.compile:
-        run.distillation.model.compile_backbone(run.distillation.teacher.compile)
+        run.distillation.frozen_teacher.compile_backbone(run.distillation.teacher.compile)
     # Building a teacher and adapters drew random numbers: start the training itself from the seed again, so
     # that a distilled run and its baseline begin alike.
     pl.seed_everything(config.seed, workers=True, verbose=False)

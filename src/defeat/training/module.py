@@ -116,17 +116,14 @@ class DetectionModule(LightningModule):
         """Names of tensors that every process has from the same files and settings, and nobody changes."""
         for prefix, layer in self.named_modules():
             if prefix.startswith("teacher.") or isinstance(layer, FrozenBatchNorm2d):
-                own = chain(layer.named_parameters(recurse=False), layer.named_buffers(recurse=False))
-                yield from (f"{prefix}.{name}" for name, _ in own)
+                tensors = chain(layer.named_parameters(recurse=False), layer.named_buffers(recurse=False))
+                yield from (f"{prefix}.{name}" for name, _ in tensors)
         state = self.state_dict()
         yield from (name for name, _ in self.named_buffers() if name not in state)
 
     def forward(self, images: Sequence[Tensor]) -> list[Prediction]:
         """Detect objects in (3, H, W) uint8 images with the student, which must be in eval mode."""
-        found: list[dict[str, Tensor]] = self.student(to_unit_range(images))
-        # torchvision's RetinaNet has an output for background too, and may return it as a detection.
-        kept = ({name: value[one["labels"] > 0] for name, value in one.items()} for one in found)
-        return cast(list[Prediction], list(kept))
+        return detect(self.student, images)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step: a resumed run draws what it would have, and a baseline what a distilled run does."""
@@ -243,8 +240,20 @@ class DetectionModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the teacher back, so that the load can stay strict on every other key."""
         if self.teacher is not None:
-            own = {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
-            checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
+            teacher = {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **teacher}
+
+
+def detect(detector: nn.Module, images: Sequence[Tensor]) -> list[Prediction]:
+    """Detect objects in (3, H, W) uint8 images with a detector in eval mode."""
+    predictions: list[Prediction] = detector(to_unit_range(images))
+    # torchvision's one-stage detectors have an output for background too, and may return it as a detection.
+    return [_without_background(prediction) for prediction in predictions]
+
+
+def _without_background(prediction: Prediction) -> Prediction:
+    kept = prediction["labels"] > 0
+    return cast(Prediction, {name: cast(Tensor, value)[kept] for name, value in prediction.items()})
 
 
 def to_unit_range(images: Sequence[Tensor]) -> list[Tensor]:

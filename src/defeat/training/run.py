@@ -20,7 +20,7 @@ class Distillation(NamedTuple):
     """The parts that a distilled run has beside its student."""
 
     teacher: Detector
-    model: FrozenTeacher
+    frozen_teacher: FrozenTeacher
     """The teacher as the module holds it."""
     distiller: Distiller
 
