@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +21,15 @@ from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign, _worke
 THREADS = 3
 NAMES = ["0", "1", "pool"]
 SIZES = [(64, 96), (60, 96)]
+STRIDES = (4, 8, 16)
+
+
+def torchvisions() -> MultiScaleRoIAlign:
+    return MultiScaleRoIAlign(NAMES, 7, 2)
+
+
+def ours() -> ParallelRoIAlign:
+    return ParallelRoIAlign(NAMES, 7, 2, strides=STRIDES)
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +66,11 @@ def boxes(counts: tuple[int, int] = (20, 7)) -> list[Tensor]:
 
 
 def pooled(
-    kind: type[MultiScaleRoIAlign], levels: dict[str, Tensor], regions: list[Tensor]
+    make: Callable[[], MultiScaleRoIAlign], levels: dict[str, Tensor], regions: list[Tensor]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The result, and the gradients of its weighted sum."""
     leaves = {name: x.clone().detach().requires_grad_(x.requires_grad) for name, x in levels.items()}
-    out = kind(NAMES, 7, 2)(leaves, regions, SIZES)
+    out = make()(leaves, regions, SIZES)
     if out.requires_grad:
         torch.manual_seed(2)
         (out * torch.randn_like(out)).sum().backward()
@@ -69,10 +78,10 @@ def pooled(
 
 
 def same(levels: dict[str, Tensor], regions: list[Tensor]) -> bool:
-    ours, theirs = (pooled(kind, levels, regions) for kind in (ParallelRoIAlign, MultiScaleRoIAlign))
-    pairs = zip(ours[1], theirs[1], strict=True)
-    grads = all((a is None) == (b is None) and (a is None or a.equal(b)) for a, b in pairs)
-    return ours[0].dtype == theirs[0].dtype and ours[0].equal(theirs[0]) and grads
+    (a, a_grads), (b, b_grads) = (pooled(make, levels, regions) for make in (ours, torchvisions))
+    pairs = zip(a_grads, b_grads, strict=True)
+    grads = all((x is None) == (y is None) and (x is None or x.equal(y)) for x, y in pairs)
+    return a.dtype == b.dtype and a.equal(b) and grads
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 70, 256])
@@ -116,9 +125,9 @@ def test_without_gradients(mode: Any) -> None:
 def test_a_second_backward_through_the_same_graph() -> None:
     """As a measurement of each loss's gradients does."""
     grads = []
-    for kind in (ParallelRoIAlign, MultiScaleRoIAlign):
+    for make in (ours, torchvisions):
         level = {name: x.requires_grad_() for name, x in maps().items()}
-        out = kind(NAMES, 7, 2)(level, boxes(), SIZES)
+        out = make()(level, boxes(), SIZES)
         first = torch.autograd.grad(out.sum(), level["0"], retain_graph=True)[0]
         second = torch.autograd.grad(out.square().sum(), [level["0"], level["1"]])
         grads.append([first, *second])
@@ -126,13 +135,13 @@ def test_a_second_backward_through_the_same_graph() -> None:
 
 
 def test_an_error_is_raised_as_torchvision_raises_it() -> None:
-    for kind in (MultiScaleRoIAlign, ParallelRoIAlign):
+    for make in (torchvisions, ours):
         with pytest.raises(IndexError, match="out of bounds"):
-            kind(NAMES, 7, 2)(maps(), [x[:, :3] for x in boxes()], SIZES)
+            make()(maps(), [x[:, :3] for x in boxes()], SIZES)
 
 
 def test_the_number_of_threads_is_left_alone() -> None:
-    ParallelRoIAlign(NAMES, 7, 2)(maps(), boxes(), SIZES)
+    ours()(maps(), boxes(), SIZES)
     assert torch.get_num_threads() == THREADS
     found: list[int] = []
     later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
@@ -144,7 +153,7 @@ def test_the_number_of_threads_is_left_alone() -> None:
 @pytest.mark.parametrize("following", [False, True])
 def test_who_follows_operations_sees_them_all(following: bool, computed_in: set[str]) -> None:
     with FlopCounterMode(display=False) if following else nullcontext():
-        ParallelRoIAlign(NAMES, 7, 2)(maps(), boxes(), SIZES)
+        ours()(maps(), boxes(), SIZES)
     assert computed_in == ({"MainThread"} if following else {"roi-align"})
 
 
@@ -156,11 +165,11 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     """The threads of its parent do not live on in it."""
     assert _workers(THREADS, os.getpid()).submit(os.getpid).result() == os.getpid()
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_send_from_a_worker, args=(theirs,), daemon=True)
+    mine, its = context.Pipe()
+    process = context.Process(target=_send_from_a_worker, args=(its,), daemon=True)
     process.start()
-    assert ours.poll(60), "the fork waits for threads that it does not have"
-    assert ours.recv() == process.pid
+    assert mine.poll(60), "the fork waits for threads that it does not have"
+    assert mine.recv() == process.pid
     process.join(60)
 
 
@@ -171,7 +180,7 @@ def test_a_trace_has_torchvisions_operations() -> None:
     class Pools(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.pool = ParallelRoIAlign(NAMES, 7, 2)
+            self.pool = ours()
 
         def forward(self, *levels: Tensor) -> Tensor:
             return self.pool(dict(zip(NAMES, levels, strict=True)), regions, SIZES)

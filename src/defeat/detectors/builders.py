@@ -96,7 +96,9 @@ def faster_rcnn(
         rpn_post_nms_top_n_test=rpn_post_nms_top_n_test,
         rpn_batch_size_per_image=rpn_batch_size_per_image,
         # The maps of the pyramid that are pooled from: all but the topmost.
-        box_roi_pool=ParallelRoIAlign([str(i) for i in range(len(returned_layers))], 7, 2),
+        box_roi_pool=ParallelRoIAlign(
+            [str(i) for i in range(len(returned_layers))], 7, 2, strides=strides[:-1]
+        ),
         box_head=TwoMLPHead(fpn_channels * 7 * 7, box_head_channels),
         box_predictor=FastRCNNPredictor(box_head_channels, num_classes),
         box_batch_size_per_image=box_batch_size_per_image,

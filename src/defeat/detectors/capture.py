@@ -67,6 +67,10 @@ centre, so the finest level takes objects up to 16 cells.
 """
 
 
+BLANK_SIDE = 256
+"""Pixels: a multiple of every stride up to 256."""
+
+
 class DetectorSpec(NamedTuple):
     """The maps and the head that a detector offers to distil; maps finest first."""
 
@@ -145,7 +149,6 @@ def _find(detector: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-@torch.no_grad()
 def inspect_detector(detector: nn.Module) -> DetectorSpec:
     """Find a detector's feature maps, their strides, channels and anchors, by looking at a blank image.
 
@@ -153,8 +156,19 @@ def inspect_detector(detector: nn.Module) -> DetectorSpec:
         ConfigError: see :func:`head_of`.
     """
     head = head_of(detector)
-    side = 256  # a multiple of every stride up to 256
-    blank = next(detector.parameters()).new_zeros(1, 3, side, side)
+    captured = capture_blank_image(detector)
+    side = captured.images.shape[-1]
+    stages, neck = _levels(captured.stages, side), _levels(captured.neck, side)
+    anchors = _cell_anchors(detector)
+    if len(anchors) == len(neck):
+        neck = tuple(level._replace(anchors=cell) for level, cell in zip(neck, anchors, strict=True))
+    return DetectorSpec(stages, neck, head)
+
+
+@torch.no_grad()
+def capture_blank_image(detector: nn.Module) -> Captured:
+    """Run a detector's backbone on a blank image of :data:`BLANK_SIDE`; its state stays as it is."""
+    blank = next(detector.parameters()).new_zeros(1, 3, BLANK_SIDE, BLANK_SIDE)
     modes = {module: module.training for module in detector.modules()}
     detector.eval()  # batch statistics must not move
     try:
@@ -163,11 +177,8 @@ def inspect_detector(detector: nn.Module) -> DetectorSpec:
     finally:
         for module, training in modes.items():
             module.training = training
-    stages, neck = _levels(captured.stages, side), _levels(captured.neck, side)
-    anchors = _cell_anchors(detector)
-    if len(anchors) == len(neck):
-        neck = tuple(level._replace(anchors=cell) for level, cell in zip(neck, anchors, strict=True))
-    return DetectorSpec(stages, neck, head)
+    captured.images = blank
+    return captured
 
 
 def _levels(maps: Mapping[str, Tensor], side: int) -> tuple[Level, ...]:

@@ -11,8 +11,9 @@ AnchorGenerator       Float32AnchorGenerator      Anchors stay float32 where fea
                                                   is a multiple of 8.
 BoxCoder              Float32BoxCoder             Boxes are decoded in float32, likewise.     none known
 BoxLinearCoder        Float32BoxLinearCoder       The same for FCOS.                          none known
-MultiScaleRoIAlign    ParallelRoIAlign            All cores of a CPU pool; torchvision uses   vision issues
-                                                  one.                                        4935 and 6619
+MultiScaleRoIAlign    ParallelRoIAlign            Scales are given; torchvision infers them   vision issues
+                                                  from the first batch and keeps them. All    3747, 4935 and
+                                                  cores of a CPU pool; torchvision uses one.  6619
 ====================  ==========================  ==========================================  ================
 
 In float32 all of them compute what torchvision does, bit for bit, and parameters keep their names. Builders

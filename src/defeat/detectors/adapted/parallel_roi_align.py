@@ -1,7 +1,8 @@
-"""RoIAlign on all cores of a CPU, where torchvision's own computes on one."""
+"""RoIAlign at scales that are known, on all cores of a CPU, where torchvision's own computes on one."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
 
 Sizes = list[tuple[int, int]]
 
@@ -23,12 +25,55 @@ _CHANNELS = 32
 """The most channels in a piece of work: maps of few channels stay in a core's cache."""
 
 
-class ParallelRoIAlign(MultiScaleRoIAlign):
-    """torchvision's MultiScaleRoIAlign, bit for bit, with the channels shared among torch's threads on a CPU.
+def set_strides(pool: MultiScaleRoIAlign, strides: Sequence[int]) -> None:
+    """Fix the scales of a pooling, which torchvision's own infers from its first batch and keeps.
 
-    Channels do not depend on each other, so that pooling some of them at a time adds up the same numbers in
-    the same order. ``make bench-step`` measures what it saves.
+    It divides a map's height by that of the highest image, which is wrong where padding adds much: of 12
+    rows, padded to 32, the map of stride 4 has 8, and the power of two nearest to 8 / 12 is 1 / 2.
+
+    Args:
+        pool: changed in place.
+        strides: pixels per cell of each map that is pooled from, in the order of the maps.
     """
+    pool.scales = [1 / stride for stride in strides]
+    finest, coarsest = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    pool.map_levels = LevelMapper(finest, coarsest, pool.canonical_scale, pool.canonical_level)
+
+
+class ParallelRoIAlign(MultiScaleRoIAlign):
+    """torchvision's MultiScaleRoIAlign with scales that are given, and shared among torch's threads on a CPU.
+
+    The results are torchvision's, bit for bit, where that infers these scales. Channels do not depend on each
+    other, so that pooling some of them at a time adds up the same numbers in the same order. ``make
+    bench-step`` measures what it saves.
+
+    Args:
+        featmap_names: names of the maps that are pooled from.
+        output_size: cells of a pooled region, one number or (height, width).
+        sampling_ratio: samples per cell and direction.
+        strides: pixels per cell of each of those maps, in their order.
+        canonical_scale: side in pixels of the regions that ``canonical_level`` is for.
+        canonical_level: binary logarithm of that level's stride.
+    """
+
+    def __init__(
+        self,
+        featmap_names: list[str],
+        output_size: int | tuple[int] | list[int],
+        sampling_ratio: int,
+        *,
+        strides: Sequence[int],
+        canonical_scale: int = 224,
+        canonical_level: int = 4,
+    ) -> None:
+        super().__init__(
+            featmap_names,
+            output_size,
+            sampling_ratio,
+            canonical_scale=canonical_scale,
+            canonical_level=canonical_level,
+        )
+        set_strides(self, strides)
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sizes) -> Tensor:
         """Pool as :class:`torchvision.ops.MultiScaleRoIAlign` does.
