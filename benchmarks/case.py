@@ -151,7 +151,7 @@ class Case:
         if kind not in self._distillers:
             seed_all(1)
             node = self._compose(KINDS[kind]).distiller
-            made = build(node, student=self.student, teacher=self.teacher, _partial_=False).to(self.device)
+            made = build(node, student=self.student, teacher=self.teacher).to(self.device)
             self._lay(made)
             self._distillers[kind] = made
         return self._distillers[kind]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +14,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from defeat.errors import ConfigError, DefeatError
 from defeat.io.atomic_write import write_text
+from defeat.io.text import quote
 
 CONFIG = "config.yaml"
 """The presence of this file makes a folder a run's."""
@@ -49,14 +51,20 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 def build(node: Any, **arguments: Any) -> Any:
     """Instantiate a node by its ``_target_``.
 
+    Args:
+        node: a part of a configuration.
+        arguments: further arguments of the target, which go over those of the node. They reach the target as
+            they are: Hydra would read ``${...}`` and ``???`` in the name of a class as its own. A node
+            that is marked ``_partial_`` is called with them.
+
     Raises:
         DefeatError: the target raised it; Hydra would hide it in an error of its own.
         ConfigError: the target does not exist, or does not take these arguments; so too for what is called
             later (``_partial_``), in this node or below it.
     """
     try:
-        built = instantiate(node, **arguments)
-    except InstantiationException as error:
+        built = _call(node, arguments) if arguments else instantiate(node)
+    except (InstantiationException, OmegaConfBaseException) as error:
         cause: BaseException = error
         while cause.__cause__ is not None and not isinstance(cause, DefeatError):
             cause = cause.__cause__
@@ -70,6 +78,17 @@ def build(node: Any, **arguments: Any) -> Any:
         _check_partials(node)
         return built
     raise cause  # outside of the block: Hydra's error, whose cause it is, must not become its cause
+
+
+def _call(node: Any, arguments: Mapping[str, Any]) -> Any:
+    partial = instantiate(node, _partial_=True)
+    key = f"\nfull_key: {node._get_full_key(None)}" if OmegaConf.is_config(node) else ""
+    if not callable(partial):
+        raise InstantiationException(f"it names no _target_{key}")
+    try:
+        return partial(**arguments)
+    except Exception as error:
+        raise InstantiationException(f"{error}{key}") from error
 
 
 def build_factory(node: DictConfig) -> Callable[..., Any]:
@@ -106,8 +125,25 @@ def _check_partials(node: Any) -> None:
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
-    """Resolve all interpolations into dicts, lists and scalars, which are what a checkpoint may hold."""
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    """Resolve all interpolations into dicts, lists and scalars, which are what a checkpoint may hold.
+
+    Raises:
+        ConfigError: a text holds ``${`` all the same, which whoever reads it would resolve once more.
+    """
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    for key, text in _texts(plain):
+        if "${" in text:
+            raise ConfigError(f"{key}={quote(text)}: no value can hold ${{; rename what it stands for")
+    return plain
+
+
+def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Keys and values of all texts in plain containers."""
+    if isinstance(node, str):
+        yield key, node
+    elif isinstance(node, dict | list):
+        for name, item in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _texts(item, f"{key}.{name}" if key else str(name))
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:

@@ -59,7 +59,7 @@ def build_all(config: DictConfig) -> None:
     student: Detector = build(config.student, classes=list(data.classes))
     if config.distiller is not None and config.teacher is not None:
         teacher: Detector = build(config.teacher, classes=list(data.classes))
-        build(config.distiller, student=student.model, teacher=teacher.model, _partial_=False)
+        build(config.distiller, student=student.model, teacher=teacher.model)
     optimizer = build_factory(config.optim.optimizer)(student.model.parameters())
     build_factory(config.optim.lr_schedule)(optimizer, total_steps=100, steps_per_epoch=10)
     nodes: list[Any] = [*(config.logger or {}).values(), *(config.callbacks or {}).values()]

@@ -61,11 +61,13 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(DataError, match="neither a run folder nor one with runs below it"):
         find_runs([tmp_path])
     run = write_run(tmp_path / "run", IMAGES)
+    config = (run / "config.yaml").read_text()
     for text, problem in (
         ("name: x", "lacks seed, run_dir, student"),
         ("a: [", "cannot be read"),
-        ("- 1", "lacks"),
-        ((run / "config.yaml").read_text().replace("\nseed: 0", "\nseed: null"), "seed is None"),
+        ("- 1", "damaged"),
+        (f"{config}\nextra: ${{oc.env:HOME}}", "oc.env:HOME"),
+        (config.replace("\nseed: 0", "\nseed: null"), "seed is None"),
     ):
         (run / "config.yaml").write_text(text)
         with pytest.raises(DataError, match=rf"config.yaml: .*{problem}"):

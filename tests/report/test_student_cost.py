@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from defeat.config import compose_config, to_plain
-from defeat.errors import ConfigError
+from defeat.errors import ConfigError, WeightsError
 from defeat.report.student_cost import count, student_cost
 
 
@@ -90,4 +90,14 @@ def test_what_cannot_be_counted_is_said():
     with pytest.raises(ConfigError, match=r"the FLOPs of Linear cannot be counted \(.*transform"):
         count(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="nowhere"):
-        student_cost({"_target_": "nowhere.to_be_found"}, ["a"])
+        student_cost({"_target_": "nowhere.to_be_found"}, ["a"], trust=True)
+
+
+def test_a_run_of_a_stranger_calls_nothing_of_its_own_choice(tmp_path):
+    node = {
+        "_target_": "pathlib.Path.mkdir",
+        "self": {"_target_": "pathlib.Path", "_args_": [str(tmp_path / "x")]},
+    }
+    with pytest.raises(WeightsError, match="--trust"):
+        student_cost(node, ["a"])
+    assert not any(tmp_path.iterdir())

@@ -88,6 +88,7 @@ def compare(
     seed: int,
     warnings: Sequence[str] = (),
     done: Callable[[], None] = lambda: None,
+    trust: bool = False,
 ) -> Comparison:
     """Compute the figures of all groups.
 
@@ -98,6 +99,7 @@ def compare(
         seed: seed of the resamples.
         warnings: warnings to report beside those of the comparison itself.
         done: called after each run.
+        trust: see :func:`~defeat.report.student_cost.student_cost`.
     """
     groups = [baseline, *(group for group in groups if group is not baseline)]
     detections = baseline.runs[0].detections
@@ -108,7 +110,7 @@ def compare(
         for run in group.runs:
             figures[-1].append(_run_figures(run, weights))
             done()
-    costs, uncounted = _costs(groups, detections.classes)
+    costs, uncounted = _costs(groups, detections.classes, trust=trust)
     labels = np.concatenate(
         [image.true_labels[~image.ignore].numpy() for image in detections.images.values()]
     )
@@ -171,7 +173,9 @@ def _mean_resampled(runs: Sequence[RunFigures]) -> Floats:
     return mean
 
 
-def _costs(groups: Sequence[Group], classes: Sequence[str]) -> tuple[list[Cost | None], list[str]]:
+def _costs(
+    groups: Sequence[Group], classes: Sequence[str], *, trust: bool
+) -> tuple[list[Cost | None], list[str]]:
     costs: dict[str, Cost | None] = {}  # by configuration, as most groups have the same student
     warnings = []
     nodes = [json.dumps(group.config["student"], sort_keys=True) for group in groups]
@@ -179,7 +183,7 @@ def _costs(groups: Sequence[Group], classes: Sequence[str]) -> tuple[list[Cost |
         if node in costs:
             continue
         try:
-            costs[node] = student_cost(group.config["student"], classes)
+            costs[node] = student_cost(group.config["student"], classes, trust=trust)
         except DefeatError as error:
             costs[node] = None
             warnings.append(f"{group.label}: parameters and FLOPs are unknown: {error}")

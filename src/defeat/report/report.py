@@ -26,6 +26,7 @@ def make_report(
     baseline: str | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    trust: bool = False,
     console: Console | None = None,
 ) -> Comparison:
     """Compare runs: print tables, and write report.md, CSV files and pictures into a folder.
@@ -37,6 +38,7 @@ def make_report(
             :func:`defeat.report.groups.choose_baseline`.
         resamples: of the bootstrap over images.
         seed: of the bootstrap.
+        trust: build the students by whatever functions the runs name, to count their parameters and FLOPs.
         console: where to print.
 
     Raises:
@@ -60,6 +62,7 @@ def make_report(
             seed=seed,
             warnings=[*warnings, *repeats],
             done=lambda: progress.advance(task),
+            trust=trust,
         )
     print_report(comparison, console)
     _write(comparison, output)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from defeat.errors import DataError
+from defeat.detectors.weights.run_config import copy_config
+from defeat.errors import DataError, WeightsError
 from defeat.evaluation.detections import DETECTIONS_FILE, Detections, read_detections
 from defeat.evaluation.image_result import ImageResult
+from defeat.io.text import quote
 
 CONFIG = "config.yaml"
 _KEYS = ("name", "seed", "run_dir", "student", "distiller", "data")
@@ -126,17 +128,17 @@ def _read(folder: Path) -> FinishedRun:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        # It may come from anybody: nothing in it is resolved, and what is left to resolve is refused.
+        read = copy_config(path, OmegaConf.to_container(OmegaConf.load(path), resolve=False))
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    missing = [key for key in _KEYS if not isinstance(config, Mapping) or key not in config]
-    if missing:
+    except WeightsError as error:
+        raise DataError(str(error)) from error
+    if missing := [key for key in _KEYS if key not in read]:
         raise DataError(f"{path}: not the configuration of a run, as it lacks {', '.join(missing)}")
-    read = cast(dict[str, Any], config)
-    if not isinstance(read["seed"], int) or not isinstance(read["data"], Mapping):
-        raise DataError(
-            f"{path}: not the configuration of a run: seed is {read['seed']!r}, data {read['data']!r}"
-        )
+    if not isinstance(read["seed"], int) or not all(isinstance(read[k], dict) for k in ("data", "student")):
+        kinds = ", ".join(f"{key} is {quote(read[key])}" for key in ("seed", "data", "student"))
+        raise DataError(f"{path}: not the configuration of a run: {kinds}")
     return read
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from defeat.config import build
+from defeat.detectors.weights.run_config import check_targets
 from defeat.errors import ConfigError
 
 DEFINITION = (
@@ -32,16 +33,20 @@ class Cost(NamedTuple):
     width: int
 
 
-def student_cost(node: Mapping[str, Any], classes: Sequence[str]) -> Cost:
+def student_cost(node: Mapping[str, Any], classes: Sequence[str], *, trust: bool = False) -> Cost:
     """Build a student without weights or memory and count.
 
     Args:
-        node: the node ``student`` of a run's configuration.
+        node: the node ``student`` of a run's configuration, which may come from anybody.
         classes: K class names.
+        trust: build it by whatever functions it names, rather than by those of this package and torchvision.
 
     Raises:
         ConfigError: it cannot be built, or is of no kind that is known here.
+        WeightsError: it names other functions, and ``trust`` is not given.
     """
+    if not trust:
+        check_targets(dict(node), "student", "the run", "--trust")
     with torch.device("meta"):
         built = build(dict(node), classes=list(classes), weights=None, backbone_weights=None)
         return count(built.model.eval())

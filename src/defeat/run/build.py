@@ -92,9 +92,7 @@ def _build_teacher(
     if config.distiller is None:
         return None, None
     teacher: Detector = build(config.teacher, classes=list(classes))
-    distiller: Distiller = build(
-        config.distiller, student=student.model, teacher=teacher.model, _partial_=False
-    )
+    distiller: Distiller = build(config.distiller, student=student.model, teacher=teacher.model)
     if not teacher.whole and distiller.needs_teacher_head:
         raise ConfigError(
             "the teacher's classification head is new (teacher.new_head=true) and has nothing to teach: "

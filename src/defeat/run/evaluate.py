@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 from lightning.pytorch import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from defeat.config import build
 from defeat.data import DetectionDataModule
@@ -59,14 +59,13 @@ def _from_results(config: DictConfig) -> Evaluated:
 
 def _from_checkpoint(config: DictConfig) -> Evaluated:
     file = read_weights(config.checkpoint, download=config.download)
-    trained = OmegaConf.create(file.config or {})
     data = _data(config, file)
     detector = _detector(config, file, data.classes)
     load_detector_weights(detector.model, config.checkpoint, classes=data.classes, download=config.download)
     module = DetectionModule(detector.model, data.classes, backend=config.evaluation.backend)
     annotations = data.read(config.split)
     keeper = KeepPredictions()
-    trainer = _trainer(config, trained, [keeper])
+    trainer = _trainer(config, file, [keeper])
     loader = data.val_dataloader() if config.split == "val" else data.test_dataloader()
     trainer.validate(module, dataloaders=loader, verbose=False, weights_only=True)
     assert module.evaluation is not None
@@ -102,8 +101,9 @@ def _detector(config: DictConfig, file: WeightFile, classes: Sequence[str]) -> D
     return detector
 
 
-def _trainer(config: DictConfig, trained: DictConfig, callbacks: list[Callback]) -> pl.Trainer:
-    precision = config.trainer.precision or OmegaConf.select(trained, "trainer.precision") or "32-true"
+def _trainer(config: DictConfig, file: WeightFile, callbacks: list[Callback]) -> pl.Trainer:
+    trained = (file.config or {}).get("trainer") or {}
+    precision = config.trainer.precision or trained.get("precision") or "32-true"
     trainer: pl.Trainer = build(
         config.trainer, precision=precision, logger=False, callbacks=callbacks, enable_checkpointing=False
     )
