@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # constraints-oldest.txt holds the oldest torch that is supported
 CONSTRAINTS ?= constraints.txt
+# Where it is set, each process compiles torch and all else from source once more, which doubles what a start takes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-teacher experiments-table test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-commands bench-gpu format lint types check clean
@@ -32,7 +34,7 @@ experiments-table: $(READY)  ## Write docs/experiments.md from conf/experiment
 	$(BIN)/python tools/experiments_table.py
 
 test: $(READY)  ## Run the tests
-	$(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: $(READY)  ## Run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)

@@ -6,17 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
-from defeat.config import compose_config
-from defeat.run.train import train
 from defeat.warning_filters import IGNORED
-from tests.helpers.tiny import tiny
 
-# Each pytest process (xdist starts one a core) computes on one core.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1)
-
+# Each pytest process (xdist starts one a core) computes on one core. torch reads this when it is imported,
+# which the fixtures leave to themselves: the process that hands out the tests needs none of it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -29,8 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a GPU where there is none."""
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +41,8 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -55,6 +55,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
     """Checkpoint of a tiny teacher with 16 pyramid channels where students have 8."""
+    from defeat.config import compose_config
+    from defeat.run.train import train
+    from tests.helpers.tiny import tiny
+
     run_dir = tmp_path_factory.mktemp("teacher")
     overrides = tiny(run_dir, scenes, "student.model.fpn_channels=16", "~logger")
     train(compose_config("train", ["+experiment=scenes_teacher", *overrides]))
