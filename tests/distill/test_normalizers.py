@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Sequence
 from copy import deepcopy
@@ -16,7 +15,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -30,6 +28,7 @@ from defeat.distill.normalizers import global_normalizer, local_normalizer
 from defeat.training.module import DetectionModule
 from defeat.types import Target
 from tests.helpers.agree import Kind, detector, lively, once
+from tests.helpers.ranks import start_two
 
 OBJECTS = [[5, 3, 0, 0], [0, 1, 6, 2]]
 """Of the images of two global batches; the first half of each is the first process's."""
@@ -224,10 +223,8 @@ class Rank(NamedTuple):
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    # A fork server imports for both ranks at once.
-    multiprocessing.set_forkserver_preload(["defeat.training.module"])
     configs = {name: configured(name) for name in CASES}
-    mp.start_processes(_rank, args=(str(folder), configs), nprocs=2, start_method="forkserver")
+    start_two(_rank, str(folder), configs)
     found = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     return [Rank({name: Run(*run) for name, run in runs.items()}, *rest) for runs, *rest in found]
 

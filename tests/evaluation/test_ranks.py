@@ -1,15 +1,14 @@
 """Two processes together must give what one gives."""
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from defeat.evaluation import DetectionMetrics
 from tests.helpers.evaluation_cases import CLASSES, evaluate, random_case
+from tests.helpers.ranks import start_two
 
 SHARES = {
     "even": ([0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]),
@@ -35,9 +34,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_figures_over_two_ranks_equal_those_of_one_process(tmp_path):
-    # A fork server imports torch and torchmetrics once for both ranks; that is most of this test's time.
-    multiprocessing.set_forkserver_preload(["defeat.evaluation"])
-    mp.start_processes(_rank, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
+    start_two(_rank, str(tmp_path))
     expected = evaluate(random_case(11)).to_json()
     for rank in range(2):
         results = json.loads((tmp_path / f"{rank}.json").read_text())

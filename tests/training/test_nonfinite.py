@@ -6,7 +6,6 @@ import copy
 import csv
 import json
 import math
-import multiprocessing
 import os
 import socket
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
@@ -34,6 +32,7 @@ from defeat.run.train import train
 from defeat.training.callbacks.nonfinite import NonFinite, NonFiniteError
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.types import Target
+from tests.helpers.ranks import start_two
 from tests.helpers.tiny import tiny, tiny_teacher
 
 NAN, INF = math.nan, math.inf
@@ -289,9 +288,14 @@ def test_weights_that_a_gradient_spoilt_are_named_as_a_cause(scenes: Path, tmp_p
         run("scenes_plain", tiny(tmp_path, scenes, "~logger", steps=4), Spoil(2, loss="gradient"))
 
 
-@pytest.mark.parametrize("optim", ["adamw", "sgd_1x"])
 @pytest.mark.parametrize(
-    ("loss", "value"), [("loss_box_reg", NAN), ("loss_box_reg", INF), ("gradient", NAN), ("gradient", INF)]
+    ("loss", "value", "optim"),
+    [
+        ("loss_box_reg", NAN, "adamw"),
+        ("loss_box_reg", INF, "sgd_1x"),
+        ("gradient", NAN, "sgd_1x"),
+        ("gradient", INF, "adamw"),
+    ],
 )
 def test_a_skipped_step_changes_nothing_but_the_count(
     loss: str, value: float, optim: str, scenes: Path, tmp_path: Path
@@ -399,7 +403,7 @@ def test_settings_that_make_no_sense_are_refused(
         run("scenes_plain", tiny(tmp_path, scenes, f"callbacks.nonfinite.{word}"))
 
 
-SMALL = {"backbone": "resnet10", "min_size": 64, "max_size": 64, "box_head_channels": 16, "fpn_channels": 8}
+SMALL = {"backbone": "resnet10", "min_size": 32, "max_size": 32, "box_head_channels": 16, "fpn_channels": 8}
 
 
 def small(**settings: Any) -> DetectionModule:
@@ -518,8 +522,7 @@ def test_processes_decide_alike_what_one_of_them_finds(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.set_forkserver_preload(["defeat.run.train"])
-    mp.start_processes(_process, args=(str(tmp_path), port), nprocs=2, start_method="forkserver")
+    start_two(_process, str(tmp_path), port)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert first["skipped"] == 1
@@ -544,7 +547,6 @@ def _as_before() -> Iterator[None]:
     ("experiment", "more"),
     [
         ("scenes_plain", []),
-        ("scenes", []),
         ("scenes", ["trainer.deterministic=true", "distiller.terms.head.proposals=teacher"]),
     ],
 )
@@ -555,7 +557,7 @@ def test_a_seed_decides_weights_moments_and_curves(
     teaching = tiny_teacher(teacher) if experiment == "scenes" else []
     found, curves = [], []
     for name, seed in (("one", 3), ("same", 3), ("other", 4)):
-        run(experiment, tiny(tmp_path / name, scenes, *teaching, *more, f"seed={seed}", steps=4))
+        run(experiment, tiny(tmp_path / name, scenes, *teaching, *more, f"seed={seed}", steps=3))
         content = last(tmp_path / name)
         found.append([content["state_dict"], content["optimizer_states"], content["lr_schedulers"]])
         with (tmp_path / name / "csv" / "metrics.csv").open() as file:
@@ -563,7 +565,7 @@ def test_a_seed_decides_weights_moments_and_curves(
                 {k: v for k, v in row.items() if "images_per_s" not in k} for row in csv.DictReader(file)
             ]
         curves.append(lines)
-    assert len(curves[0]) >= 4
+    assert len(curves[0]) >= 3
     assert same(found[0], found[1])
     assert curves[0] == curves[1]
     assert not same(found[0][0], found[2][0])
