@@ -61,8 +61,8 @@ KINDS = [
 
 @cache
 def composed(name: str) -> DictConfig:
-    """The configuration of an experiment without what only the user knows. Not to be changed."""
-    return compose_config("train", [f"+experiment={name}", "run_dir=runs/x"])
+    """The configuration that the command in a file's header gives. Not to be changed."""
+    return compose_config("train", [*command(name)[1:], "run_dir=runs/x"])
 
 
 def target(node: DictConfig) -> str:
@@ -77,6 +77,11 @@ def header(name: str) -> str:
     return "\n".join(line.removeprefix("# ") for line in lines[:end]).replace("\\\n", "")
 
 
+def command(name: str) -> list[str]:
+    """The words of the command in a header, where something stands for what only the user knows."""
+    return shlex.split(re.sub(r"<.*?>", "given", header(name).splitlines()[0]))
+
+
 def weights(config: DictConfig) -> dict[str, tuple[float, float]]:
     terms = config.distiller.terms if config.distiller is not None else {}
     return {k: (t.object_weight, t.background_weight) for k, t in terms.items() if t is not None}
@@ -84,11 +89,9 @@ def weights(config: DictConfig) -> dict[str, tuple[float, float]]:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_command_in_its_header_composes_to_it_and_leaves_nothing_open(name: str) -> None:
-    program, *words = shlex.split(re.sub(r"<.*?>", "given", header(name).splitlines()[0]))
-    config = compose_config("train", [*words, "run_dir=runs/x"])
-    assert program == "defeat-train"
+    assert command(name)[:2] == ["defeat-train", f"+experiment={name}"]
+    config = composed(name)
     assert config.name == name
-    assert words[0] == f"+experiment={name}"
     assert not OmegaConf.missing_keys(config)
     assert config.download or config.student.backbone_weights in (None, "given")
     teacher = re.search(r"teacher\.weights=<best\.ckpt of \+experiment=(\w+)>", header(name))
@@ -203,13 +206,14 @@ def loss_names(distiller: DictConfig | None) -> set[str]:
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in KINDS])
 def test_its_detectors_and_its_distiller_can_be_built(name: str) -> None:
     config = composed(name).copy()
-    shrink(config.student, 8)
-    student = build(config.student, classes=["a", "b"]).model
-    if config.distiller is not None:
-        shrink(config.teacher, 16)
-        teacher = build(config.teacher, classes=["a", "b"]).model
-        distiller = build(config.distiller)(student, teacher)
-        assert set(distiller.terms) == set(weights(config))
+    for detector in filter(None, (config.student, config.teacher)):
+        detector.weights = detector.backbone_weights = None
+    with torch.device("meta"):
+        student = build(config.student, classes=["a", "b"]).model
+        if config.distiller is not None:
+            teacher = build(config.teacher, classes=["a", "b"]).model
+            distiller = build(config.distiller)(student, teacher)
+            assert set(distiller.terms) == set(weights(config))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -223,7 +227,7 @@ def test_it_trains_a_step_and_evaluates(name: str, tmp_path: Path, scenes: Path)
     if config.teacher is not None:
         shrink(config.teacher, 16)
         config.teacher.weights = save_weights(config.teacher, list(CLASSES), tmp_path / "teacher.pth")
-    config.data = compose_config("train", ["data=scenes", "run_dir=runs/x"]).data
+    config.data = composed("scenes").data.copy()
     splits = {split: {"images": 4, "size": 64} for split in ("train", "val")}
     few = {"root": str(scenes / "experiments"), "batch_size": 2, "val_batch_size": 2, **splits}
     config.data = OmegaConf.merge(config.data, few)
