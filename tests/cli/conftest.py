@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from defeat.cli import demo, evaluate, train
 from tests.helpers.console import Ended, Run
 
-MAINS = {"defeat-train": train.main, "defeat-eval": evaluate.main, "defeat-demo": demo.main}
+SCRIPTS = {s.name: s for s in entry_points(group="console_scripts") if s.module.startswith("defeat.")}
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +36,12 @@ def _logging() -> Iterator[None]:
 def script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run a console script in this process, as its executable would."""
 
-    def run(name: str, *words: str) -> Ended:
+    def run(name: str, *words: str | Path) -> Ended:
         capfd.readouterr()
-        monkeypatch.setattr("sys.argv", [name, *words])
+        monkeypatch.setattr("sys.argv", [name, *map(str, words)])
         status = 0
         try:
-            MAINS[name]()
+            SCRIPTS[name].load()()
         except SystemExit as end:
             status = int(end.code or 0)
         finally:

@@ -7,31 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from defeat.cli import report
 from defeat.config import compose_config
 from defeat.run.train import train
-from tests.helpers.console import Ended, logged
+from tests.helpers.console import Run, logged
 from tests.helpers.tiny import tiny, tiny_teacher
 
 
-@pytest.fixture
-def reported(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Run the console script in this process."""
-
-    def run(*words: str | Path) -> Ended:
-        capfd.readouterr()
-        monkeypatch.setattr("sys.argv", ["defeat-report", *map(str, words)])
-        status = 0
-        try:
-            report.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return Ended(status, *capfd.readouterr())
-
-    return run
-
-
-def test_runs_of_two_experiments(teacher: Path, scenes: Path, tmp_path: Path, reported) -> None:
+def test_runs_of_two_experiments(teacher: Path, scenes: Path, tmp_path: Path, script: Run) -> None:
     more = ["student.model.box_score_thresh=0", "~logger.tensorboard"]
     for seed in (0, 1):
         folder = tmp_path / "runs" / "scenes_plain" / "sweep" / str(seed)
@@ -44,7 +26,16 @@ def test_runs_of_two_experiments(teacher: Path, scenes: Path, tmp_path: Path, re
     words = tiny(distilled, scenes, *more, *tiny_teacher(teacher))
     train(compose_config("train", ["+experiment=scenes", *words]))
 
-    ended = reported(tmp_path / "runs", "--output", tmp_path / "report", "--resamples", "50", "--seed", "1")
+    ended = script(
+        "defeat-report",
+        tmp_path / "runs",
+        "--output",
+        tmp_path / "report",
+        "--resamples",
+        "50",
+        "--seed",
+        "1",
+    )
     assert (ended.status, ended.err) == (0, "")
     assert "baseline  1  scenes_plain\n" in ended.out
     assert "(50 resamples, seed 1)" in " ".join(ended.out.split())
@@ -63,10 +54,15 @@ def test_runs_of_two_experiments(teacher: Path, scenes: Path, tmp_path: Path, re
     assert "trained with different seeds: scenes_plain: 0, 1; scenes: 0" in markdown
 
 
-def test_errors_are_one_line(tmp_path: Path, reported) -> None:
-    assert f"{tmp_path / 'none'}: " in reported(tmp_path / "none").line
-    assert "RUN" in reported().line
-    assert "--resamples: " in reported(tmp_path, "--resamples", "0").line
-    assert "--seed: -1 " in reported(tmp_path, "--seed=-1").line
-    assert "--bseline" in reported(tmp_path, "--bseline", "x").line
+def test_errors_are_one_line(tmp_path: Path, script: Run) -> None:
+    assert f"{tmp_path / 'none'}: " in script("defeat-report", tmp_path / "none").line
+    assert (
+        "RUN"
+        in script(
+            "defeat-report",
+        ).line
+    )
+    assert "--resamples: " in script("defeat-report", tmp_path, "--resamples", "0").line
+    assert "--seed: -1 " in script("defeat-report", tmp_path, "--seed=-1").line
+    assert "--bseline" in script("defeat-report", tmp_path, "--bseline", "x").line
     assert not Path("reports").exists()

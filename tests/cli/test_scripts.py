@@ -1,9 +1,10 @@
-"""From a teacher to figures, as a user goes; in part through the installed executables."""
+"""From a teacher to figures, as a user goes; in part through an installed executable."""
 
 from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ from omegaconf import OmegaConf
 
 from tests.helpers.console import Run, execute, logged, only
 from tests.helpers.tiny import tiny, tiny_teacher
+
+SEND = """
+import os, signal
+from lightning.pytorch import Callback
+class Send(Callback):
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
 
 
 def figures(name: str) -> dict[str, Any]:
@@ -32,23 +42,29 @@ def assert_equal(found: dict[str, float | None], expected: dict[str, float]) -> 
 def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> None:
     # enough steps and images for figures that are not 0; run folders get their usual names
     hits = ["data.val.images=24", "student.model.box_score_thresh=0", "optim.optimizer.lr=5e-3"]
-    more = [
-        *tiny_teacher(teacher),
-        *hits,
-        "optim.lr_schedule.warmup_steps=5",
-        "trainer.val_check_interval=20",
-    ]
-    words = [w for w in tiny(Path(), tmp_path / "scenes", *more, steps=60) if not w.startswith("run_dir")]
-    trained = execute("defeat-train", "+experiment=scenes", *words)
-    assert trained.status == 0, trained.err
+    often = ["optim.lr_schedule.warmup_steps=5", "trainer.val_check_interval=20"]
+    more = [*tiny_teacher(teacher), *hits, *often]
+    words = [w for w in tiny(Path(), tmp_path / "scenes", *more, steps=40) if not w.startswith("run_dir")]
+    Path("sending.py").write_text(SEND)
+    sending = "+callbacks.send._target_=sending.Send"
+    trained = execute("defeat-train", "+experiment=scenes", *words, sending, PYTHONPATH=str(tmp_path))
+    assert trained.status == 128 + signal.SIGTERM
     assert "Warning" not in trained.err
-    run_dir = only(Path("runs", "scenes")).resolve()
+    assert "Traceback" not in trained.err
+    (line,) = [line for line in trained.err.splitlines() if "stopped" in line]
+    last = only(Path("runs", "scenes")).resolve() / "checkpoints" / "last.ckpt"
+    assert line == f"stopped by SIGTERM after step 3; go on with ckpt_path={last}"
+
+    # the word that the line gives
+    ended = script("defeat-train", "+experiment=scenes", *words, f"ckpt_path={last}", "run_dir=whole")
+    assert ended.status == 0, ended.err
+    run_dir = Path("whole").resolve()
     best = run_dir / "checkpoints" / "best.ckpt"
-    assert f"evaluate    defeat-eval checkpoint={best}\n" in trained.out
-    assert list(logged(run_dir, "train/neck_object")) == list(range(60))
+    assert f"evaluate    defeat-eval checkpoint={best}\n" in ended.out
+    assert list(logged(run_dir, "train/neck_object")) == list(range(40))
 
     # the command that the summary gives
-    evaluated = execute("defeat-eval", f"checkpoint={best}", "save_results=true", "name=of_best")
+    evaluated = script("defeat-eval", f"checkpoint={best}", "save_results=true", "name=of_best")
     assert evaluated.status == 0, evaluated.err
     of_best = figures("of_best")
     assert of_best["coco"]["AR100"] > of_best["coco"]["AP"] > 0
@@ -63,10 +79,11 @@ def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> 
     expected = {k: math.nan if v is None else v for k, v in of_best["coco"].items()}
     assert_equal(figures("of_results")["coco"], expected)
 
-    resumed = ["run_dir=resumed", "ckpt_path=last", "trainer.max_steps=62"]
+    # the latest run of that name below runs/, which is the one that was stopped
+    resumed = ["run_dir=resumed", "ckpt_path=last", "trainer.max_steps=5"]
     assert script("defeat-train", "+experiment=scenes", *words, *resumed).status == 0
-    assert list(logged(Path("resumed"), "train/loss")) == list(range(62))
-    assert torch.load("resumed/checkpoints/last.ckpt", weights_only=True)["global_step"] == 62
+    assert list(logged(Path("resumed"), "train/loss")) == list(range(5))
+    assert torch.load("resumed/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
     assert OmegaConf.load("resumed/config.yaml").ckpt_path == "last"
 
 

@@ -91,15 +91,14 @@ def test_what_is_searched_exists_and_its_default_is_the_middle(
         assert OmegaConf.select(plain, key) == pytest.approx(middle, rel=0.6), key
 
 
-def test_a_search_is_joined_by_a_later_process(script: Run, scenes: Path, tmp_path: Path) -> None:
+def test_a_search_is_joined_by_a_later_command(script: Run, scenes: Path, tmp_path: Path) -> None:
     ended = script("defeat-train", *words(scenes, "hydra.sweeper.n_trials=2"))
     assert ended.status == 0, ended.err
     assert "alembic" not in ended.out
     first = trials_of()
     assert len(first) == 2
-    joining = in_a_process(*words(scenes, "hydra.sweeper.n_trials=1"))
-    out, _ = joining.communicate()
-    assert joining.returncode == 0, out
+    joining = script("defeat-train", *words(scenes, "hydra.sweeper.n_trials=1"))
+    assert joining.status == 0, joining.err
     trials = trials_of()
     assert params(trials[:2]) == params(first)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3

@@ -32,11 +32,11 @@ class Ended(NamedTuple):
 Run = Callable[..., Ended]
 
 
-def execute(name: str, *words: str) -> Ended:
-    """Start an executable that lies beside this interpreter."""
+def execute(name: str, *words: str, **environment: str) -> Ended:
+    """Start an executable that lies beside this interpreter, in an environment with some more variables."""
     done = subprocess.run(
         [Path(sys.executable).with_name(name), *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         check=False,
