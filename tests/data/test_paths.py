@@ -96,7 +96,7 @@ def test_find_gives_files_and_nothing_else(root: Path) -> None:
     folder = Folder(root)
     assert folder.find("a.jpg") == root / "a.jpg"
     assert folder.find("./sub//b.jpg") == root / "sub" / "b.jpg"
-    for name in ("missing.jpg", "sub", "no/such.jpg", "a.jpg/x.jpg", "A.JPG"):
+    for name in ("missing.jpg", "sub", "no/such.jpg", "a.jpg/x.jpg", "b.jpg"):
         with pytest.raises(DataError, match="no file"):
             folder.find(name)
 
@@ -118,3 +118,52 @@ def test_alike_ignores_case_and_suffix(root: Path) -> None:
     assert Folder(root).alike("x") == ["X.JPG", "x.png"]
     assert Folder(root).alike("sub/B") == ["sub/b.jpg"]
     assert Folder(root).alike("none") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("Gru\u0308n e\u0301.jpg", "Gr\u00fcn \u00e9.jpg"),  # decomposed, as macOS stores it
+        ("Gr\u00fcn.jpg", "Gru\u0308n.jpg"),
+        ("Gru\u0308n/\u00e9.jpg", "Gr\u00fcn/e\u0301.jpg"),
+        ("IMG_1.JPG", "img_1.jpg"),
+        ("my photo #1.jpg", "my%20photo%20%231.jpg"),
+        ("cam1/x.jpg", "cam1\\x.jpg"),
+        ("x 1.jpg", "C:\\Users\\me\\x 1.jpg"),
+        ("x.jpg", "images/x.jpg"),
+        ("x.jpg", "/data/upload/1/x.jpg"),
+        ("x.jpg", "data/local-files/?d=images/x.jpg"),
+        ("x.jpg", "x.jpg "),
+    ],
+)
+def test_a_name_spelt_otherwise_than_the_one_file_that_fits(root: Path, file: str, name: str) -> None:
+    (root / file).parent.mkdir(exist_ok=True)
+    (root / file).write_bytes(b"this")
+    folder = Folder(root)
+    assert [folder.find(name).read_bytes() for _ in range(2)] == [b"this", b"this"]
+    assert folder.respelt == {file: name}
+    assert folder.find(file) == root / file
+
+
+def test_a_file_is_taken_for_one_name_and_never_for_a_choice(root: Path) -> None:
+    for file in ("X.jpg", "x.JPG", "y.jpg", "a%20b.jpg", "a b.jpg"):
+        (root / file).write_bytes(b"")
+    folder = Folder(root, {"a.jpg"})
+    with pytest.raises(DataError, match=r"'X\.jpg' and 'x\.JPG' both fit"):
+        folder.find("x.jpg")
+    with pytest.raises(DataError, match=r"no file 'A\.JPG'"):
+        folder.find("A.JPG")  # another name stands for that file
+    folder.find("Y.jpg")
+    with pytest.raises(DataError, match=r"'Y\.jpg' and 'far/y\.jpg' both fit the one file 'y\.jpg'"):
+        folder.find("far/y.jpg")
+    assert folder.find("a%20b.jpg") == root / "a%20b.jpg"  # what is there is never unquoted
+    assert folder.find("A%20B.jpg") == root / "a%20b.jpg"  # the nearest spelling
+
+
+@pytest.mark.parametrize(
+    "name", ["%2e%2e/secret.jpg", "%2fetc%2fpasswd", "%00", "..%5csecret.jpg", "UP/secret.jpg"]
+)
+def test_other_spellings_lead_outside_no_more_than_names(root: Path, name: str) -> None:
+    (root / "up").symlink_to(root.parent)
+    with pytest.raises(DataError):
+        Folder(root).find(name)

@@ -51,6 +51,18 @@ def test_images_may_lie_in_folders(coco) -> None:
     assert read_coco(*coco.write()).records[0].path == coco.images / "deep" / "er" / "x.png"
 
 
+def test_names_spelt_otherwise_are_counted_and_said_once(coco, caplog) -> None:
+    coco.content["images"][0]["file_name"] = "images\\A.JPG"
+    coco.content["images"][1]["file_name"] = "b%2Epng"
+    data = read_coco(*coco.write())
+    assert [record.path.name for record in data.records] == ["a.jpg", "b.png", "c.jpg"]
+    assert data.counts == {"files found by another spelling of their name": 2}
+    assert len(caplog.records) == 1
+    coco.content["images"][1]["file_name"] = "C.jpg"  # a file that another record names
+    with pytest.raises(DataError, match=r"images\[1\] \(id 900\): no file 'C\.jpg'"):
+        read_coco(*coco.write())
+
+
 def test_bad_boxes_are_reported_in_one_line(coco, caplog) -> None:
     for box in ([50, 30, 20, 5], [1, 1, 0, 5], [1, 1, -3, 5], [70, 1, 5, 5]):
         coco.content["annotations"].append({"id": 1, "image_id": 31, "category_id": 3, "bbox": box})

@@ -135,6 +135,9 @@ def check_annotations(data: Annotations, given: dict[str, Any], *, skip: bool) -
     assert kept + dropped + counts.get("annotations skipped", 0) + of_left_out == len(given["annotations"])
     assert len(set(data.classes)) == len(data.classes) == len(set(data.class_ids))
     assert len(fingerprint(data)) == 64
+    named = {str(item.get("file_name")) for item in given["images"] if isinstance(item, dict)}
+    respelt = [r.path for r in data.records if not {r.path.name, f"folder/{r.path.name}"} & named]
+    assert len(set(respelt)) == len(respelt) <= counts.get("files found by another spelling of their name", 0)
     check_records(data)
     check_content(data, given)
 

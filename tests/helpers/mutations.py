@@ -38,6 +38,8 @@ STRINGS = [
     "sub/../../x",
     "/etc/passwd", "/dev/zero", "C:\\x.jpg", "\\\\host\\x", "~root", "link.jpg", "loop.jpg", "pipe.jpg",
     "folder", "folder/../a.jpg", "up/secret.jpg", "${oc.env:HOME}", ".", "..", "./a.jpg", "a.jpg/x", "A.JPG",
+    "%61.jpg", "images/a.jpg", "folder\\c.jpg", "FOLDER/C.jpg", "C:\\me\\d.jpg", "?d=b.png",
+    "%2e%2e/secret.jpg",
 ]  # fmt: skip
 
 OTHERS: list[Any] = [None, True, False, [], {}, [[]], [None], {"id": 1}, [1, 2, 3, 4], "twins", nested(400)]

@@ -146,7 +146,7 @@ def _images(
     if root is not None and not is_dir(root):
         policy.fatal(f"its image folder {root} does not exist; check image_root (null: annotations alone)")
     _refuse_same_ids(content["images"], policy)
-    folder = None if root is None else Folder(root)
+    folder = None if root is None else Folder(root, _file_names(content["images"]))
     prefix = "" if root is None else f"{root}/"
     rows: list[ImageRow] = []
     positions: dict[int, int | None] = {}
@@ -159,13 +159,20 @@ def _images(
             if folder is None:
                 check_relative(Path(policy.source).parent, name)
             else:
-                folder.check(name)
+                name = folder.locate(name)
             rows.append(ImageRow(image_id, f"{prefix}{name}", width, height))
         except (FieldError, DataError) as error:
             policy.reject("images skipped", f"{policy.source}: {_where('images', position, item)}: {error}")
         else:
             positions[image_id] = len(rows) - 1
+    if folder is not None:
+        policy.respelt(folder.respelt)
     return rows, positions
+
+
+def _file_names(images: list[object]) -> set[str]:
+    names = (item.get("file_name") for item in images if isinstance(item, dict))
+    return {name for name in names if isinstance(name, str)}
 
 
 def _refuse_same_ids(images: list[object], policy: ErrorPolicy) -> None:

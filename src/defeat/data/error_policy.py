@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Literal, NoReturn
 
 from defeat.errors import ConfigError, DataError
-from defeat.io.text import one_line
+from defeat.io.text import one_line, quote
 
 OnError = Literal["raise", "skip"]
 
@@ -35,6 +35,7 @@ class ErrorPolicy:
         self.counts: Counter[str] = Counter()
         self._skip = on_error == "skip"
         self._first: str | None = None
+        self._respelt: tuple[str, str] | None = None
 
     def reject(self, reason: str, message: str) -> None:
         """Raise :class:`DataError` with the message, or count the reason where records are to be skipped."""
@@ -52,10 +53,18 @@ class ErrorPolicy:
         """Take over counts from a part of the reading."""
         self.counts.update({reason: count for reason, count in counts.items() if count})
 
+    def respelt(self, names: Mapping[str, str]) -> None:
+        """Count files that were found by another spelling, see :class:`~defeat.data.paths.Folder`."""
+        self.add({"files found by another spelling of their name": len(names)})
+        self._respelt = self._respelt or next(iter(names.items()), None)
+
     def report(self) -> dict[str, int]:
         """Log one warning with all counts, if there are any, and return them."""
         if self.counts:
             parts = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
             first = f"; the first one skipped: {self._first}" if self._first else ""
+            if self._respelt:
+                file, name = self._respelt
+                first += one_line(f"; the first such file: {quote(file)}, which is called {quote(name)} here")
             _log.warning("%s: %s%s", self.source, parts, first)
         return dict(self.counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Sequence
 from os import PathLike
@@ -11,15 +12,18 @@ from typing import NamedTuple
 from defeat.data.error_policy import ErrorPolicy, OnError
 from defeat.data.fields import FieldError, check_classes, unknown_class
 from defeat.data.images import read_size
-from defeat.data.paths import Folder, check_relative, join
+from defeat.data.paths import Folder, join
 from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.data.voc_xml import VocImage, VocObject, parse_voc
 from defeat.errors import ConfigError, DataError
 from defeat.io.safe_read import is_dir, read_regular
-from defeat.io.text import quote
+from defeat.io.text import cut, quote
 from defeat.types import Annotations
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+
+_OF_A_CLASS = re.compile(r"(.*\S)\s+(-1|0|1)")
+"""A line of the list of one class: the name, and whether the image holds an object of it."""
 
 PathOrPaths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -83,10 +87,12 @@ def _read_files(
     rows: list[ImageRow] = []
     columns = BoxColumns()
     for stem, root in listed.items():
-        file = root.annotations.root / f"{stem}.xml"
+        file = root.annotations.root / cut(f"{stem}.xml", 100)  # until it is known, for messages
         try:
-            image = parse_voc(root.annotations.find(f"{stem}.xml"))
-            row = _row(stem, image, root.images)
+            located = root.annotations.locate(f"{stem}.xml")
+            file = root.annotations.root / located
+            image = parse_voc(file)
+            row = _row(str(PurePosixPath(located).with_suffix("")), stem, image, root.images)
         except (FieldError, DataError) as error:
             policy.reject("images skipped", f"{file}: {error}")
             continue
@@ -96,6 +102,8 @@ def _read_files(
                 columns.add(len(rows) - 1, *_checked(item, position, label_of, grows))
             except FieldError as error:
                 policy.reject("annotations skipped", f"{file}: {error}")
+    for root in dict.fromkeys(listed.values()):
+        policy.respelt(root.annotations.respelt | root.images.respelt)
     return rows, columns
 
 
@@ -139,30 +147,56 @@ def _listed(roots: Sequence[_Root], policy: ErrorPolicy) -> dict[str, _Root]:
     """Return the root of each image name, in the order of the lists; a name given twice is an error."""
     listed: dict[str, _Root] = {}
     for root in roots:
-        try:
-            lines = read_regular(root.list_file).decode("utf-8-sig").splitlines()
-        except OSError as error:
-            policy.fatal(f"the list {root.list_file} cannot be read: {error.strerror}")
-        except UnicodeDecodeError as error:
-            policy.fatal(f"the list {root.list_file} cannot be read: {error}")
-        for stem in (line.split()[0] for line in lines if line.strip()):  # a class's list has a second column
+        for stem in _names(root, policy):
             if stem in listed:
                 policy.fatal(
                     f"{quote(stem)} stands twice: in {listed[stem].list_file} and in {root.list_file}"
                 )
             listed[stem] = root
+            root.annotations.names.add(f"{stem}.xml")
     return listed
 
 
-def _row(stem: str, image: VocImage, images: Folder) -> ImageRow:
+def _names(root: _Root, policy: ErrorPolicy) -> list[str]:
+    """Read the names in a list, which may hold blanks; the list of one class has a second column.
+
+    Where all names end like such a column, the reading is taken by which more of them are annotated.
+    """
+    try:
+        lines = read_regular(root.list_file).decode("utf-8-sig").splitlines()
+    except OSError as error:
+        policy.fatal(f"the list {root.list_file} cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        policy.fatal(f"the list {root.list_file} cannot be read: {error}")
+    names = [_without_suffix(line.strip(), root.annotations) for line in lines if line.strip()]
+    columns = [_OF_A_CLASS.fullmatch(name) for name in names]
+    if not all(columns):
+        return names
+    first = [column[1] for column in columns if column]
+    return max(names, first, key=lambda column: sum(_is_annotated(name, root.annotations) for name in column))
+
+
+def _is_annotated(stem: str, annotations: Folder) -> bool:
+    try:
+        return any(PurePosixPath(name).suffix == ".xml" for name in annotations.alike(stem))
+    except DataError:
+        return False
+
+
+def _without_suffix(name: str, annotations: Folder) -> str:
+    """Return the stem; some lists give the name of the picture or of the XML file itself."""
+    path = PurePosixPath(name)
+    is_file = path.suffix.lower() in (*_SUFFIXES, ".xml") and not _is_annotated(name, annotations)
+    return name[: -len(path.suffix)] if is_file else name
+
+
+def _row(stem: str, image_id: str, image: VocImage, images: Folder) -> ImageRow:
     path = _find_image(stem, image.filename, images)
     width, height = image.size or read_size(path)
-    return ImageRow(stem, path, width, height)
+    return ImageRow(image_id, path, width, height)
 
 
 def _find_image(stem: str, filename: str, images: Folder) -> Path:
-    if filename:
-        check_relative(images.root, filename)
     by_stem = _any_case(stem, images)
     if by_stem is not None:
         return images.find(by_stem)
