@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from defeat.render import decimals
 from defeat.run.train import Outcome
 
 
@@ -23,7 +24,7 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
         (name, f"{metrics[f'val/{name}']:.4f}") for name in ("AP", "AP50", "AP75") if f"val/{name}" in metrics
     ]
     if outcome.best is not None:
-        rows.append(("best AP", f"{outcome.best_score:.4f}"))
+        rows.append(("best AP", decimals(outcome.best_score, 4)))
     rows += [
         ("parameters", f"{outcome.parameters / 1e6:.2f} M"),
         ("steps", str(outcome.steps)),
