@@ -34,6 +34,15 @@ class Record(NamedTuple):
     """(N,) square pixels; COCO's own ``area`` where given (it decides small/medium/large), else w * h."""
 
 
+class ExifRule(NamedTuple):
+    """Decides whether a picture is turned as the orientation in its EXIF data says."""
+
+    apply: bool = False
+    """Whether pictures are turned whose annotated size does not tell: 180 degrees, mirrored, square."""
+    by_size: bool = True
+    """Whether the annotated size decides where it can, as only one of both ways has it."""
+
+
 class Annotations(NamedTuple):
     """A data set as its annotation files give it: what every reader returns and every data set is made of."""
 
@@ -46,6 +55,8 @@ class Annotations(NamedTuple):
     """The file or folder that it was read from, for messages."""
     counts: dict[str, int]
     """How many boxes and images were changed or left out, by reason such as ``boxes clipped``."""
+    exif: ExifRule | None = None
+    """How the pictures are to be read; None until :func:`~defeat.data.exif.decide_exif` has decided."""
 
 
 class Target(TypedDict):

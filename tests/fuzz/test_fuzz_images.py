@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from defeat.data import read_image
-from defeat.data.images import read_size
+from defeat.data.images import read_header
 from defeat.errors import DataError
+from defeat.types import ExifRule
 from tests.helpers.mutations import ByteChange, byte_changes, change_bytes
 from tests.helpers.trials import Tally, refused, sizes, try_inputs
 
@@ -31,11 +32,15 @@ def pictures() -> dict[str, bytes]:
     exif[0x0112] = 6
     exif[0x010E] = "a text"
     exif.get_ifd(0x8769)[0x9003] = "2020:01:01 00:00:00"
+    upside_down, absurd = Image.Exif(), Image.Exif()
+    upside_down[0x0112], absurd[0x0112] = 3, 9
     files: dict[str, tuple[Image.Image, str, dict[str, object]]] = {
         "jpeg": (rgb, "JPEG", {}),
         "jpeg progressive": (rgb, "JPEG", {"progressive": True}),
         "jpeg cmyk": (rgb.convert("CMYK"), "JPEG", {}),
         "jpeg exif": (rgb, "JPEG", {"exif": exif}),
+        "jpeg upside down": (rgb, "JPEG", {"exif": upside_down}),
+        "jpeg absurd exif": (rgb, "JPEG", {"exif": absurd}),
         "mpo": (rgb, "MPO", {"save_all": True, "append_images": [rgb]}),
         "png": (rgb, "PNG", {}),
         "png exif": (rgb, "PNG", {"exif": exif}),
@@ -65,6 +70,7 @@ class Case(NamedTuple):
     other: str
     text: list[ByteChange]
     expected: tuple[int, int] | None
+    exif: ExifRule
 
 
 NAMES = sorted(pictures())
@@ -75,6 +81,7 @@ cases = st.builds(
     st.sampled_from(NAMES),
     byte_changes,
     st.sampled_from([None, SIZE, SIZE[::-1], (21, 12)]),
+    st.builds(ExifRule, st.booleans(), st.booleans()),
 )
 
 
@@ -88,10 +95,12 @@ def test_changed_pictures(examples: int, tmp_path: Path, tally: Tally) -> None:
     def check(case: Case) -> str:
         path.write_bytes(change_bytes(files[case.name], case.text, files[case.other]))
         try:
-            picture = read_image(path, case.expected)
+            picture = read_image(path, case.expected, case.exif)
         except DataError as error:
             return refused(error, str(path))
-        width, height = read_size(path)
+        header = read_header(path)
+        width, height = header.size
+        assert header.orientation in range(1, 9)
         assert picture.dtype == torch.uint8
         assert picture.is_contiguous()
         assert picture.shape in ((3, height, width), (3, width, height))

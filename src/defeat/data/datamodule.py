@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,11 +13,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from defeat.data.dataset import DetectionDataset, Transforms, collate, drop_undecodable
 from defeat.data.error_policy import OnError, check_on_error
+from defeat.data.exif import Exif, check_exif, decide_exif
 from defeat.data.fields import check_classes
 from defeat.data.fingerprint import fingerprint
 from defeat.data.sampler import TrainingSampler, orientations
 from defeat.errors import ConfigError, DataError
-from defeat.types import Annotations, Batch
+from defeat.types import Annotations, Batch, Record
 
 Split = Literal["train", "val", "test"]
 
@@ -59,6 +61,8 @@ class DetectionDataModule(LightningDataModule):
         group_by_aspect_ratio: training batches of images that are all higher than wide or all not, so that
             less of a batch is padding; where all images are of one kind, nothing changes.
         classes: names in the order of the labels.
+        exif: how pictures are read that their EXIF data say to turn: ``apply`` turns all, ``ignore`` none,
+            ``auto`` as the boxes lie, see :func:`~defeat.data.exif.decide_exif`.
 
     Raises:
         ConfigError: an argument makes no sense; or a test split is asked for and there is none.
@@ -83,9 +87,11 @@ class DetectionDataModule(LightningDataModule):
         seed: int = 0,
         group_by_aspect_ratio: bool = True,
         classes: Sequence[str] | None = None,
+        exif: Exif = "auto",
     ) -> None:
         super().__init__()
         check_on_error(on_error)
+        check_exif(exif)
         _check_least(0, seed=seed, num_workers=num_workers)
         _check_least(1, batch_size=batch_size, val_batch_size=val_batch_size, repeat=repeat)
         _check_least(1, limit_train=limit_train, limit_val=limit_val)
@@ -105,6 +111,7 @@ class DetectionDataModule(LightningDataModule):
         self._train_transforms = train_transforms
         self._pin_memory = pin_memory
         self._on_error = on_error
+        self._exif = exif
         self._repeat = repeat
         self._seed = seed
         self._group_by_aspect_ratio = group_by_aspect_ratio
@@ -184,7 +191,7 @@ class DetectionDataModule(LightningDataModule):
     def read(self, split: Split) -> Annotations:
         """Return a split that is ready for use; it is read at the first call."""
         if split not in self.annotations:
-            annotations = self._annotated(split)
+            annotations = decide_exif(self._annotated(split), self._exif, self._other_records(split))
             annotations = annotations._replace(records=annotations.records[: self._limits[split]])
             if self._on_error == "skip":
                 annotations = drop_undecodable(annotations)
@@ -192,6 +199,13 @@ class DetectionDataModule(LightningDataModule):
                 raise DataError(f"{annotations.source}: the {split} split holds no usable image")
             self.annotations[split] = annotations
         return self.annotations[split]
+
+    def _other_records(self, split: Split) -> Iterator[Sequence[Record]]:
+        """Read the other splits one by one; an evaluation need not have them."""
+        for other in self._readers:
+            if other != split and self._readers[other] is not None:
+                with suppress(DataError):
+                    yield self._annotated(other).records
 
     def _annotated(self, split: Split) -> Annotations:
         """Return a split as its reader gives it. That is enough to know the classes; no image is opened."""

@@ -20,7 +20,8 @@ from torchvision.transforms.v2 import functional as F
 from defeat.data.batch_transfer import PackedBatch
 from defeat.data.boxes import MIN_SIDE
 from defeat.data.error_policy import ErrorPolicy
-from defeat.data.images import read_image
+from defeat.data.exif import decide_exif
+from defeat.data.images import AS_STORED, read_image
 from defeat.data.sampler import SeededIndex
 from defeat.errors import ConfigError, DataError
 from defeat.seeds import seed_cpu
@@ -59,7 +60,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         *,
         drop_ignored: bool = False,
     ) -> None:
-        self.annotations = annotations
+        self.annotations = annotations if annotations.exif else decide_exif(annotations)
         self.transforms = transforms
         self.drop_ignored = drop_ignored
 
@@ -82,7 +83,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def _read(self, index: int, seed: int | None = None) -> tuple[Tensor, Target]:
         record = self.annotations.records[index]
-        image = _decode(record, self.annotations.source)
+        image = _decode(record, self.annotations)
         target = _target(record, index % len(self), drop_ignored=self.drop_ignored)
         if self.transforms is None:
             return image, target
@@ -108,9 +109,7 @@ def drop_undecodable(annotations: Annotations) -> Annotations:
     """
     policy = ErrorPolicy(annotations.source, "skip")
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        errors = list(
-            pool.map(lambda record: _decoding_error(record, annotations.source), annotations.records)
-        )
+        errors = list(pool.map(lambda record: _decoding_error(record, annotations), annotations.records))
     if not any(errors):
         return annotations
     for error in filter(None, errors):
@@ -119,17 +118,17 @@ def drop_undecodable(annotations: Annotations) -> Annotations:
     return annotations._replace(records=kept, counts=annotations.counts | policy.report())
 
 
-def _decode(record: Record, source: str) -> Tensor:
+def _decode(record: Record, annotations: Annotations) -> Tensor:
     expected = (record.width, record.height) if record.width and record.height else None
     try:
-        return read_image(record.path, expected)
+        return read_image(record.path, expected, annotations.exif or AS_STORED)
     except DataError as error:
-        raise DataError(f"{source}: image id {record.image_id!r}: {error}") from error
+        raise DataError(f"{annotations.source}: image id {record.image_id!r}: {error}") from error
 
 
-def _decoding_error(record: Record, source: str) -> str | None:
+def _decoding_error(record: Record, annotations: Annotations) -> str | None:
     try:
-        _decode(record, source)
+        _decode(record, annotations)
     except DataError as error:
         return str(error)
     return None

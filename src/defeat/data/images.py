@@ -5,23 +5,47 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from defeat.errors import DataError
 from defeat.io.safe_read import open_regular
 from defeat.io.text import one_line
+from defeat.types import ExifRule
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """The formats that are decoded. Pillow knows more; some start other programs (EPS runs Ghostscript)."""
 
+AS_STORED = ExifRule()
+"""Pictures are turned only where only the turned one has the annotated size."""
+
+_TRANSPOSING = 5
+"""From this EXIF orientation on width and height change places."""
+
 _LARGEST = 2**30  # bytes; the most pixels that may be decoded take less in any format
 
 
-def read_image(path: str | PathLike[str], expected_size: tuple[int, int] | None = None) -> Tensor:
+class Header(NamedTuple):
+    """What an image file says about itself before its pixels."""
+
+    size: tuple[int, int]
+    """(width, height) pixels, as stored."""
+    orientation: int
+    """1..8, as EXIF numbers them; 1 where none is given or it makes no sense."""
+
+    @property
+    def turned_size(self) -> tuple[int, int]:
+        """The size after turning the picture as its orientation says."""
+        return self.size[::-1] if self.orientation >= _TRANSPOSING else self.size
+
+
+def read_image(
+    path: str | PathLike[str], expected_size: tuple[int, int] | None = None, exif: ExifRule = AS_STORED
+) -> Tensor:
     """Decode an image file to RGB.
 
     Transparency is dropped, as OpenCV and torchvision do. 16-bit grey keeps its upper 8 bits. Float grey is
@@ -29,9 +53,9 @@ def read_image(path: str | PathLike[str], expected_size: tuple[int, int] | None 
 
     Args:
         path: a JPEG, PNG, BMP, GIF, TIFF, WebP or PPM file.
-        expected_size: (width, height) pixels that the annotation gives. Where only the picture turned as its
-            EXIF orientation says has that size, it is turned; else it stays as stored, as COCO's boxes
-            suppose.
+        expected_size: (width, height) pixels that the annotation gives.
+        exif: decides whether the picture is turned as its EXIF orientation says. By default it is where only
+            the turned one has the expected size; else it stays as stored, as COCO's boxes suppose.
 
     Returns:
         (3, H, W) uint8, contiguous.
@@ -41,13 +65,13 @@ def read_image(path: str | PathLike[str], expected_size: tuple[int, int] | None 
             file.
     """
     with _opened(path) as image:
-        return torch.from_numpy(_to_planes(_as_expected(image, expected_size, path)))
+        return torch.from_numpy(_to_planes(_as_expected(image, expected_size, exif, path)))
 
 
-def read_size(path: str | PathLike[str]) -> tuple[int, int]:
-    """Return (width, height) in pixels from an image file's header; raises like :func:`read_image`."""
+def read_header(path: str | PathLike[str]) -> Header:
+    """Read size and orientation without decoding the pixels; raises like :func:`read_image`."""
     with _opened(path) as image:
-        return image.size
+        return Header(image.size, _orientation(image))
 
 
 @contextmanager
@@ -71,19 +95,49 @@ def _check_pixels(image: Image.Image) -> None:
         raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels are more than {limit}")
 
 
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; Pillow turns a TIFF by itself, of which it is a proper part."""
+    if image.format == "TIFF":
+        return 1
+    try:
+        # of the base class: that of PNG decodes the whole picture where no EXIF data come before the pixels
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged in any of many ways
+        return 1
+    return orientation if orientation in range(2, 9) else 1
+
+
 def _as_expected(
-    image: Image.Image, expected: tuple[int, int] | None, path: str | PathLike[str]
+    image: Image.Image, expected: tuple[int, int] | None, exif: ExifRule, path: str | PathLike[str]
 ) -> Image.Image:
-    if expected is None or image.size == expected:
+    size = image.size
+    if not exif.apply and (image.size == expected or expected is None):
         return image
-    turned = ImageOps.exif_transpose(image)
-    if turned.size == expected:
-        return turned
-    actual, wanted = f"{image.width}x{image.height}", f"{expected[0]}x{expected[1]}"
+    header = Header(size, _orientation(image))
+    if turns(header, expected, exif):
+        image, size = ImageOps.exif_transpose(image), header.turned_size
+    if expected is None or size == expected:
+        return image
+    actual, wanted = f"{size[0]}x{size[1]}", f"{expected[0]}x{expected[1]}"
     raise DataError(
         f"image {path} is {actual} pixels, but its annotation says {wanted}, so its boxes would lie wrong; "
-        "correct the annotation or put the right image there"
+        f"correct the annotation or put the right image there{_told(header, exif)}"
     )
+
+
+def turns(header: Header, expected: tuple[int, int] | None, exif: ExifRule) -> bool:
+    """Tell whether a picture is turned as its orientation says; never where it says nothing."""
+    if header.orientation == 1:
+        return False
+    if exif.by_size and header.size != header.turned_size and expected in (header.size, header.turned_size):
+        return expected == header.turned_size
+    return exif.apply
+
+
+def _told(header: Header, exif: ExifRule) -> str:
+    if exif.by_size or header.orientation == 1:
+        return ""
+    return f" (EXIF orientation {header.orientation}; data.exif={'apply' if exif.apply else 'ignore'})"
 
 
 def _to_planes(image: Image.Image) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from defeat.data.error_policy import ErrorPolicy, OnError
 from defeat.data.fields import FieldError, check_classes, unknown_class
-from defeat.data.images import read_size
+from defeat.data.images import read_header
 from defeat.data.paths import Folder, join
 from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.data.voc_xml import VocImage, VocObject, parse_voc
@@ -192,8 +192,17 @@ def _without_suffix(name: str, annotations: Folder) -> str:
 
 def _row(stem: str, image_id: str, image: VocImage, images: Folder) -> ImageRow:
     path = _find_image(stem, image.filename, images)
-    width, height = image.size or read_size(path)
+    width, height = image.size or _size_around(image, path)
     return ImageRow(image_id, path, width, height)
+
+
+def _size_around(image: VocImage, path: Path) -> tuple[int, int]:
+    """Return the size of a picture by its header, turned as EXIF says where the boxes fit into that alone."""
+    header = read_header(path)
+    corners = [item.xyxy[2:] for item in image.objects if isinstance(item, VocObject)]
+    sizes = header.size, header.turned_size
+    around = [size for size in sizes if all(x <= size[0] and y <= size[1] for x, y in corners)]
+    return around[0] if around else header.size
 
 
 def _find_image(stem: str, filename: str, images: Folder) -> Path:

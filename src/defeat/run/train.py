@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
     best: Path | None
     """Checkpoint with the best validation AP."""
     best_score: float
-    """Its AP; nan where there was no validation."""
+    """Its AP; nan where there was no validation, or nothing to find in it."""
     evaluation: Evaluation | None
     """Result of the last validation."""
     seconds: float
@@ -95,7 +95,8 @@ def _outcome(run: Run, seconds: float) -> Outcome:
         run_dir=run.run_dir,
         metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
         best=best,
-        best_score=math.nan if score is None else float(score),
+        # a validation without objects has no AP, for which Lightning keeps -inf
+        best_score=float(score) if score is not None and score.isfinite() else math.nan,
         evaluation=run.module.evaluation,
         seconds=seconds,
         steps=trainer.global_step,
