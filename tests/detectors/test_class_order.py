@@ -198,7 +198,7 @@ def test_torchvisions_own_detectors_are_whole_teachers_on_coco(
     with torch.device("meta"):
         theirs = build(node.model)(num_classes=91).state_dict()
         file = WeightFile(theirs, None, None, tuple(_COCO_CATEGORIES), "Served.COCO")
-        monkeypatch.setattr(loading, "read_weights", lambda source, download: file)
+        monkeypatch.setattr(loading, "read_weights", lambda source, **options: file)
         made = build(node, classes=sorted(COCO))
     assert made.whole
     heads = {k: len(v) for k, v in made.model.state_dict().items() if is_head(k)}

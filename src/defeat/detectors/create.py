@@ -52,6 +52,7 @@ def create_detector(
     weights: str | None = None,
     backbone_weights: str | None = None,
     new_head: bool = False,
+    ema: bool | None = None,
     precision: Precision | None = None,
     compile: CompileMode | None = None,
     download: bool = False,
@@ -68,6 +69,8 @@ def create_detector(
         backbone_weights: classifier weights for the backbone, the same kinds; not read where ``weights`` are
             given, which fill the backbone too.
         new_head: accept ``weights`` of other classes, and start the classification head anew then.
+        ema: of a file with averaged weights (EMA) beside raw ones: True takes the averaged ones, False the
+            raw ones, None those that the program which wrote the file would; a warning says which.
         precision: of a teacher, see :mod:`~defeat.detectors.teacher_precision`; None leaves it to
             the training.
         compile: of a teacher, see :func:`~defeat.detectors.compiled_backbone.compile_backbone`; None for
@@ -75,46 +78,54 @@ def create_detector(
         download: allow enums to be fetched.
 
     Raises:
-        ConfigError: ``precision`` or ``compile`` is none of these; torchvision would download, or ignores a
-            setting.
+        ConfigError: ``precision``, ``compile`` or ``ema`` is none of these; torchvision would download, or
+            ignores a setting.
         WeightsError: see :mod:`defeat.detectors.loading`; or a checkpoint that was trained with other
             settings in :data:`SILENT`.
     """
-    if precision not in (None, *PRECISIONS):
-        raise ConfigError(f"a teacher's precision must be {', '.join(PRECISIONS)} or null, got {precision!r}")
-    if compile not in (None, *COMPILE_MODES):
-        raise ConfigError(f"a teacher's compile must be {', '.join(COMPILE_MODES)} or null, got {compile!r}")
+    _check_choice("precision", precision, PRECISIONS)
+    _check_choice("compile", compile, COMPILE_MODES)
+    if ema is not None and not weights and not backbone_weights:
+        raise ConfigError(
+            f"ema={ema} chooses between the weights of a file, and none is given: set `weights` or "
+            "`backbone_weights` too (in an evaluation, ema=... beside checkpoint=...)"
+        )
     if not download:
         _refuse_download(model)
     detector = _build(model, len(classes) + 1)
     adapt(detector)
-    if not weights:
-        filled = backbone_weights and load_backbone_weights(detector, backbone_weights, download=download)
-        if filled:
-            log.info("%s", filled)
-        return Detector(detector, None, False, None, filled or None, precision=precision, compile=compile)
-    report, file = load_detector_weights(
-        detector, weights, classes=classes, new_head=new_head, download=download
-    )
-    log.info("%s", report)
-    if file.config is not None:
-        _check_settings(weights, file.config, model)
-    path = weight_path(weights)
-    whole = not report.missing and not report.mismatched
-    infinite = tuple(
-        name for name, x in detector.state_dict().items() if not x.is_meta and not x.isfinite().all()
-    )
-    digest = sha256(path) if path.is_file() else None
-    return Detector(
-        detector,
-        weights,
-        whole,
-        digest,
-        report,
-        file._replace(tensors={}),
-        infinite=infinite,
-        precision=precision,
-        compile=compile,
+    built = Detector(detector, None, False, None, precision=precision, compile=compile)
+    if weights:
+        report, file = load_detector_weights(
+            detector, weights, classes=classes, new_head=new_head, download=download, ema=ema
+        )
+        if file.config is not None:
+            _check_settings(weights, file.config, model)
+        built = _loaded(built, weights, report, file)
+    elif backbone_weights:
+        report = load_backbone_weights(detector, backbone_weights, download=download, ema=ema)
+        built = built._replace(report=report)
+    if built.report:
+        log.info("%s", built.report)
+    return built
+
+
+def _check_choice(key: str, value: str | None, choices: Sequence[str]) -> None:
+    if value not in (None, *choices):
+        raise ConfigError(f"a teacher's {key} must be {', '.join(choices)} or null, got {value!r}")
+
+
+def _loaded(built: Detector, source: str, report: LoadReport, file: WeightFile) -> Detector:
+    """Note where the weights of a whole detector came from."""
+    path = weight_path(source)
+    state = built.model.state_dict()
+    return built._replace(
+        source=source,
+        whole=not report.missing and not report.mismatched,
+        digest=sha256(path) if path.is_file() else None,
+        report=report,
+        file=file._replace(tensors={}),
+        infinite=tuple(name for name, x in state.items() if not x.is_meta and not x.isfinite().all()),
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import overwrite_eps
 
 from defeat.detectors.class_order import OTHER_CLASSES, difference, is_head, order, reorder
+from defeat.detectors.state_dict_keys import adapt_to_model
 from defeat.detectors.weights import WeightFile, read_weights
 from defeat.errors import WeightsError
 from defeat.io.text import few
@@ -26,14 +27,6 @@ ZERO_EPS = (
     "RetinaNet_ResNet50_FPN_Weights.COCO_V1",
 )
 """Weights that torchvision trained with frozen norms without epsilon, which its own builders see to."""
-
-OLD_NAMES = (
-    (re.compile(r"(.*\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)"), r"\1.0.\2"),
-    (re.compile(r"(rpn\.head\.conv)\.(weight|bias)"), r"\1.0.0.\2"),
-    *((re.compile(rf"(head\.\w+_head\.conv)\.{2 * i}\.(weight|bias)"), rf"\1.{i}.0.\2") for i in range(4)),
-)
-"""How torchvision called parameters before 0.13, and what it calls them now. Its first COCO weights still
-have the old names; its modules translate them in their own ``_load_from_state_dict``."""
 
 
 class LoadReport(NamedTuple):
@@ -65,11 +58,12 @@ class LoadReport(NamedTuple):
 
 def load_detector_weights(
     detector: nn.Module,
-    source: str | Path,
+    source: str | Path | WeightFile,
     *,
     classes: Sequence[str] | None = None,
     new_head: bool = False,
     download: bool = False,
+    ema: bool | None = None,
 ) -> tuple[LoadReport, WeightFile]:
     """Fill a whole detector, or leave it as it is where that cannot be.
 
@@ -77,19 +71,26 @@ def load_detector_weights(
     for nothing, the head's outputs are selected by name.
 
     Args:
+        detector: filled in place.
+        source: see :func:`~defeat.detectors.weights.read_weights`, or a file that it has read.
         classes: K class names of the detector without background, in its order; None to compare no names.
         new_head: accept a source of other classes, and leave the classification head as initialised then.
+        download: see there.
+        ema: see there.
 
     Raises:
         WeightsError: unreadable source, other classes, or a detector that would not be fully loaded.
     """
-    file = read_weights(source, download=download)
-    tensors = _renamed(file.tensors, detector)
-    _check_model(_compare(detector, tensors, str(source)), new_head)
+    if isinstance(source, WeightFile):
+        file, name = source, source.source
+    else:
+        file, name = read_weights(source, download=download, ema=ema), str(source)
+    tensors = adapt_to_model(file.tensors, detector, name)
+    _check_model(_compare(detector, tensors, name), new_head)
     note = ""
     if classes is not None and file.outputs is not None:
-        tensors, note = _fit_classes(tensors, file.outputs, classes, str(source), new_head)
-    report = _compare(detector, tensors, str(source), note)
+        tensors, note = _fit_classes(tensors, file.outputs, classes, name, new_head)
+    report = _compare(detector, tensors, name, note)
     if report.mismatched and not new_head:  # of the head alone, or it would have been another model
         raise WeightsError(f"{report}. The classification head has another class count. {OTHER_CLASSES}")
     _copy(detector, tensors, report)
@@ -123,25 +124,24 @@ def _fit_classes(
     return reorder(tensors, rows, len(outputs), source), note
 
 
-def _renamed(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Translate :data:`OLD_NAMES` where the model has the new name and not the old one."""
-    own = model.state_dict()
-    renamed = {}
-    for key, value in tensors.items():
-        new = next((p.sub(to, key) for p, to in OLD_NAMES if p.fullmatch(key)), key)
-        renamed[new if key not in own and new in own else key] = value
-    return renamed
-
-
-def load_backbone_weights(detector: nn.Module, source: str | Path, *, download: bool = False) -> LoadReport:
+def load_backbone_weights(
+    detector: nn.Module, source: str | Path, *, download: bool = False, ema: bool | None = None
+) -> LoadReport:
     """Fill ``detector.backbone.body`` from a classifier's weights; the classifier's own layers stay unused.
+
+    Args:
+        detector: filled in place.
+        source: see :func:`~defeat.detectors.weights.read_weights`.
+        download: see there.
+        ema: see there.
 
     Raises:
         WeightsError: unreadable source, or a backbone that would not be fully loaded.
     """
-    tensors = read_weights(source, download=download).tensors
+    tensors = read_weights(source, download=download, ema=ema).tensors
     body = detector.get_submodule("backbone.body")
-    tensors = {k.removeprefix("features."): v for k, v in tensors.items()}
+    tensors = {re.sub(r"\bfeatures\.", "", name): value for name, value in tensors.items()}  # of a MobileNet
+    tensors = adapt_to_model(tensors, body, str(source))
     report = _compare(body, tensors, str(source))
     if report.missing or report.mismatched:
         raise WeightsError(f"{report}. These weights are of another backbone: check `backbone`")

@@ -58,10 +58,10 @@ def _from_results(config: DictConfig) -> Evaluated:
 
 
 def _from_checkpoint(config: DictConfig) -> Evaluated:
-    file = read_weights(config.checkpoint, download=config.download)
+    file = read_weights(config.checkpoint, download=config.download, ema=config.ema)
     data = _data(config, file)
     detector = _detector(config, file, data.classes)
-    load_detector_weights(detector.model, config.checkpoint, classes=data.classes, download=config.download)
+    load_detector_weights(detector.model, file, classes=data.classes)
     module = DetectionModule(detector.model, data.classes, backend=config.evaluation.backend)
     annotations = data.read(config.split)
     keeper = KeepPredictions()
@@ -91,11 +91,14 @@ def _data(config: DictConfig, file: WeightFile) -> DetectionDataModule:
 
 
 def _detector(config: DictConfig, file: WeightFile, classes: Sequence[str]) -> Detector:
-    node = config.student if config.student is not None else file.node("student", "detector@student=<name>")
+    node = config.student
     if node is None:
-        raise ConfigError(
-            f"{config.checkpoint} holds weights alone: say of which detector, detector@student=<name>"
-        )
+        node = file.node("student", "detector@student=<name>")
+        if node is None:
+            raise ConfigError(
+                f"{config.checkpoint} holds weights alone: say of which detector, detector@student=<name>"
+            )
+        node = {**node, "ema": None}  # said of the weights that its training started from
     # Everything comes from the checkpoint; what the training started from need not exist any more.
     detector: Detector = build(node, classes=list(classes), weights=None, backbone_weights=None)
     return detector

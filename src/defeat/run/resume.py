@@ -28,6 +28,7 @@ SAME = (
     "optim.",
     "seed",
     "student.model.",
+    "teacher.ema",
     "teacher.model.",
     "trainer.accumulate_grad_batches",
     "trainer.gradient_clip",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from defeat.detectors.weights.plain_pickle import first_line, load_plain
 from defeat.detectors.weights.shipped import weight_path
-from defeat.detectors.weights.tensors import check_tensors
 from defeat.detectors.weights.torchvision_weights import read_enum
 from defeat.detectors.weights.weight_file import WeightFile, unwrap
 from defeat.errors import WeightsError
@@ -16,7 +16,7 @@ from defeat.io.safe_read import is_dir, is_file
 from defeat.io.text import quote
 
 
-def read_weights(source: str | Path, *, download: bool = False) -> WeightFile:
+def read_weights(source: str | Path, *, download: bool = False, ema: bool | None = None) -> WeightFile:
     """Read a .pth/.pt/.ckpt/.safetensors file, one that this package ships, or a torchvision weights enum.
 
     Nothing but tensors and plain containers is ever unpickled, from the cache of downloads neither. What
@@ -26,25 +26,29 @@ def read_weights(source: str | Path, *, download: bool = False) -> WeightFile:
         source: a path, the name of a shipped file (``scenes_teacher``), or a name such as
             ``FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1``. See :func:`weight_path` for which comes first.
         download: allow a torchvision enum that is not in torch's cache to be fetched (checksum verified).
+        ema: of a file with averaged weights beside raw ones, True takes the averaged ones and False the raw
+            ones; None takes those that the program which wrote the file would, and a warning says which.
 
     Raises:
         WeightsError: no such file or enum, not a weight file, a pickle that holds code, numbers that are not
-            finite, or a download that was not allowed or has another checksum than its name says.
+            finite, averaged weights that are not there, or a download that was not allowed or has another
+            checksum than its name says.
     """
     if not isinstance(source, str | Path) or not str(source).strip():
         raise WeightsError(f"weights must be a path or a name, got {quote(source)}")
+    if ema is not None and not isinstance(ema, bool):
+        raise WeightsError(f"ema must be true, false or null, got {quote(ema)}")
     path = weight_path(source)
     if is_dir(path):
         raise WeightsError(f"{path} is a folder: name a weight file in it (.ckpt, .pth or .safetensors)")
     if is_file(path):
         safe = path.suffix.lower() == ".safetensors"
-        return _read_safetensors(path) if safe else unwrap(path, load_plain(path))
-    return read_enum(str(source), download)
+        return unwrap(path, _read_safetensors(path) if safe else load_plain(path), ema)
+    return read_enum(str(source), download, ema)
 
 
-def _read_safetensors(path: Path) -> WeightFile:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except Exception as error:  # its own, and torch's about types and shapes
         raise WeightsError(f"{path} is not a readable safetensors file: {first_line(error)}") from error
-    return WeightFile(check_tensors(path, tensors), None, None, source=str(path))

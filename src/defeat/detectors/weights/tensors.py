@@ -27,7 +27,9 @@ def check_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             raise WeightsError(f"{named} is the name of no detector's tensor; the file is damaged")
         if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
             kind = f"{value.layout}, {value.dtype}, {value.device}"
-            raise WeightsError(f"{named} is no plain tensor of real numbers ({kind}); save it dense")
+            raise WeightsError(
+                f"{named} is no plain tensor of real numbers ({kind}); save it dense and dequantised"
+            )
         if value.numel() * value.element_size() > size:  # one number spread over any shape
             shape = "x".join(map(str, value.shape))
             raise WeightsError(f"{named} claims {shape} numbers, more than the file's {size} bytes hold")

@@ -16,7 +16,7 @@ from defeat.errors import WeightsError
 from defeat.io.text import quote
 
 
-def read_enum(name: str, download: bool) -> WeightFile:
+def read_enum(name: str, download: bool, ema: bool | None) -> WeightFile:
     """Read torchvision weights by name; raises like :func:`~defeat.detectors.weights.read_weights`."""
     try:
         weights: WeightsEnum = get_weight(name)
@@ -46,7 +46,7 @@ def read_enum(name: str, download: bool) -> WeightFile:
             f"weights {name}: the file in torch's cache ({cached}) has another checksum than its name says: "
             "delete it, and set download=true to fetch it"
         )
-    tensors = unwrap(cached, load_plain(cached)).tensors
+    tensors = unwrap(cached, load_plain(cached), ema).tensors
     outputs = tuple(weights.meta["categories"]) if "categories" in weights.meta else None
     return WeightFile(tensors, None, None, outputs, f"{type(weights).__name__}.{weights.name}", name)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from defeat.detectors.class_order import BACKGROUND
+from defeat.detectors.weights.averaged import choose_state_dict
 from defeat.detectors.weights.run_config import check_targets, copy_config
 from defeat.detectors.weights.tensors import check_tensors
 from defeat.errors import WeightsError
@@ -52,16 +53,18 @@ class WeightFile(NamedTuple):
         return part
 
 
-def unwrap(path: Path, content: Any) -> WeightFile:
-    """Find the tensors of a detector in what a file held: a state_dict, or a checkpoint of any project."""
+def unwrap(path: Path, content: Any, ema: bool | None = None) -> WeightFile:
+    """Find the tensors of a detector in what a file held: a state_dict, or a checkpoint of any project.
+
+    Args:
+        path: for messages.
+        content: of the file.
+        ema: see :func:`~defeat.detectors.weights.averaged.choose_state_dict`.
+    """
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state_dict")
     own = content.get("defeat")
-    for key in ("state_dict", "model"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = choose_state_dict(path, content, ema)
     if not tensors or not all(isinstance(key, str) for key in tensors):
         raise WeightsError(f"{path} holds no tensors by name: not a state_dict or checkpoint")
     if not isinstance(own, Mapping):
