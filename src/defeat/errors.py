@@ -19,3 +19,7 @@ class ConfigError(DefeatError):
 
 class StorageError(DefeatError):
     """A file cannot be written: a full disk, a quota, missing rights."""
+
+
+class WorkerError(DefeatError):
+    """A worker process of a data loader has died, is stuck, or cannot hand its batches over."""

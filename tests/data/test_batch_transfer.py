@@ -53,6 +53,6 @@ def test_what_comes_out_may_be_changed() -> None:
 
 def test_all_images_travel_in_one_tensor_and_targets_in_none() -> None:
     _, parts = PackedBatch(batch()).__reduce__()
-    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
-    assert [tensor.shape for tensor in tensors] == [(3 * (5 * 7 + 4 * 2 + 9 * 3),)]
+    assert pickle.loads(parts[0]).shape == (3 * (5 * 7 + 4 * 2 + 9 * 3),)
+    assert len(parts[0]) < 1000, "a handle, not the pixels"
     assert not any(isinstance(part, torch.Tensor) for group in parts[1:] for part in group)

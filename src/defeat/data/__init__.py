@@ -8,6 +8,7 @@ from defeat.data.fingerprint import fingerprint
 from defeat.data.images import read_image
 from defeat.data.paths import resolve_inside
 from defeat.data.voc import read_voc
+from defeat.data.worker_errors import worker_errors
 
 __all__ = [
     "CleanBoxes",
@@ -21,4 +22,5 @@ __all__ = [
     "read_image",
     "read_voc",
     "resolve_inside",
+    "worker_errors",
 ]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Sequence
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from defeat.data.worker_errors import hand_over_error
+from defeat.errors import WorkerError
 from defeat.types import Batch, Target
 
 Arrays = tuple[
@@ -25,12 +29,22 @@ class PackedBatch:
     costs both sides more than a small image takes to decode. So all images travel in one, and the targets,
     which are small, by value. The tensors that come out do not overlap and may be changed in place.
 
+    The images are put into shared memory here, where an error reaches the main process. The queue's thread,
+    which would do it otherwise, prints its errors and drops the batch, for which the main process waits.
+
     Args:
         batch: uint8 images on the CPU, with their targets.
+
+    Raises:
+        WorkerError: there is no room in shared memory, or too many files are open.
     """
 
     def __init__(self, batch: Batch) -> None:
-        self.pixels = torch.cat([image.reshape(-1) for image in batch.images])
+        pixels = torch.cat([image.reshape(-1) for image in batch.images])
+        try:
+            self.pixels = bytes(ForkingPickler.dumps(pixels))
+        except (RuntimeError, OSError) as error:
+            raise WorkerError(hand_over_error(error)) from error
         self.shapes = [tuple(image.shape) for image in batch.images]
         self.counts = [len(target["labels"]) for target in batch.targets]
         self.arrays: Arrays = (
@@ -45,10 +59,8 @@ class PackedBatch:
         return _unpack, (self.pixels, self.shapes, self.counts, self.arrays)
 
 
-def _unpack(
-    pixels: Tensor, shapes: Sequence[tuple[int, ...]], counts: Sequence[int], arrays: Arrays
-) -> Batch:
-    images = pixels.split([math.prod(shape) for shape in shapes])
+def _unpack(pixels: bytes, shapes: Sequence[tuple[int, ...]], counts: Sequence[int], arrays: Arrays) -> Batch:
+    images = pickle.loads(pixels).split([math.prod(shape) for shape in shapes])
     boxes, labels, ignore, area = (torch.from_numpy(array).split(list(counts)) for array in arrays[:4])
     targets = [
         Target(boxes=box, labels=label, ignore=ignored, area=areas, index=index)

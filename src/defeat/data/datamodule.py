@@ -16,6 +16,7 @@ from defeat.data.error_policy import OnError, check_on_error
 from defeat.data.exif import Exif, check_exif, decide_exif
 from defeat.data.fields import check_classes
 from defeat.data.fingerprint import fingerprint
+from defeat.data.loader import POLL_SECONDS, WatchedDataLoader, keep_out_of_signals
 from defeat.data.sampler import TrainingSampler, orientations
 from defeat.errors import ConfigError, DataError
 from defeat.types import Annotations, Batch, Record
@@ -229,13 +230,15 @@ class DetectionDataModule(LightningDataModule):
     def _loader(
         self, dataset: Dataset[Any], batch_size: int, sampler: Sampler[Any] | None = None
     ) -> DataLoader[Batch]:
-        return DataLoader(
+        return WatchedDataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
             collate_fn=collate,
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
+            timeout=POLL_SECONDS if self._num_workers else 0,
+            worker_init_fn=keep_out_of_signals,
             pin_memory=self._pin_memory and self._on_gpu(),
         )
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig
 
 from defeat.config import build
-from defeat.data import DetectionDataModule
+from defeat.data import DetectionDataModule, worker_errors
 from defeat.detectors import Detector, WeightFile, load_detector_weights, read_weights
 from defeat.errors import ConfigError
 from defeat.evaluation import Evaluation, check_backend, evaluate_results
@@ -34,6 +34,7 @@ class Evaluated(NamedTuple):
     """Number of the detector's parameters; 0 for a results file."""
 
 
+@worker_errors()
 def evaluate(config: DictConfig) -> Evaluated:
     """Evaluate as configured (conf/eval.yaml).
 

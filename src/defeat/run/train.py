@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from defeat.config import build
+from defeat.data import worker_errors
 from defeat.evaluation import Evaluation
 from defeat.preflight import Preflight
 from defeat.run.build import build_run
@@ -40,6 +41,7 @@ class Outcome(NamedTuple):
     """Number of the student's parameters, frozen ones included."""
 
 
+@worker_errors()
 def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swept: bool = False) -> Outcome:
     """Train as configured (conf/train.yaml) and file everything under ``config.run_dir``.
 
