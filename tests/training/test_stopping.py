@@ -20,7 +20,7 @@ from defeat.errors import ConfigError, StorageError
 from defeat.io.atomic_write import write_text
 from defeat.run.checkpoint_io import SafeCheckpointIO
 from defeat.run.train import train
-from defeat.training.stopping import StoppedError, hand_on
+from defeat.training.stopping import SIGNALS, StoppedError, StopRequest, hand_on
 from tests.helpers.tiny import tiny
 
 
@@ -52,6 +52,7 @@ def run(run_dir: Path, images: Path, *more: str, watch: tuple[pl.Callback, ...] 
     ("signum", "hook", "step"),
     [
         (signal.SIGTERM, "on_train_batch_end", 3),
+        (signal.SIGHUP, "on_validation_batch_start", 4),
         (signal.SIGUSR1, "on_validation_batch_start", 4),
         (signal.SIGINT, "on_train_batch_start", 0),
     ],
@@ -68,6 +69,30 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on_as_if_never_stopped(
     assert content["global_step"] == step
     assert content["place"]["validation_due"] == hook.startswith("on_validation")
     assert run(tmp_path / "b", images, f"ckpt_path={last}") == 5
+
+
+def test_a_closed_terminal_stops_nothing_that_nohup_has_started() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        StopRequest().listen()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert callable(signal.getsignal(signal.SIGTERM))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_nothing_is_written_to_a_closed_terminal() -> None:
+    terminal, inside = os.openpty()
+    request = StopRequest()
+    request._terminals = [inside]
+    os.close(terminal)
+    with pytest.raises(OSError, match="Input/output"):
+        os.write(inside, b"step 1")
+    request._note(signal.SIGHUP, None)
+    os.write(inside, b"step 2")
+    os.close(inside)
 
 
 def test_submitits_signal_is_handed_on_to_it_and_no_other(images: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
@@ -64,6 +65,10 @@ def _explain(error: Exception) -> str | None:
     if not _between_processes(error) or isinstance(error, RuntimeError):
         return None
     if isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+        try:
+            time.sleep(1)  # the signal that it has died comes after its connections are closed
+        except RuntimeError as death:
+            return _explain(death)
         return f"a worker process of the data loader exited unexpectedly: {FEWER}"
     return f"the worker processes of the data loader cannot be started: {error}; {FEWER}"
 
