@@ -29,9 +29,18 @@ class Record(NamedTuple):
     labels: NDArray[np.int64]
     """(N,) 1..K."""
     ignore: NDArray[np.bool_]
-    """(N,) COCO ``iscrowd`` or VOC ``difficult``: never a positive, neither hit nor miss in evaluation."""
+    """(N,) COCO ``iscrowd`` and ``ignore``, VOC ``difficult``: no positive, no hit and no miss."""
     area: NDArray[np.float32]
     """(N,) square pixels; COCO's own ``area`` where given (it decides small/medium/large), else w * h."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong, or probably so."""
+
+    cause: str
+    remedy: str
+    severe: bool = True
+    """True if the run is refused; otherwise it is a warning."""
 
 
 class ExifRule(NamedTuple):
@@ -57,6 +66,8 @@ class Annotations(NamedTuple):
     """How many boxes and images were changed or left out, by reason such as ``boxes clipped``."""
     exif: ExifRule | None = None
     """How the pictures are to be read; None until :func:`~defeat.data.exif.decide_exif` has decided."""
+    problems: tuple[Problem, ...] = ()
+    """What the reader took for probably wrong, see :mod:`defeat.data.checks`."""
 
 
 class Target(TypedDict):

@@ -28,9 +28,12 @@ def same(left: Annotations, right: Annotations) -> bool:
 
 def test_what_is_packed_comes_back() -> None:
     rows = PlainRows()
-    given = [PLAIN, PLAIN | {"id": -(2**53), "area": None, "iscrowd": 1}]
-    assert [rows.take(dict(item, segmentation=[[1, 2]])) for item in given] == [PACKED, PACKED]
-    assert [unpacked(row) for row in rows.columns()] == given
+    given = [PLAIN, PLAIN | {"id": -(2**53), "area": None, "iscrowd": 1}, PLAIN | {"ignore": 1}]
+    assert [rows.take(dict(item, segmentation=[[1, 2]])) for item in given] == [PACKED] * 3
+    back = [unpacked(row) for row in rows.columns()]
+    assert [item.pop("ignore") for item in back] == [0, 1, 1]
+    same = PLAIN.keys() - {"iscrowd"}
+    assert back == [{key: item[key] for key in same} for item in given]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,8 @@ def test_what_is_packed_comes_back() -> None:
         ("image_id", 7.0),
         ("image_id", True),
         ("category_id", "3"),
+        ("ignore", 2),
+        ("ignore", True),
         ("iscrowd", 2),
         ("iscrowd", True),
         ("iscrowd", 0.0),

@@ -13,7 +13,7 @@ import torch
 from defeat.preflight.data import check_data, draw
 from defeat.preflight.finding import Finding
 from defeat.training.run import Run
-from defeat.types import Annotations, Record
+from defeat.types import Annotations, Problem, Record
 from tests.helpers.built_runs import built_run, severe
 
 
@@ -70,11 +70,12 @@ def test_boxes_outside_and_unknown_labels_are_found(built: Run, change: Any) -> 
     assert "of 12 val images have a box outside of the image or a label that is no class: image id" in text
 
 
-def test_classes_that_no_training_object_has_are_named(built: Run) -> None:
-    spoil(built, "train", lambda r: r._replace(ignore=r.labels == 2))
+def test_what_the_readers_found_is_repeated(built: Run) -> None:
+    problem = Problem("no object is of class square", "see", severe=False)
+    built.data.annotations["train"] = built.data.annotations["train"]._replace(problems=(problem,))
     found = look(built)
     assert found.result == "warning"
-    assert found.problems[0].cause == "no training object is of class square"
+    assert list(found.problems) == [problem]
 
 
 def test_images_in_both_splits_are_counted(built: Run) -> None:

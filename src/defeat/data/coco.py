@@ -28,7 +28,7 @@ from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.errors import DataError
 from defeat.io.safe_read import is_dir, load_json
 from defeat.io.text import quote
-from defeat.types import Annotations
+from defeat.types import Annotations, Problem
 
 _UNKNOWN, _NONE = -1, -2
 
@@ -52,10 +52,10 @@ def read_coco(
 ) -> Annotations:
     """Read the annotations of a COCO file (``instances_*.json``); images are looked up, not opened.
 
-    Labels are 1..K in the order of ``classes``, by name. ``iscrowd`` boxes come with ``ignore`` set. Images
-    without boxes stay. Boxes are clipped to their image; degenerate ones and those outside are dropped; one
-    warning says how many. With ``on_error="skip"`` an image that cannot be used is left out with its boxes,
-    and an annotation that cannot be used is left out alone.
+    Labels are 1..K in the order of ``classes``, by name. Boxes with ``iscrowd`` or ``ignore`` come with
+    ``ignore`` set. Images without boxes stay. Boxes are clipped to their image; degenerate ones and those
+    outside are dropped; one warning says how many. With ``on_error="skip"`` an image that cannot be used is
+    left out with its boxes, and an annotation that cannot be used is left out alone.
 
     Args:
         annotation_file: the JSON file.
@@ -81,10 +81,18 @@ def read_coco(
     if names is None:
         names = tuple(by_id[category] for category in sorted(by_id))
     images, positions = _images(content, folder, policy)
+    _tell_of_lvis(content["images"], policy)
     label_of = {name: label for label, name in enumerate(names, start=1)}
     columns = _boxes(content["annotations"], plain, by_id, label_of, positions, policy)
     records = build_records(images, columns, policy)
-    return Annotations(records, names, _class_ids(by_id, names), policy.source, policy.report())
+    return Annotations(
+        records,
+        names,
+        _class_ids(by_id, names),
+        policy.source,
+        policy.report(),
+        problems=tuple(policy.problems),
+    )
 
 
 def _load(path: Path, policy: ErrorPolicy) -> tuple[dict[str, Any], PlainRows]:
@@ -175,6 +183,19 @@ def _file_names(images: list[object]) -> set[str]:
     return {name for name in names if isinstance(name, str)}
 
 
+def _tell_of_lvis(images: list[object], policy: ErrorPolicy) -> None:
+    fields = ("neg_category_ids", "not_exhaustive_category_ids")
+    if any(isinstance(item, dict) and any(item.get(name) for name in fields) for item in images):
+        policy.problems.append(
+            Problem(
+                f"the images are annotated like LVIS ({fields[0]}, {fields[1]}): not all of their objects "
+                "are, so that COCO's figures count right detections as wrong and are not LVIS's own",
+                "compare runs by them, or give the detections (save_results=true) to the LVIS API",
+                severe=False,
+            )
+        )
+
+
 def _refuse_same_ids(images: list[object], policy: ErrorPolicy) -> None:
     """Refuse an id given twice whatever ``on_error`` says: the annotations could mean either image."""
     ids: set[int] = set()
@@ -217,7 +238,7 @@ def _boxes(
         try:
             image = _owner(item, positions)
             if image is not None:
-                boxes[at] = (image, _xyxy(item), _label(item, by_id, label_of), _crowd(item), _area(item))
+                boxes[at] = (image, _xyxy(item), _label(item, by_id, label_of), _ignored(item), _area(item))
         except FieldError as error:
             where = _where("annotations", at, item)
             policy.reject("annotations skipped", f"{policy.source}: {where}: {error}")
@@ -243,7 +264,7 @@ def _plain_boxes(
     boxes["owner"], boxes["label"] = owner, label
     boxes["xyxy"] = rows["bbox"]
     boxes["xyxy"][:, 2:] += rows["bbox"][:, :2]
-    boxes["ignore"], boxes["area"] = rows["iscrowd"], rows["area"]
+    boxes["ignore"], boxes["area"] = rows["ignore"], rows["area"]
     return boxes
 
 
@@ -271,11 +292,12 @@ def _label(item: object, by_id: dict[int, str], label_of: dict[str, int]) -> int
     return label_of[by_id[category]]
 
 
-def _crowd(item: Any) -> bool:
-    crowd = item.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        raise FieldError(f"iscrowd must be 0 or 1, got {quote(crowd)}")
-    return bool(crowd)
+def _ignored(item: Any) -> bool:
+    """Tell whether a box is a region to ignore: a crowd, or one that other tools mark by ``ignore``."""
+    for name in ("iscrowd", "ignore"):
+        if item.get(name, 0) not in (0, 1):
+            raise FieldError(f"{name} must be 0 or 1, got {quote(item[name])}")
+    return any(item.get(name, 0) for name in ("iscrowd", "ignore"))
 
 
 def _area(item: Any) -> float:

@@ -17,7 +17,7 @@ from defeat.data.fields import is_finite
 
 IDS = ("id", "image_id", "category_id")
 
-_ROW = np.dtype([*((name, "=i8") for name in IDS), ("bbox", "=f8", 4), ("area", "=f8"), ("iscrowd", "=i1")])
+_ROW = np.dtype([*((name, "=i8") for name in IDS), ("bbox", "=f8", 4), ("area", "=f8"), ("ignore", "=i1")])
 _AS_BYTES = Struct("=3q5db")
 
 
@@ -50,7 +50,7 @@ class PlainRows:
         return count * _ROW.itemsize == len(self._bytes)
 
     def columns(self) -> NDArray[np.void]:
-        """Return (N,) rows: int64 ids, ``bbox`` 4 float64, ``area`` float64 or NaN, ``iscrowd`` int8."""
+        """Return (N,) rows: int64 ids, ``bbox`` 4 float64, ``area`` float64 or NaN, ``ignore`` int8."""
         return np.frombuffer(self._bytes, dtype=_ROW)
 
 
@@ -64,13 +64,16 @@ def unpacked(row: np.void) -> dict[str, Any]:
     """Turn a row back into the annotation that was packed."""
     ids = {name: int(row[name]) for name in IDS}
     area = None if math.isnan(row["area"]) else float(row["area"])
-    return {**ids, "bbox": row["bbox"].tolist(), "area": area, "iscrowd": int(row["iscrowd"])}
+    return {**ids, "bbox": row["bbox"].tolist(), "area": area, "ignore": int(row["ignore"])}
 
 
 def _pack(item: dict[str, Any]) -> bytes | None:
     """Return the bytes of a row; None for whatever has to be looked at more closely."""
-    box, area, crowd = item["bbox"], item.get("area"), item.get("iscrowd", 0)
-    if type(box) is not list or len(box) != 4 or type(crowd) is not int or not 0 <= crowd <= 1:
+    box, area = item["bbox"], item.get("area")
+    crowd, ignored = item.get("iscrowd", 0), item.get("ignore", 0)
+    if type(box) is not list or len(box) != 4 or not type(crowd) is type(ignored) is int:
+        return None
+    if not (0 <= crowd <= 1 and 0 <= ignored <= 1):
         return None
     annotation, image, category = item.get("id"), item.get("image_id"), item.get("category_id")
     if not (type(annotation) is type(image) is type(category) is int):
@@ -84,4 +87,4 @@ def _pack(item: dict[str, Any]) -> bytes | None:
         area = math.nan
     elif not is_finite(area) or area < 0:
         return None
-    return _AS_BYTES.pack(annotation, image, category, x, y, width, height, area, crowd)
+    return _AS_BYTES.pack(annotation, image, category, x, y, width, height, area, crowd | ignored)

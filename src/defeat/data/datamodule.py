@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -11,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from defeat.data.checks import class_problems
 from defeat.data.dataset import DetectionDataset, Transforms, collate, drop_undecodable
 from defeat.data.error_policy import OnError, check_on_error
 from defeat.data.exif import Exif, check_exif, decide_exif
@@ -19,7 +21,10 @@ from defeat.data.fingerprint import fingerprint
 from defeat.data.loader import POLL_SECONDS, WatchedDataLoader, keep_out_of_signals
 from defeat.data.sampler import TrainingSampler, orientations
 from defeat.errors import ConfigError, DataError
+from defeat.io.text import one_line
 from defeat.types import Annotations, Batch, Record
+
+_log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
 
@@ -98,6 +103,7 @@ class DetectionDataModule(LightningDataModule):
         _check_least(1, limit_train=limit_train, limit_val=limit_val)
         self.annotations: dict[Split, Annotations] = {}
         self._read_before: dict[Split, Annotations] = {}
+        self._told: set[str] = set()
         self._readers: dict[Split, Callable[..., Annotations] | None] = {
             "train": train,
             "val": val,
@@ -187,7 +193,9 @@ class DetectionDataModule(LightningDataModule):
 
     def ground_truth(self, split: Split) -> Annotations:
         """Read a whole split by itself, with its classes in its own order, as a results file needs it."""
-        return self._reader(split)(on_error=self._on_error, **self._root)
+        annotations = self._reader(split)(on_error=self._on_error, **self._root)
+        self._warn(annotations)
+        return annotations
 
     def read(self, split: Split) -> Annotations:
         """Return a split that is ready for use; it is read at the first call."""
@@ -214,8 +222,18 @@ class DetectionDataModule(LightningDataModule):
             reader = self._reader(split)
             # the training split is what says the classes, unless they are given
             named = {} if split == "train" and self._classes is None else {"classes": self.classes}
-            self._read_before[split] = reader(**named, on_error=self._on_error, **self._root)
+            annotations = reader(**named, on_error=self._on_error, **self._root)
+            of_classes = class_problems(annotations, trained=split == "train")
+            self._read_before[split] = annotations._replace(problems=(*annotations.problems, *of_classes))
+            self._warn(self._read_before[split])
         return self._read_before[split]
+
+    def _warn(self, annotations: Annotations) -> None:
+        """Tell once what is probably wrong, also where several splits have it."""
+        for problem in annotations.problems:
+            if problem.cause not in self._told:
+                _log.warning("%s", one_line(f"{annotations.source}: {problem.cause}: {problem.remedy}"))
+            self._told.add(problem.cause)
 
     @cached_property
     def _groups(self) -> Tensor | None:

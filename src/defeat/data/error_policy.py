@@ -9,6 +9,7 @@ from typing import Literal, NoReturn
 
 from defeat.errors import ConfigError, DataError
 from defeat.io.text import one_line, quote
+from defeat.types import Problem
 
 OnError = Literal["raise", "skip"]
 
@@ -33,6 +34,7 @@ class ErrorPolicy:
         check_on_error(on_error)
         self.source = source
         self.counts: Counter[str] = Counter()
+        self.problems: list[Problem] = []
         self._skip = on_error == "skip"
         self._first: str | None = None
         self._respelt: tuple[str, str] | None = None

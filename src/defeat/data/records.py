@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defeat.data.boxes import clean_boxes
+from defeat.data.checks import box_problems
 from defeat.data.error_policy import ErrorPolicy
 from defeat.types import Record
 
@@ -137,13 +138,14 @@ def build_records(images: Sequence[ImageRow], columns: BoxColumns, policy: Error
     Args:
         images: every image, also those without boxes.
         columns: their boxes in any order, labels already 1..K.
-        policy: receives the counts of boxes clipped and dropped.
+        policy: receives the counts of boxes clipped and dropped, and what is probably wrong with them.
     """
     owner = np.array(columns.owner, dtype=np.int64)
     sizes = np.array([(row.width, row.height) for row in images], dtype=np.int64).reshape(-1, 2)
     xyxy = np.array(columns.xyxy, dtype=np.float64).reshape(-1, 4)
     clean = clean_boxes(xyxy, sizes[owner, 0], sizes[owner, 1])
     policy.add(clean.counts)
+    policy.problems.extend(box_problems(xyxy, sizes[owner, 0], sizes[owner, 1]))
 
     owner = owner[clean.kept]
     order = np.argsort(owner, kind="stable")

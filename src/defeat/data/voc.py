@@ -77,7 +77,14 @@ def read_voc(
         policy.fatal("holds no object, and the classes come from there; give classes")
     names = given or _sort_labels(columns, label_of)
     records = build_records(rows, columns, policy)
-    return Annotations(records, names, tuple(range(1, len(names) + 1)), policy.source, policy.report())
+    return Annotations(
+        records,
+        names,
+        tuple(range(1, len(names) + 1)),
+        policy.source,
+        policy.report(),
+        problems=tuple(policy.problems),
+    )
 
 
 def _read_files(

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from defeat.detectors import inspect_detector
@@ -144,15 +143,7 @@ def _split_problems(name: str, split: Split, cell: int) -> Iterator[Problem]:
 
 
 def _annotation_problems(train: Annotations, val: Annotations) -> Iterator[Problem]:
-    labels = [record.labels[~record.ignore] for record in train.records]
-    counts = np.bincount(np.concatenate(labels), minlength=len(train.classes) + 1)[1:]
-    absent = [name for name, number in zip(train.classes, counts, strict=True) if number == 0]
-    if absent:
-        yield Problem(
-            f"no training object is of class {few(absent)}",
-            "see that the classes are spelt as in the annotations, or leave these classes out",
-            severe=False,
-        )
+    yield from (problem for read in (train, val) for problem in read.problems)
     shared = {record.path for record in train.records} & {record.path for record in val.records}
     if shared:
         yield Problem(

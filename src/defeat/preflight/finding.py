@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from defeat.errors import DefeatError
+from defeat.types import Problem as Problem
 
 Result = Literal["ok", "warning", "tolerated", "failed"]
 
@@ -29,15 +30,6 @@ CHECKS = (
 
 class PreflightError(DefeatError):
     """A check before the training failed; the message names each cause and its remedy."""
-
-
-class Problem(NamedTuple):
-    """One thing that is wrong."""
-
-    cause: str
-    remedy: str
-    severe: bool = True
-    """True if the run is refused; otherwise it is a warning."""
 
 
 class Finding(NamedTuple):

@@ -1,0 +1,137 @@
+"""Annotations that can be read, but are probably not what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defeat.io.text import few
+from defeat.types import Annotations, Problem
+
+MOST = 0.5
+"""With more boxes than this out of their pictures or in the first pixel, the file as a whole is wrong."""
+
+MANY = 0.25
+"""With more boxes than this without width or height, corners stand where sizes are read, or the reverse."""
+
+SOME = 0.01
+"""With more boxes than this below a pixel; in COCO and LVIS it is one in a thousand."""
+
+FEW_BOXES = 50
+"""Fewer boxes than this may all end within 100 pixels by chance."""
+
+
+def box_problems(
+    boxes: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64]
+) -> Iterator[Problem]:
+    """Find out from all boxes of a file, before they are cleaned, whether they are in other units or order.
+
+    Args:
+        boxes: (N, 4) as they were read, xyxy pixels.
+        width: (N,) width of the image of each box, pixels.
+        height: (N,) the same for its height.
+    """
+    if not len(boxes):
+        return
+    problem = _wrong_units(boxes, width, height) or _wrong_order(boxes, width, height)
+    sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)  # (N,)
+    small = int(((sides > 0) & (sides < 1)).sum())
+    if problem:
+        yield problem
+    elif small > SOME * len(boxes):
+        yield Problem(
+            f"{small} of {len(boxes)} boxes are less than a pixel wide or high",
+            "see that they are in pixels of the pictures as annotated, and remove what nobody can see",
+            severe=False,
+        )
+
+
+def _wrong_units(
+    boxes: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64]
+) -> Problem | None:
+    ends = boxes[:, 2:]  # (N, 2) right and lower border
+    first = int((ends <= 1.05).all(axis=1).sum())
+    if first > MOST * len(boxes):
+        return Problem(
+            f"{first} of {len(boxes)} boxes end within the first pixel of their picture: they seem to be "
+            "normalised, as shares of width and height in 0..1",
+            "multiply them by width and height: boxes are in pixels",
+            severe=False,
+        )
+    for scale, unit in ((100, "percent"), (1000, "thousandths")):
+        larger = (np.minimum(width, height) > 1.25 * scale).all()
+        fits = ends.max() <= scale + 1 and (ends.max(axis=0) > 0.9 * scale).all()
+        if larger and fits and len(boxes) >= FEW_BOXES:
+            return Problem(
+                f"all {len(boxes)} boxes end within {scale} pixels, though all pictures are larger: they "
+                f"seem to be in {unit} of width and height",
+                "convert them: boxes are in pixels",
+                severe=False,
+            )
+    return None
+
+
+def _wrong_order(
+    boxes: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64]
+) -> Problem | None:
+    size = np.stack([width, height], axis=1)  # (N, 2)
+    slack = 1 + 0.01 * size
+    corner, end = boxes[:, :2], boxes[:, 2:]  # (N, 2) each
+    sides = end - corner
+    beyond: NDArray[np.bool_] = np.any(end > size + slack, axis=1)  # (N,)
+    before: NDArray[np.bool_] = np.any(corner < -slack, axis=1)
+    flat = int((sides <= 0).any(axis=1).sum())
+    are_corners = (sides > corner).all(axis=1) & (sides <= size + slack).all(axis=1)
+    if are_corners.mean() > 0.98 and beyond.mean() > MANY:
+        return _out(beyond, "x1, y1, x2, y2")
+    low, high = corner - sides / 2, end - sides / 2
+    are_centres = (low >= -slack).all(axis=1) & (high <= size + slack).all(axis=1)
+    if are_centres.mean() > 0.995 and beyond.sum() >= 5 and beyond.mean() > 0.05 and not before.any():
+        return _out(beyond, "x and y of the centre, width, height")
+    if (beyond | before).mean() > MOST:
+        return _out(beyond | before)
+    if flat > MANY * len(boxes):
+        return Problem(
+            f"{flat} of {len(boxes)} boxes have no width or height",
+            "see that COCO's bbox is x, y, width, height, and that Pascal VOC's xmax and ymax are no sizes",
+            severe=False,
+        )
+    return None
+
+
+def _out(out: NDArray[np.bool_], order: str = "") -> Problem:
+    seems = f": they seem to be {order} where x, y, width, height is read" if order else ""
+    return Problem(
+        f"{int(out.sum())} of {len(out)} boxes reach out of their pictures{seems}",
+        "correct the boxes, or the width and height of the images",
+        severe=False,
+    )
+
+
+def class_problems(annotations: Annotations, *, trained: bool) -> Iterator[Problem]:
+    """Tell where there is nothing to find, and which classes a detector cannot learn.
+
+    Args:
+        annotations: a whole split.
+        trained: whether it is trained on; for evaluation it need not hold all classes.
+    """
+    labels = [record.labels[~record.ignore] for record in annotations.records]
+    counts = np.bincount(np.concatenate([[0], *labels]).astype(int), minlength=len(annotations.classes) + 1)[
+        1:
+    ]
+    if not counts.any():
+        yield Problem(
+            f"none of {len(annotations.records)} images has an object",
+            "see that the annotation file is the one of these images",
+            severe=False,
+        )
+        return
+    absent = [name for name, number in zip(annotations.classes, counts, strict=True) if number == 0]
+    if trained and absent:
+        yield Problem(
+            f"no object is of class {few(absent)}, {len(absent)} of {len(counts)} classes",
+            "see that the classes are spelt as in the annotations, or leave these out of data.classes",
+            severe=False,
+        )
