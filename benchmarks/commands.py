@@ -29,6 +29,7 @@ COMMANDS = (
     "defeat-train +experiment=frcnn_r50",
     "defeat-train data.root=x optim.optimizer.lr=abc",
     "defeat-eval --help",
+    "defeat-predict --help",
     "defeat-eval --version",
     "defeat-eval --cfg job",
     "defeat-eval chekpoint=x",

@@ -137,6 +137,17 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     return plain
 
 
+def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the values of one configuration, in plain containers, over those of another, key by key."""
+    changed = {
+        key: overlay(base[key], value)
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+        else value
+        for key, value in changes.items()
+    }
+    return {**base, **changed}
+
+
 def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Keys and values of all texts in plain containers."""
     if isinstance(node, str):

@@ -48,6 +48,7 @@ HYDRA = (*LOOK, ["--cfg", "job"])
 WRONG = {
     "train": (["optim.optmizer.lr=1"], ["+experiment=scenes_plan"], [], ["data.root=x", "seed=abc"]),
     "evaluate": (["chekpoint=x"], ["data=cocoo"], ["data=coco"], ["save_results=1"]),
+    "predict": (["chekpoint=x"], ["checkpoint=x"], ["checkpoint=x", "source=y", "batch_size=many"]),
     "demo": (["stepz=1"], ["+experiment=scenes"], ["steps=abc"]),
     "report": ([], ["runs", "--bseline", "x"], ["runs", "--seed", "-1"]),
 }

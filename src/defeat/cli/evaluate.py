@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
+from defeat.errors import ConfigError
 from defeat.io.atomic_write import write_text
 from defeat.io.run_dirs import refuse_overwriting
 
@@ -23,6 +24,8 @@ def run(config: DictConfig) -> float:
     Raises:
         DefeatError: see :func:`~defeat.run.evaluate.evaluate`; or the folder holds one already.
     """
+    if config.data is not None and "_target_" in config.data and config.data.root is None:
+        raise ConfigError("data.root not set: add data.root=<root>")
     from rich.console import Console
 
     from defeat.evaluation import evaluation_table, write_results

@@ -5,7 +5,7 @@ from defeat.data.coco import read_coco
 from defeat.data.datamodule import DetectionDataModule
 from defeat.data.dataset import DetectionDataset, collate, drop_undecodable
 from defeat.data.fingerprint import fingerprint
-from defeat.data.images import read_image
+from defeat.data.images import read_image, to_rgb_tensor
 from defeat.data.paths import resolve_inside
 from defeat.data.voc import read_voc
 from defeat.data.worker_errors import worker_errors
@@ -22,5 +22,6 @@ __all__ = [
     "read_image",
     "read_voc",
     "resolve_inside",
+    "to_rgb_tensor",
     "worker_errors",
 ]

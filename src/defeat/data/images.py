@@ -65,7 +65,12 @@ def read_image(
             file.
     """
     with _opened(path) as image:
-        return torch.from_numpy(_to_planes(_as_expected(image, expected_size, exif, path)))
+        return to_rgb_tensor(_as_expected(image, expected_size, exif, path))
+
+
+def to_rgb_tensor(image: Image.Image) -> Tensor:
+    """Convert an image of any mode to a (3, H, W) uint8 RGB tensor, by the rules of :func:`read_image`."""
+    return torch.from_numpy(_to_planes(image))
 
 
 def read_header(path: str | PathLike[str]) -> Header:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,11 +9,12 @@ import lightning.pytorch as pl
 from lightning.pytorch import Callback
 from omegaconf import DictConfig
 
-from defeat.config import build
+from defeat.config import build, overlay, to_plain
 from defeat.data import DetectionDataModule, worker_errors
-from defeat.detectors import Detector, WeightFile, load_detector_weights, read_weights
+from defeat.detectors import WeightFile, read_weights
 from defeat.errors import ConfigError
 from defeat.evaluation import Evaluation, check_backend, evaluate_results
+from defeat.run.checkpoint_detector import build_student
 from defeat.training.callbacks import KeepPredictions
 from defeat.training.module import DetectionModule
 from defeat.types import Annotations, Prediction
@@ -50,7 +50,7 @@ def evaluate(config: DictConfig) -> Evaluated:
 
 
 def _from_results(config: DictConfig) -> Evaluated:
-    if config.data is None:
+    if not _names_data(config):
         raise ConfigError("results= needs the ground truth: add data=<name> and data.root=<folder>")
     data: DetectionDataModule = build(config.data)
     annotations = data.ground_truth(config.split)
@@ -61,9 +61,8 @@ def _from_results(config: DictConfig) -> Evaluated:
 def _from_checkpoint(config: DictConfig) -> Evaluated:
     file = read_weights(config.checkpoint, download=config.download, ema=config.ema)
     data = _data(config, file)
-    detector = _detector(config, file, data.classes)
-    load_detector_weights(detector.model, file, classes=data.classes)
-    module = DetectionModule(detector.model, data.classes, backend=config.evaluation.backend)
+    student = build_student(file, data.classes, node=config.student)
+    module = DetectionModule(student, data.classes, backend=config.evaluation.backend)
     annotations = data.read(config.split)
     keeper = KeepPredictions()
     trainer = _trainer(config, file, [keeper])
@@ -75,12 +74,21 @@ def _from_checkpoint(config: DictConfig) -> Evaluated:
         str(config.checkpoint),
         annotations,
         keeper.predictions,
-        sum(p.numel() for p in detector.model.parameters()),
+        sum(p.numel() for p in student.parameters()),
     )
 
 
+def _names_data(config: DictConfig) -> bool:
+    """Whether a data set was chosen, rather than single keys of the checkpoint's, such as data.root."""
+    return config.data is not None and "_target_" in config.data
+
+
 def _data(config: DictConfig, file: WeightFile) -> DetectionDataModule:
-    node = config.data if config.data is not None else file.node("data", "data=<name>")
+    node = config.data
+    if not _names_data(config):
+        changes = {} if node is None else {key: x for key, x in to_plain(node).items() if x is not None}
+        stored = file.node("data", "data=<name>")
+        node = stored and overlay(stored, changes)
     if node is None:
         raise ConfigError(
             f"{config.checkpoint} does not say what data it is for: add data=<name> and data.root=<folder>"
@@ -89,20 +97,6 @@ def _data(config: DictConfig, file: WeightFile) -> DetectionDataModule:
     extra: dict[str, Any] = {} if file.classes is None else {"classes": list(file.classes)}
     data: DetectionDataModule = build(node, **extra)
     return data
-
-
-def _detector(config: DictConfig, file: WeightFile, classes: Sequence[str]) -> Detector:
-    node = config.student
-    if node is None:
-        node = file.node("student", "detector@student=<name>")
-        if node is None:
-            raise ConfigError(
-                f"{config.checkpoint} holds weights alone: say of which detector, detector@student=<name>"
-            )
-        node = {**node, "ema": None}  # said of the weights that its training started from
-    # Everything comes from the checkpoint; what the training started from need not exist any more.
-    detector: Detector = build(node, classes=list(classes), weights=None, backbone_weights=None)
-    return detector
 
 
 def _trainer(config: DictConfig, file: WeightFile, callbacks: list[Callback]) -> pl.Trainer:

@@ -37,5 +37,6 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
         rows.append(("gradients", str(gradients)))
     if outcome.best is not None:
         rows.append(("evaluate", f"defeat-eval checkpoint={outcome.best}"))
+        rows.append(("predict", f"defeat-predict checkpoint={outcome.best} source=<pictures>"))
     rows.append(("curves", f"tensorboard --logdir {outcome.run_dir}"))
     return rows

@@ -43,6 +43,12 @@ def class_colour(label: int) -> str:
     return to_hex(colormaps["hsv"](hue))
 
 
+def ink_on(colour: str) -> str:
+    """Return black or white, whichever is legible on a colour."""
+    red, green, blue = to_rgb(colour)
+    return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
+
+
 def draw_boxes(
     axes: Axes,
     image: Tensor,
@@ -115,7 +121,6 @@ def _write_name(axes: Axes, box: tuple[float, float, float, float], name: str, c
     x1, x2, y1 = max(box[0], 0.0), min(box[2], right), max(box[1], 0.0)
     in_left_half = x1 + x2 < right
     has_room_above = y1 > 0.08 * bottom
-    red, green, blue = to_rgb(colour)
     axes.annotate(
         name,
         (x1 if in_left_half else x2, y1),
@@ -124,7 +129,7 @@ def _write_name(axes: Axes, box: tuple[float, float, float, float], name: str, c
         ha="left" if in_left_half else "right",
         va="bottom" if has_room_above else "top",
         fontsize=7,
-        color="black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white",
+        color=ink_on(colour),
         bbox={"boxstyle": "square,pad=0.15", "facecolor": colour, "edgecolor": "none"},
         parse_math=False,
     ).set_in_layout(False)
