@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import os
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
+from unicodedata import normalize
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from defeat.errors import ConfigError, DefeatError
 from defeat.io.atomic_write import write_text
+from defeat.io.safe_read import is_dir, is_file
 from defeat.io.text import quote
 
 CONFIG = "config.yaml"
@@ -43,9 +46,41 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose(name, overrides=list(overrides))
+            return expand_paths(compose(name, overrides=list(overrides)))
     finally:
         GlobalHydra.instance().hydra = running
+
+
+def expand_paths(config: DictConfig) -> DictConfig:
+    """Write the paths of a configuration, in place, as the file system has them.
+
+    ``~`` becomes the home folder, and the name of a file that exists only with its letters and accents
+    composed, or only with them apart (Unicode's NFC and NFD, which look alike), becomes that one.
+    """
+    _expand(config)
+    return config
+
+
+def _expand(node: Any) -> None:
+    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+            continue
+        value = node[key]
+        if isinstance(value, DictConfig | ListConfig):
+            _expand(value)
+        elif isinstance(value, str) and (path := _expanded(value)) != value:
+            node[key] = path
+
+
+def _expanded(text: str) -> str:
+    path = os.path.expanduser(text) if re.match(r"~\w*(/|$)", text) else text  # noqa: PTH111 - no error of its own
+    if path.isascii() or _exists(path):
+        return path
+    return next((form for form in (normalize("NFC", path), normalize("NFD", path)) if _exists(form)), path)
+
+
+def _exists(path: str) -> bool:
+    return is_file(Path(path)) or is_dir(Path(path))
 
 
 def build(node: Any, **arguments: Any) -> Any:

@@ -67,7 +67,7 @@ def test_words_that_cannot_be_composed(words: list[str], parts: list[str], scrip
         ("distiller.terms.neck.object_weight=true", "a number"),
         ("tf32=1", "true or false"),
         ("trainer.sync_batchnorm=yes_please", "true or false"),
-        ("name=2024", "text"),
+        ("name=[2024]", "text"),
         ("optim.lr_schedule.milestones=8", "a list"),
         ("student=null", "a group of keys"),
         ("optim.optimizer=3", "a group of keys"),

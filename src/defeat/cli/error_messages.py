@@ -12,6 +12,7 @@ from hydra.errors import HydraException, InstantiationException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from defeat.cli.overrides import spelled, unreadable
 from defeat.config import compose_config
 from defeat.errors import DefeatError
 from defeat.io.atomic_write import cannot_write
@@ -53,8 +54,11 @@ def _explain(error: BaseException, config_name: str, words: Sequence[str]) -> st
     if isinstance(error, OSError) and error.errno in NO_ROOM:  # a logger's, say
         return cannot_write(error.filename or "a file of the run", error)
     if isinstance(error, OverrideParseException):
-        reasons = [s for s in error.message.splitlines() if not s.startswith(("See https", "Error parsing"))]
-        return f"{error.override!r} cannot be read as KEY=VALUE: {' '.join(reasons)}"
+        return unreadable(error.override)
+    if found := re.match(r"Ambiguous value for argument '(.*)'$", text.partition("\n")[0]):
+        key, _, value = found[1].partition("=")
+        listed = f"{key}=[{value}] is a list, {spelled(key, value)} a text"
+        return f"{found[1]}: -m starts a run for each value, {listed}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(found[1], text, config_name, words)
     if found := re.search(r"Could not find '([^']+)'", text):

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from defeat.cli.error_messages import explain
-from defeat.cli.overrides import check_choices, check_types, is_choice, parse
+from defeat.cli.overrides import check_choices, check_types, is_choice, parse, quote_texts
 from defeat.cli.ranks import process_rank
 from defeat.cli.run_dir import RefusedError, register, remove_unused
+from defeat.cli.streams import prepare_streams
 from defeat.cli.version import version_text
-from defeat.config import compose_config, conf_dir
+from defeat.config import compose_config, conf_dir, expand_paths, to_plain
 from defeat.errors import ConfigError
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -34,7 +36,8 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
     ``hydra.verbose=true`` or HYDRA_FULL_ERROR=1 their traceback is shown. Any other error is a defect of the
     program and keeps its traceback.
     """
-    words = sys.argv[1:]
+    prepare_streams()
+    words = sys.argv[1:] = quote_texts(sys.argv[1:])
     if "--version" in words:  # Hydra would give its own
         print(version_text())
         return
@@ -45,7 +48,7 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
         # Processes that the task starts, such as those of DDP, decide about tracebacks for themselves.
         with _environment(FULL_ERROR, full_error):
             try:
-                _check(config, config_name)
+                _check(expand_paths(config), config_name)
                 return task(config)
             except Exception as error:
                 # Hydra must not see it, or it writes a line of its own. In a sweep that line names the job.
@@ -128,14 +131,28 @@ def _check(config: DictConfig, config_name: str) -> None:
     if missing := sorted(OmegaConf.missing_keys(config)):
         wanted = " ".join(f"{key}=<{key.rpartition('.')[2]}>" for key in missing)
         raise ConfigError(f"{', '.join(missing)} not set: add {wanted}")
-    job = HydraConfig.get()
-    if job.job.config_name == config_name:  # rather than a file of the user's, such as that of an earlier run
-        choices = [word for word, override in parse(job.overrides.task) if is_choice(override)]
-        sources = [s for s in job.runtime.config_sources if s.provider not in ("hydra", "main", "schema")]
-        folders = [f"{source.schema}://{source.path}" for source in sources]  # of the user's, by --config-dir
-        words = [*choices, f"hydra.searchpath={folders}", "run_dir=."]
-        check_types(config, compose_config(config_name, words))
+    to_plain(config)
+    check_types(config, _defaults(config_name))
     _check_processes(config, config_name)
+
+
+def _defaults(config_name: str) -> DictConfig:
+    """Compose what the command would have without the values that its words and the user's files set."""
+    job = HydraConfig.get()
+    sources = [s for s in job.runtime.config_sources if s.provider not in ("hydra", "main", "schema")]
+    folders = [f"{source.schema}://{source.path}" for source in sources]  # of the user's, by --config-dir
+    more = [f"hydra.searchpath={folders}", "run_dir=."]
+    if job.job.config_name == config_name:
+        choices = [word for word, override in parse(job.overrides.task) if is_choice(override)]
+        return compose_config(config_name, [*choices, *more])
+    # A file of the user's (--config-name), such as that of an earlier run: by the choices that it makes.
+    with suppress(HydraException):
+        chosen = {
+            name: choice for name, choice in job.runtime.choices.items() if choice and name != "experiment"
+        }
+        words = [f"{name}={choice}" for name, choice in chosen.items() if not name.startswith("hydra/")]
+        return compose_config(config_name, [*words, *more])
+    return compose_config(config_name, more)
 
 
 def _check_processes(config: DictConfig, config_name: str) -> None:

@@ -1,14 +1,16 @@
-"""The overrides of a command line: which of them choose a file of conf/, and values that cannot be right."""
+"""The overrides of a command line: texts as they are meant, choices of conf/, values that cannot be right."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from types import NoneType
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -40,6 +42,19 @@ ALTERNATIVES: dict[str, tuple[type, ...]] = {
 }
 """Types that the last word of a key may have beside the type of its default."""
 
+NAMES = {"evaluation.backend": ("faster_coco_eval", "pycocotools"), "split": ("val", "test")}
+"""Values of keys that are refused here, since their own check would import all that an evaluation needs."""
+
+TEXTS = (
+    *("name", "monitor", "optimized_metric"),
+    *("checkpoint", "ckpt_path", "teacher", "weights", "backbone_weights", "results", "path", "filename"),
+    *("root", "output", "output_root", "run_dir", "dir", "dirpath", "folder", "save_dir", "image_root"),
+    *("annotation_file", "image_set"),
+)
+"""Last words of the keys whose values are texts, most of them paths, whatever they look like."""
+
+SWEEP = ("-m", "--multirun")
+
 REQUIRED = ("student", "data", "optim", "trainer")
 """Groups that a run cannot do without; null leaves the others out."""
 
@@ -53,6 +68,57 @@ def parse(words: Sequence[str]) -> Iterator[tuple[str, Override]]:
                 yield word, parser.parse_override(word)
             except HydraException:
                 continue
+
+
+def quote_texts(words: Sequence[str]) -> list[str]:
+    """Quote the values of :data:`TEXTS` that Hydra would refuse, or take for a number, or strip.
+
+    So ``name=2024`` is a text, and ``data.root=/data/set (1)`` a folder. What Hydra reads as a text, a list,
+    null or a sweep stays as it is, and so do values with commas in a sweep.
+    """
+    sweep = any(word in SWEEP for word in words)
+    return [_quote_text(word, sweep) for word in words]
+
+
+def _quote_text(word: str, sweep: bool) -> str:
+    key, _, value = word.partition("=")
+    if not value or word.startswith("-") or key.rpartition(".")[2].lstrip("+") not in TEXTS:
+        return word
+    try:
+        override = OverridesParser.create().parse_override(word)
+        is_text = override.is_sweep_override() or not isinstance(override.value(), int | float)
+        if is_text and value == value.strip():
+            return word
+    except HydraException:
+        if sweep and "," in value:
+            return word
+    return f"{key}={quoted(value)}"
+
+
+def quoted(value: str, quote: Quote = Quote.single) -> str:
+    """Write a text as Hydra's grammar has it."""
+    return QuotedString(text=value, quote=quote).with_quotes()
+
+
+def spelled(key: str, value: object) -> str:
+    """Write an override whose value is a text so that it can be copied into a shell."""
+    word = f"{key}={quoted(str(value))}"
+    if not re.search(r"[$`\"!\\]", word):
+        return f'"{word}"'
+    return shlex.quote(f"{key}={quoted(str(value), Quote.double)}")
+
+
+def unreadable(word: str) -> str:
+    """Say how to write a word that Hydra's grammar refuses."""
+    key, equals, value = word.partition("=")
+    if not equals:
+        return f"{word!r} is no KEY=VALUE; values with blanks stand in quotes: {spelled('name', 'a b')}"
+    if not any(parse([f"{key}=1"])):
+        return f"{word!r} cannot be read as KEY=VALUE: a key is like optim.optimizer.lr"
+    brackets = "; a list is written [a,b]" if re.search(r"[][{}]", value) else ""
+    return (
+        f"{word!r} cannot be read as KEY=VALUE: if the value is a text, write {spelled(key, value)}{brackets}"
+    )
 
 
 def is_choice(override: Override) -> bool:
@@ -75,7 +141,7 @@ def check_choices(words: Sequence[str]) -> None:
         if not all(isinstance(name, str) for name in (value if isinstance(value, list) else [value])):
             names = ", ".join(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
             key = word.partition("=")[0].lstrip("+")
-            raise ConfigError(f"{word} is no choice of {group}: there are {names}; ~{key} leaves it out")
+            raise ConfigError(f"{word} is no choice of {group}: ~{key} leaves it out, or there are {names}")
 
 
 def check_types(config: DictConfig, defaults: DictConfig, prefix: str = "") -> None:
@@ -94,11 +160,14 @@ def check_types(config: DictConfig, defaults: DictConfig, prefix: str = "") -> N
             continue
         key, value, default = f"{prefix}{name}", config[name], defaults[name]
         if isinstance(value, DictConfig) and isinstance(default, DictConfig):
-            check_types(value, default, f"{key}.")
+            if value.get("_target_") == default.get("_target_"):  # another one has arguments of its own
+                check_types(value, default, f"{key}.")
+        elif key in NAMES and value not in NAMES[key]:
+            raise ConfigError(f"{key}={value} is none of {', '.join(NAMES[key])}")
         elif not _fits(key, value, default):
-            quoted = f": write \"{key}='{value}'\"" if isinstance(default, str) else ""
+            hint = f": write {spelled(key, value)}" if isinstance(default, str) else ""
             shown = json.dumps(value, default=str)
-            raise ConfigError(f"{key} must be {KINDS[type(default)]}, got {shown}{quoted}")
+            raise ConfigError(f"{key} must be {KINDS[type(default)]}, got {shown}{hint}")
 
 
 def _fits(key: str, value: Any, default: Any) -> bool:

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from defeat.cli.error_messages import explain
+from defeat.cli.streams import prepare_streams
 from defeat.cli.version import version_text
-from defeat.errors import ConfigError, DefeatError
+from defeat.errors import ConfigError
 
 EPILOG = """\
 RUN is a run folder (runs/NAME/TIME), or any folder with runs below it: that of a sweep, runs/NAME, or runs.
@@ -32,13 +34,17 @@ def main() -> None:
 
     Errors that the user can correct end the process with status 1 and one line on standard error.
     """
+    prepare_streams()
     try:
         run(_parser().parse_args())
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except DefeatError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:
+        line = explain(error, "", ())
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -63,10 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=version_text())
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run, or a folder of runs")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=_path, help="a run, or a folder of runs")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="new folder for report.md, *.csv and *.png (default: reports/<date and time>)",
     )
@@ -85,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the bootstrap (default: 0)")
     return parser
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _natural(text: str) -> int:

@@ -11,14 +11,16 @@ from typing import Any
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from defeat.cli.overrides import quoted
 from defeat.cli.ranks import process_rank
+from defeat.config import expand_paths
 from defeat.errors import ConfigError
 from defeat.io.run_dirs import claim_folder, make_free_folder, put_aside
+from defeat.io.text import quote
 
 NO_LOG = {"version": 1, "disable_existing_loggers": False, "root": {"level": "WARNING"}}
 """Logging without a handler: then Python prints warnings and errors to standard error, and nothing else."""
@@ -58,11 +60,15 @@ class RunDirCallback(Callback):
             here = process_rank()
             if here.has_run_dir:
                 return
+            expand_paths(config)
             if here.rank > 0:
                 config.hydra.run.dir = "."  # Hydra makes one if it does not exist; this one does
                 config.hydra.output_subdir = None
                 config.hydra.job_logging = NO_LOG
-            elif _is_overridden(config, "hydra.run.dir"):
+                return
+            wanted = config.run_dir if _has_run_dir(config) else config.hydra.run.dir
+            _check_name(wanted)
+            if _is_overridden(config, "hydra.run.dir"):
                 folder = Path(config.hydra.run.dir)
                 claim_folder(folder, f"hydra.run.dir={folder}", config.hydra.output_subdir)
             elif _has_run_dir(config):
@@ -85,16 +91,16 @@ class RunDirCallback(Callback):
                     f"a sweep (-m) cannot be started as {here.launched} processes (torchrun or srun): "
                     "start one process, or give each value a command of its own"
                 )
-            sweep = config.hydra.sweep
+            sweep = expand_paths(config).hydra.sweep
+            _check_name(sweep.dir)
             if _is_overridden(config, "hydra.sweep.dir"):
                 # A sweep may be begun again in its folder, where its jobs go on (ckpt_path=auto).
                 for name in SWEEP_FILES:
                     put_aside(Path(sweep.dir) / name)
-                return
-            sweep.dir = str(make_free_folder(Path(sweep.dir)))
+            else:
+                sweep.dir = str(make_free_folder(Path(sweep.dir)))
             # Every job is composed anew, from these words.
-            quoted = QuotedString(text=sweep.dir, quote=Quote.single).with_quotes()
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(sweep.dir)}")
 
 
 def job_folder(sweep: str, name: int | str) -> str:
@@ -131,6 +137,19 @@ def remove_unused() -> None:
     folder = Path(hydra.runtime.output_dir)
     if {path.name for path in folder.iterdir()} <= {hydra.output_subdir, f"{hydra.job.name}.log"}:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_name(folder: str) -> None:
+    """Refuse names that some of those who write into the folder of a run would take for something else."""
+    path = str(Path(folder).absolute())
+    if "::" in path or "${" in path:  # fsspec cuts at the first, Hydra resolves the second
+        raise ConfigError(
+            f"{path}: the folder of a run can have neither '::' nor '${{' in its path; choose another"
+        )
+    if not path.isprintable():
+        raise ConfigError(
+            f"{quote(path)}: the folder of a run has to have a name that prints; choose another"
+        )
 
 
 def _is_overridden(config: DictConfig, key: str) -> bool:
