@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
+from defeat.render import print_line
 
 
 def main() -> None:
@@ -23,6 +24,6 @@ def run(config: DictConfig) -> None:
     console = Console()
     demo = run_demo(config, console)
     for name, path in (("detections", demo.detections), ("curves", demo.curves), ("table", demo.table)):
-        console.print(f"{name:<11} {path}", soft_wrap=True, highlight=False)
-    console.print(f"dashboard   tensorboard --logdir {config.run_dir}", soft_wrap=True, highlight=False)
-    console.print(f"seconds     {demo.seconds:.0f}", highlight=False)
+        print_line(console, f"{name:<11} {path}")
+    print_line(console, f"dashboard   tensorboard --logdir {config.run_dir}")
+    print_line(console, f"seconds     {demo.seconds:.0f}")

@@ -57,8 +57,8 @@ def _explain(error: BaseException, config_name: str, words: Sequence[str]) -> st
         return unreadable(error.override)
     if found := re.match(r"Ambiguous value for argument '(.*)'$", text.partition("\n")[0]):
         key, _, value = found[1].partition("=")
-        listed = f"{key}=[{value}] is a list, {spelled(key, value)} a text"
-        return f"{found[1]}: -m starts a run for each value, {listed}"
+        others = f"{key}=[{value}] is a list, and quotes make a text: {spelled(key, value)}"
+        return f"{found[1]}: -m starts a run for each value, {others}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(found[1], text, config_name, words)
     if found := re.search(r"Could not find '([^']+)'", text):

@@ -11,6 +11,7 @@ from defeat.cli.launch import launch
 from defeat.errors import ConfigError
 from defeat.io.atomic_write import write_text
 from defeat.io.run_dirs import refuse_overwriting
+from defeat.render import print_line
 
 
 def main() -> None:
@@ -48,5 +49,5 @@ def run(config: DictConfig) -> float:
         write_results(results, evaluated.annotations, evaluated.predictions)
     console = Console()
     console.print(evaluation_table(evaluated.evaluation, title=Path(evaluated.source).name))
-    console.print(f"written to {path}", soft_wrap=True, highlight=False)
+    print_line(console, f"written to {path}")
     return evaluated.evaluation.coco["AP"]

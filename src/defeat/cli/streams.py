@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import locale
+import logging
 import os
 import sys
 from contextlib import suppress
 from typing import Any
+
+from defeat.io.text import printable
 
 GONE = (errno.EPIPE, errno.EIO)
 """Errors of a stream whose reader has ended: a pipe's other end, or a terminal."""
@@ -29,6 +32,13 @@ class _PatientFile(io.FileIO):
             return memoryview(data).nbytes
 
 
+class _PrintableRecord(logging.LogRecord):
+    """A log entry in which names from files, of classes for one, cannot change the terminal."""
+
+    def getMessage(self) -> str:  # noqa: N802 - Python's name
+        return printable(super().getMessage(), keep="\n\t")
+
+
 def prepare_streams() -> None:
     """Make standard output and standard error ready for anything that a run may print.
 
@@ -37,6 +47,7 @@ def prepare_streams() -> None:
     encoding are written in UTF-8 where the locale is plain C. Streams that something else has put in the
     place of Python's own stay as they are.
     """
+    logging.setLogRecordFactory(_PrintableRecord)
     with suppress(locale.Error):
         if not locale.getencoding().lower().startswith("utf"):
             locale.setlocale(locale.LC_CTYPE, "C.UTF-8")

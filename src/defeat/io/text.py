@@ -33,8 +33,19 @@ def few(names: Sequence[object], most: int = 3) -> str:
     return ", ".join(map(str, names[:most])) + (f" and {more} more" if more > 0 else "")
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Escape what does not print: control characters, halves of surrogate pairs, marks that turn the line.
+
+    Args:
+        text: any text.
+        keep: characters that stay all the same, such as line ends.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(text: str, most: int = LINE) -> str:
     """Escape what does not print, such as line ends, and cut a long text in its middle."""
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = printable(text)
     return text if len(text) <= most else f"{text[: most * 3 // 5]} ... {text[-(most * 2 // 5 - 5) :]}"

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from defeat.io.text import printable
 from defeat.preflight.finding import Finding
-from defeat.render import Table
+from defeat.render import Table, escape_markdown
 
 COLOURS: dict[str, str] = {"ok": "green", "warning": "yellow", "tolerated": "yellow", "failed": "red"}
 
@@ -28,8 +29,8 @@ def show(findings: Sequence[Finding], seconds: float, console: Console) -> None:
     for finding in findings:
         for problem in finding.problems:
             colour = COLOURS[finding.result if problem.severe else "warning"]
-            console.print(f"[{colour}]{finding.check}[/]: {escape(problem.cause)}", highlight=False)
-            console.print(f"  remedy: {escape(problem.remedy)}", highlight=False)
+            console.print(Text.assemble((finding.check, colour), f": {printable(problem.cause)}"))
+            console.print(Text(f"  remedy: {printable(problem.remedy)}"))
 
 
 def write(findings: Sequence[Finding], seconds: float, folder: Path) -> None:
@@ -66,4 +67,5 @@ def _markdown(findings: Sequence[Finding], seconds: float) -> Iterator[str]:
     yield from (f"# {table.title}", "", table.as_markdown().rstrip())
     for finding in findings:
         for problem in finding.problems:
-            yield from ("", f"**{finding.check}**: {problem.cause}.", "", f"Remedy: {problem.remedy}.")
+            cause, remedy = escape_markdown(problem.cause), escape_markdown(problem.remedy)
+            yield from ("", f"**{finding.check}**: {cause}.", "", f"Remedy: {remedy}.")

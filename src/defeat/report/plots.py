@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from defeat.io.text import printable
 from defeat.report.compare import Comparison, GroupFigures
 from defeat.report.statistics import Estimate
 from defeat.report.tide import KINDS
@@ -50,7 +51,7 @@ def plot_differences(comparison: Comparison, path: Path) -> None:
     for row, group in enumerate(groups):
         if group.difference is not None:
             _dot(axes, row, group.difference["AP"].estimate, _BLUE)
-    title = fill(f"Difference in AP to {comparison.baseline.label}", 60)
+    title = fill(f"Difference in AP to {printable(comparison.baseline.label)}", 60)
     _dress(axes, f"{title}\n95% interval of a paired bootstrap over images")
     _save(figure, path)
 
@@ -81,7 +82,7 @@ def plot_errors(comparison: Comparison, path: Path) -> None:
 
 def _panels(groups: Sequence[GroupFigures], columns: int) -> tuple[Figure, list[Axes]]:
     """Panels side by side, whose rows are the groups from top to bottom."""
-    labels = [fill(group.label, _LINE) for group in groups]
+    labels = [fill(printable(group.label), _LINE) for group in groups]
     lines = sum(max(2, label.count("\n") + 1) for label in labels)
     figure = Figure(figsize=(11, 1.7 + 0.24 * lines), dpi=120, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)

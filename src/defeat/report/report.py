@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from defeat.io.run_dirs import refuse_used_folder
+from defeat.render import print_line
 from defeat.report.compare import Comparison, compare
 from defeat.report.csv_files import write_csv
 from defeat.report.groups import choose_baseline, group_runs
@@ -66,7 +67,7 @@ def make_report(
         )
     print_report(comparison, console)
     _write(comparison, output)
-    console.print(f"written to   {output}", soft_wrap=True, highlight=False, markup=False)
+    print_line(console, f"written to   {output}")
     return comparison
 
 

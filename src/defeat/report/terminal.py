@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 
+from defeat.render import print_line
 from defeat.report.compare import Comparison
 from defeat.report.tables import class_table, group_tables
 
@@ -21,9 +21,9 @@ def print_report(comparison: Comparison, console: Console) -> None:
     for number, group in enumerate(comparison.groups, start=1):
         short[group.label] = f"{number} {group.group.runs[0].name}"
         role = "baseline" if group.group is comparison.baseline else "group"
-        console.print(f"{role:<9} {number}  {escape(group.label)}", soft_wrap=True, highlight=False)
+        print_line(console, f"{role:<9} {number}  {group.label}")
     for warning in comparison.warnings:
-        console.print(f"[yellow]warning[/]      {escape(warning)}", soft_wrap=True, highlight=False)
+        print_line(console, f"warning      {warning}", "yellow")
     for table in group_tables(comparison):
         rows = [[short[str(label)], *cells] for label, *cells in table.rows]
         console.print(table._replace(rows=rows).as_rich())

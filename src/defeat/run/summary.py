@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from defeat.render import decimals
+from defeat.render import decimals, print_line
 from defeat.run.train import Outcome
 
 
@@ -14,8 +14,7 @@ def print_summary(outcome: Outcome, console: Console | None = None) -> None:
     """Print figures, time and files of a finished run."""
     console = console or Console()
     for name, value in _rows(outcome):
-        # Never wrapped: the commands are there to be copied.
-        console.print(f"{name:<11} {value}", soft_wrap=True, highlight=False)
+        print_line(console, f"{name:<11} {value}")
 
 
 def _rows(outcome: Outcome) -> list[tuple[str, str]]:

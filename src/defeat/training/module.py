@@ -22,6 +22,7 @@ from defeat.detectors import FrozenTeacher, capture
 from defeat.detectors.capture import Captured
 from defeat.distill import Distiller
 from defeat.evaluation import DEFAULT_BACKEND, DetectionMetrics, Evaluation
+from defeat.io.text import printable
 from defeat.seeds import Stream, derive_seed, seed_all
 from defeat.timing import phase
 from defeat.types import Batch, Prediction
@@ -192,7 +193,7 @@ class DetectionModule(LightningModule):
             return
         figures = {f"val/{name}": value for name, value in self.evaluation.coco.items()}
         figures |= {f"val/voc_{name}": value for name, value in self.evaluation.voc.items()}
-        figures |= {f"val/AP_class/{name}": value for name, value in self.evaluation.per_class.items()}
+        figures |= {class_metric(name): value for name, value in self.evaluation.per_class.items()}
         # The metric has already gathered over ranks: every rank holds the same figures.
         self.log("val/AP", figures.pop("val/AP"), prog_bar=True)
         self.log_dict(figures)
@@ -254,6 +255,12 @@ def detect(detector: nn.Module, images: Sequence[Tensor]) -> list[Prediction]:
 def _without_background(prediction: Prediction) -> Prediction:
     kept = prediction["labels"] > 0
     return cast(Prediction, {name: cast(Tensor, value)[kept] for name, value in prediction.items()})
+
+
+def class_metric(name: str) -> str:
+    """Name the metric of a class so that every logger takes it, whatever the class is called."""
+    # Lightning keeps "/dataloader_idx_" for itself, and files of loggers hold no halves of surrogate pairs.
+    return f"val/AP_class/{printable(name).replace('/dataloader_idx_', '/dataloader idx ')}"
 
 
 def to_unit_range(images: Sequence[Tensor]) -> list[Tensor]:

@@ -13,6 +13,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
+from defeat.io.text import printable
+
 LineStyle = Literal["solid", "dashed", "dotted"]
 
 FALSE_COLOUR = "#e61923"
@@ -49,6 +51,12 @@ def ink_on(colour: str) -> str:
     return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
 
 
+def class_label(name: str) -> str:
+    """Write the name of a class as matplotlib draws it: on one line, and also where it begins with ``_``."""
+    text = printable(name)
+    return f" {text}" if text.startswith("_") else text  # matplotlib leaves such labels out of legends
+
+
 def draw_boxes(
     axes: Axes,
     image: Tensor,
@@ -75,7 +83,8 @@ def draw_boxes(
     show_image(axes, image)
     ignored = torch.zeros(len(boxes), dtype=torch.bool) if ignore is None else ignore
     for i, (box, label) in enumerate(zip(boxes, labels.tolist(), strict=True)):
-        name = classes[label - 1] if scores is None else f"{classes[label - 1]} {float(scores[i]):.2f}"
+        name = class_label(classes[label - 1])
+        name = name if scores is None else f"{name} {float(scores[i]):.2f}"
         if ignored[i]:
             outline(axes, box, IGNORED_COLOUR, "dashed", name)
         else:

@@ -22,6 +22,7 @@ from defeat.visual.boxes import (
     INK,
     LineStyle,
     class_colour,
+    class_label,
     draw_boxes,
     outline,
     show_image,
@@ -170,7 +171,7 @@ def _draw_panel(
     for box, label in zip(shown["boxes"][judged.hit], shown["labels"][judged.hit], strict=True):
         outline(axes, box, class_colour(int(label)))
     for box, label in zip(shown["boxes"][judged.false], shown["labels"][judged.false], strict=True):
-        outline(axes, box, FALSE_COLOUR, "dashed", classes[int(label) - 1])
+        outline(axes, box, FALSE_COLOUR, "dashed", class_label(classes[int(label) - 1]))
     return {
         "found": int(judged.hit.sum()),
         "missed": int(judged.missed.sum()),
@@ -187,7 +188,8 @@ def _summary(counts: Counts) -> str:
 def _add_legend(figure: Figure, classes: Sequence[str], rule: str) -> None:
     """Explain the colours of the classes and the line styles under all panels."""
     handles = [
-        Patch(facecolor=class_colour(i), edgecolor=INK, label=name) for i, name in enumerate(classes, start=1)
+        Patch(facecolor=class_colour(i), edgecolor=INK, label=class_label(name))
+        for i, name in enumerate(classes, start=1)
     ]
     styles: list[tuple[str, str, LineStyle]] = [
         ("found", FADED_INK, "solid"),

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from defeat.errors import DataError
+from defeat.visual.boxes import class_label
 
 LOSS, AP = "train/loss_detection", "val/AP"
 
@@ -92,7 +93,9 @@ def plot_curves(runs: Mapping[str, str | Path], path: str | Path, teacher_ap: fl
     _dress(left, "Training: detection loss (smoothed)")
     _dress(right, "Validation: AP at IoU 0.50 to 0.95")
     right.set_ylim(bottom=0)
-    right.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=12)
+    legend = right.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=12)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     figure.savefig(path)
 
 
@@ -113,7 +116,7 @@ def _plot_ap(axes: Axes, curve: Curve, name: str, place: int) -> None:
         marker=_MARKERS[place % len(_MARKERS)],
         markersize=5,
         linewidth=2.2,
-        label=name + last,
+        label=class_label(name) + last,
     )
 
 
