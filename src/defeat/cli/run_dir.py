@@ -20,7 +20,6 @@ from defeat.cli.ranks import process_rank
 from defeat.config import expand_paths
 from defeat.errors import ConfigError
 from defeat.io.run_dirs import claim_folder, make_free_folder, put_aside
-from defeat.io.text import quote
 
 NO_LOG = {"version": 1, "disable_existing_loggers": False, "root": {"level": "WARNING"}}
 """Logging without a handler: then Python prints warnings and errors to standard error, and nothing else."""
@@ -147,9 +146,7 @@ def _check_name(folder: str) -> None:
             f"{path}: the folder of a run can have neither '::' nor '${{' in its path; choose another"
         )
     if not path.isprintable():
-        raise ConfigError(
-            f"{quote(path)}: the folder of a run has to have a name that prints; choose another"
-        )
+        raise ConfigError(f"{path}: the folder of a run has to have a name that prints; choose another")
 
 
 def _is_overridden(config: DictConfig, key: str) -> bool:
