@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from defeat.data import DetectionDataModule, read_coco, read_voc
-from defeat.data.checks import box_problems
+from defeat.data.checks import box_problems, crowding_problems
 
 Boxes = NDArray[np.float64]
 
@@ -102,6 +102,14 @@ def test_no_objects_at_all(coco, caplog: pytest.LogCaptureFixture) -> None:
     data_module(coco).setup("fit")
     (line,) = caplog.messages
     assert "none of 3 images has an object" in line
+
+
+def test_images_with_more_objects_than_detections(coco) -> None:
+    (problem,) = crowding_problems(
+        read_coco(*coco.write()), 1
+    )  # the one of two that is no crowd does not count
+    assert "1 of 3 images have more than 1 objects, such as a.jpg with 2" in problem.cause
+    assert not list(crowding_problems(read_coco(*coco.write()), 2))
 
 
 @pytest.mark.parametrize("area", [12, "12"])

@@ -1,15 +1,20 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import defeat.evaluation.coco_metrics as coco_module
 from defeat.config import compose_config
+from defeat.detectors import faster_rcnn, fcos, retinanet
 from defeat.errors import ConfigError
 from defeat.evaluation import COCO_KEYS, DetectionMetrics
 from defeat.evaluation.matching import xywh
+from defeat.report.bootstrap import FIGURES, resampled_figures
+from defeat.report.class_matches import match_classes
 from defeat.run.evaluate import evaluate as evaluate_as_configured
 from defeat.run.train import train
+from defeat.training.module import DetectionModule
 from tests.helpers.evaluation_cases import (
     CLASSES,
     Case,
@@ -61,6 +66,44 @@ def test_no_more_than_a_hundred_detections_of_a_class_count():
     other_class = Case([make_prediction(far + box, scores, [2] * 100 + [1])], [make_target(box, [1])])
     assert evaluate(hidden).coco["AP"] == 0
     assert evaluate(other_class).coco["AP"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("backend", ["faster_coco_eval", "pycocotools"])
+def test_more_than_a_hundred_objects_need_max_dets(backend):
+    boxes = torch.tensor(
+        [[20.0 * i, 20.0 * j, 20.0 * i + 9, 20.0 * j + 9] for i in range(20) for j in range(10)]
+    )
+    case = Case(
+        [make_prediction(boxes, torch.linspace(0.9, 0.1, 200), [1] * 200)], [make_target(boxes, [1] * 200)]
+    )
+    for max_dets, recall in ((100, 0.5), (150, 0.75), (200, 1.0), (1000, 1.0)):
+        metrics = DetectionMetrics(CLASSES, backend, max_dets)
+        metrics.update(case.predictions, case.targets)
+        figures = metrics.compute().coco
+        # precision is 1 up to the recall that is reached, of 101 points
+        assert figures["AP"] == pytest.approx((math.floor(recall * 100) + 1) / 101)
+        assert figures["AR100"] == pytest.approx(recall)
+        assert (figures["AR1"], figures["AR10"]) == pytest.approx((1 / 200, 10 / 200))
+        resampled = resampled_figures(
+            match_classes(list(metrics.computed.values()), len(CLASSES), max_dets), np.ones((1, 1))
+        )
+        assert resampled[0][FIGURES.index("AP")] == pytest.approx(figures["AP"])  # as a report computes it
+
+
+@pytest.mark.parametrize("number", [9, 0, -1, 100.0, True, "many", None])
+def test_max_dets_must_make_sense(number):
+    with pytest.raises(ConfigError, match=r"evaluation\.max_dets=.* at least 10"):
+        DetectionMetrics(CLASSES, max_dets=number)
+
+
+@pytest.mark.parametrize("build", [faster_rcnn, retinanet, fcos])
+def test_max_dets_reaches_the_detector(build):
+    student = build(3, backbone="resnet10", min_size=64, max_size=64)
+    DetectionModule(student, CLASSES[:2])
+    limits = student.roi_heads if build is faster_rcnn else student
+    assert limits.detections_per_img == 100
+    DetectionModule(student, CLASSES[:2], max_dets=250)
+    assert limits.detections_per_img == 250
 
 
 def test_perfect_predictions_give_one():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defeat.io.text import few
+from defeat.io.text import few, one_line
 from defeat.types import Annotations, Problem
+
+_log = logging.getLogger(__name__)
 
 MOST = 0.5
 """With more boxes than this out of their pictures or in the first pixel, the file as a whole is wrong."""
@@ -108,6 +111,27 @@ def _out(out: NDArray[np.bool_], order: str = "") -> Problem:
         "correct the boxes, or the width and height of the images",
         severe=False,
     )
+
+
+def crowding_problems(annotations: Annotations, max_dets: int) -> Iterator[Problem]:
+    """Tell of images with more objects than detections count for COCO's figures: AP cannot reach 1."""
+    counts = {record.path.name: int((~record.ignore).sum()) for record in annotations.records}
+    crowded = {name: count for name, count in counts.items() if count > max_dets}
+    if crowded:
+        fullest = max(crowded, key=lambda name: crowded[name])
+        yield Problem(
+            f"{len(crowded)} of {len(annotations.records)} images have more than {max_dets} objects, such as "
+            f"{fullest} with {crowded[fullest]}: the COCO figures count {max_dets} detections of an image "
+            "and class, and detectors give no more than that of an image",
+            f"raise evaluation.max_dets to {crowded[fullest]}",
+            severe=False,
+        )
+
+
+def log_problems(source: str, problems: Iterable[Problem]) -> None:
+    """Warn of each problem in a line of its own."""
+    for problem in problems:
+        _log.warning("%s", one_line(f"{source}: {problem.cause}: {problem.remedy}"))
 
 
 def class_problems(annotations: Annotations, *, trained: bool) -> Iterator[Problem]:

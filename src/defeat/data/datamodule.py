@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -12,7 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from defeat.data.checks import class_problems
+from defeat.data.checks import class_problems, log_problems
 from defeat.data.dataset import DetectionDataset, Transforms, collate, drop_undecodable
 from defeat.data.error_policy import OnError, check_on_error
 from defeat.data.exif import Exif, check_exif, decide_exif
@@ -21,10 +20,7 @@ from defeat.data.fingerprint import fingerprint
 from defeat.data.loader import POLL_SECONDS, WatchedDataLoader, keep_out_of_signals
 from defeat.data.sampler import TrainingSampler, orientations
 from defeat.errors import ConfigError, DataError
-from defeat.io.text import one_line
-from defeat.types import Annotations, Batch, Record
-
-_log = logging.getLogger(__name__)
+from defeat.types import Annotations, Batch, Problem, Record
 
 Split = Literal["train", "val", "test"]
 
@@ -103,7 +99,7 @@ class DetectionDataModule(LightningDataModule):
         _check_least(1, limit_train=limit_train, limit_val=limit_val)
         self.annotations: dict[Split, Annotations] = {}
         self._read_before: dict[Split, Annotations] = {}
-        self._told: set[str] = set()
+        self._told: set[Problem] = set()
         self._readers: dict[Split, Callable[..., Annotations] | None] = {
             "train": train,
             "val": val,
@@ -230,10 +226,8 @@ class DetectionDataModule(LightningDataModule):
 
     def _warn(self, annotations: Annotations) -> None:
         """Tell once what is probably wrong, also where several splits have it."""
-        for problem in annotations.problems:
-            if problem.cause not in self._told:
-                _log.warning("%s", one_line(f"{annotations.source}: {problem.cause}: {problem.remedy}"))
-            self._told.add(problem.cause)
+        log_problems(annotations.source, [p for p in annotations.problems if p not in self._told])
+        self._told.update(annotations.problems)
 
     @cached_property
     def _groups(self) -> Tensor | None:

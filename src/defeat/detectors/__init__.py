@@ -3,6 +3,7 @@
 from defeat.detectors.builders import faster_rcnn, fcos, retinanet
 from defeat.detectors.capture import Captured, DetectorSpec, Level, capture, inspect_detector
 from defeat.detectors.create import Detector, create_detector
+from defeat.detectors.detection_limit import allow_detections
 from defeat.detectors.frozen_teacher import FrozenTeacher
 from defeat.detectors.loading import LoadReport, load_backbone_weights, load_detector_weights
 from defeat.detectors.weights import WeightFile, read_weights
@@ -15,6 +16,7 @@ __all__ = [
     "Level",
     "LoadReport",
     "WeightFile",
+    "allow_detections",
     "capture",
     "create_detector",
     "faster_rcnn",

@@ -27,13 +27,20 @@ Backend = Literal["faster_coco_eval", "pycocotools"]
 
 DEFAULT_BACKEND: Backend = "faster_coco_eval"
 
+DEFAULT_MAX_DETS = 100
+"""COCO's own limit."""
+
+FEWER_DETECTIONS = (1, 10)
+"""The numbers of detections that AR1 and AR10 are about."""
+
 _ENGINES: Mapping[Backend, tuple[type[Any], type[Any]]] = {
     "faster_coco_eval": (faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster),
     "pycocotools": (COCO, COCOeval),
 }
 """The data set and the evaluator of each engine; both have pycocotools' interface."""
 
-# Sizes of an evaluator's results: IoU thresholds 0.5, 0.55, ..., recalls, areas, and 1, 10, 100 detections.
+# Sizes of an evaluator's results: IoU thresholds 0.5, 0.55, ..., recalls, areas, and 1, 10, max_dets
+# detections.
 _THRESHOLDS, _RECALLS, _AREAS, _MAX_DETECTIONS = 10, 101, 4, 3
 _ALL, _SMALL, _MEDIUM, _LARGE = range(_AREAS)
 
@@ -42,7 +49,7 @@ class _Curves(NamedTuple):
     """The values that the metrics are means of; -1 where there is no ground truth to measure by."""
 
     precision: NDArray[np.float64]
-    """(K, 10, 101, 4) by class, IoU threshold, recall and area, with at most 100 detections."""
+    """(K, 10, 101, 4) by class, IoU threshold, recall and area, with at most ``max_dets`` detections."""
     recall: NDArray[np.float64]
     """(K, 10, 4, 3) by class, IoU threshold, area and number of detections."""
 
@@ -58,12 +65,28 @@ def check_backend(name: object) -> Backend:
     return cast(Backend, name)
 
 
+def check_max_dets(number: object) -> int:
+    """Return ``number`` if COCO figures can be computed with it.
+
+    Raises:
+        ConfigError: it is no whole number of at least 10, which AR10 needs.
+    """
+    if not isinstance(number, int) or number < FEWER_DETECTIONS[-1]:
+        raise ConfigError(
+            f"evaluation.max_dets={number} must be a whole number of at least 10; COCO's is 100"
+        )
+    return number
+
+
 def coco_metrics(
-    images: Sequence[ImageResult], classes: Sequence[str], backend: Backend = DEFAULT_BACKEND
+    images: Sequence[ImageResult],
+    classes: Sequence[str],
+    backend: Backend = DEFAULT_BACKEND,
+    max_dets: int = DEFAULT_MAX_DETS,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Compute the COCO metrics (https://cocodataset.org/#detection-eval).
 
-    At most 100 detections count per image and class. Detections of equal score count in the order of
+    At most ``max_dets`` detections count per image and class. Detections of equal score count in the order of
     ``images``, then in their order within the image.
 
     The evaluator works on an object for each box, about 1 kB. It is given one class after the other, of which
@@ -73,12 +96,13 @@ def coco_metrics(
         images: any number of images, none twice.
         classes: K names; label i stands for ``classes[i - 1]``.
         backend: the engine; both give the same numbers, and pycocotools takes several times as long.
+        max_dets: all figures but AR1 and AR10 are of so many detections, also AR100.
 
     Returns:
         The value of each of the 12 keys, and the AP of each class name; nan where there is no ground truth
         to measure by.
     """
-    curves = _curves(images, len(classes), backend)
+    curves = _curves(images, len(classes), backend, max_dets)
     per_class = {
         name: _mean(precision[..., _ALL]) for name, precision in zip(classes, curves.precision, strict=True)
     }
@@ -104,7 +128,7 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(measured.mean()) if measured.size else math.nan
 
 
-def _curves(images: Sequence[ImageResult], classes: int, backend: Backend) -> _Curves:
+def _curves(images: Sequence[ImageResult], classes: int, backend: Backend, max_dets: int) -> _Curves:
     precision = np.full((classes, _THRESHOLDS, _RECALLS, _AREAS), -1.0)
     recall = np.full((classes, _THRESHOLDS, _AREAS, _MAX_DETECTIONS), -1.0)
     detections = _by_class([(image.boxes, image.labels, image.scores) for image in images], classes)
@@ -114,7 +138,7 @@ def _curves(images: Sequence[ImageResult], classes: int, backend: Backend) -> _C
     for label, (detected, true) in enumerate(zip(detections, truths, strict=True)):
         if len(true[0]):
             with pause_gc():
-                precision[label], recall[label] = _evaluate(detected, true, backend)
+                precision[label], recall[label] = _evaluate(detected, true, backend, max_dets)
     return _Curves(precision, recall)
 
 
@@ -135,7 +159,7 @@ def _by_class(images: Sequence[Sequence[Tensor]], classes: int) -> Iterator[_Col
 
 
 def _evaluate(
-    detections: _Columns, truths: _Columns, backend: Backend
+    detections: _Columns, truths: _Columns, backend: Backend, max_dets: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(10, 101, 4) precision and (10, 4, 3) recall of one class."""
     number, boxes, scores = detections
@@ -148,6 +172,7 @@ def _evaluate(
         evaluation = evaluator(
             _data_set(data_set(), images, true), _data_set(data_set(), images, detected), iouType="bbox"
         )
+        evaluation.params.maxDets = [*FEWER_DETECTIONS, max_dets]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"][:, :, 0, :, -1], evaluation.eval["recall"][:, 0]

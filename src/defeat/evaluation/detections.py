@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from defeat.errors import DataError, StorageError
+from defeat.evaluation.coco_metrics import DEFAULT_MAX_DETS
 from defeat.evaluation.image_result import ImageResult
 from defeat.io.atomic_write import replacing
 
@@ -32,6 +33,8 @@ class Detections(NamedTuple):
     """K names; label i stands for ``classes[i - 1]``."""
     step: int
     """Optimiser steps the detector had been trained for."""
+    max_dets: int = DEFAULT_MAX_DETS
+    """Detections that counted for the COCO metrics, of an image and class."""
 
 
 def write_detections(path: Path, detections: Detections) -> None:
@@ -52,7 +55,11 @@ def write_detections(path: Path, detections: Detections) -> None:
         "ignore": _join([image.ignore for image in images], torch.bool),
         "area": _join([image.area for image in images], torch.float64),
     }
-    about = {"classes": json.dumps(detections.classes), "step": str(detections.step)}
+    about = {
+        "classes": json.dumps(detections.classes),
+        "step": str(detections.step),
+        "max_dets": str(detections.max_dets),
+    }
     try:
         with replacing(path) as part:
             save_file(tensors, part, about)
@@ -70,7 +77,8 @@ def read_detections(path: Path) -> Detections:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        return Detections(_split(tensors), tuple(json.loads(about["classes"])), int(about["step"]))
+        most = int(about.get("max_dets", DEFAULT_MAX_DETS))  # older files do not say
+        return Detections(_split(tensors), tuple(json.loads(about["classes"])), int(about["step"]), most)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:

@@ -11,7 +11,14 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from defeat.evaluation.coco_metrics import DEFAULT_BACKEND, Backend, check_backend, coco_metrics
+from defeat.evaluation.coco_metrics import (
+    DEFAULT_BACKEND,
+    DEFAULT_MAX_DETS,
+    Backend,
+    check_backend,
+    check_max_dets,
+    coco_metrics,
+)
 from defeat.evaluation.evaluation import Evaluation
 from defeat.evaluation.image_result import ImageResult
 from defeat.evaluation.voc_metrics import voc_metrics
@@ -24,7 +31,10 @@ _LABEL = 4
 
 
 def evaluate_images(
-    images: Sequence[ImageResult], classes: Sequence[str], backend: Backend = DEFAULT_BACKEND
+    images: Sequence[ImageResult],
+    classes: Sequence[str],
+    backend: Backend = DEFAULT_BACKEND,
+    max_dets: int = DEFAULT_MAX_DETS,
 ) -> Evaluation:
     """Compute all metrics.
 
@@ -32,8 +42,9 @@ def evaluate_images(
         images: any number of images, none twice.
         classes: K names; label i stands for ``classes[i - 1]``.
         backend: the engine of the COCO metrics.
+        max_dets: detections that count for them, of an image and class.
     """
-    coco, per_class = coco_metrics(images, classes, backend)
+    coco, per_class = coco_metrics(images, classes, backend, max_dets)
     return Evaluation(coco=coco, per_class=per_class, voc=voc_metrics(images, classes), images=len(images))
 
 
@@ -51,9 +62,10 @@ class DetectionMetrics(Metric):
     Args:
         classes: K names; label i stands for ``classes[i - 1]``.
         backend: engine of the COCO metrics, ``faster_coco_eval`` or ``pycocotools``, with equal results.
+        max_dets: detections that count for them, of an image and class.
 
     Raises:
-        ConfigError: there is no such engine.
+        ConfigError: there is no such engine, or ``max_dets`` is below 10.
     """
 
     full_state_update = False
@@ -62,10 +74,13 @@ class DetectionMetrics(Metric):
     detections: list[Tensor]
     truths: list[Tensor]
 
-    def __init__(self, classes: Sequence[str], backend: str = DEFAULT_BACKEND) -> None:
+    def __init__(
+        self, classes: Sequence[str], backend: str = DEFAULT_BACKEND, max_dets: int = DEFAULT_MAX_DETS
+    ) -> None:
         super().__init__(dist_sync_fn=_gather)
         self.classes = tuple(classes)
         self.backend = check_backend(backend)
+        self.max_dets = check_max_dets(max_dets)
         self.computed: dict[int, ImageResult] = {}
         for name in ("images", "detections", "truths"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -102,7 +117,7 @@ class DetectionMetrics(Metric):
         What they were computed from stays in ``computed`` until the next call, by position in the data set.
         """
         self.computed = self._image_results()
-        return evaluate_images(list(self.computed.values()), self.classes, self.backend)
+        return evaluate_images(list(self.computed.values()), self.classes, self.backend, self.max_dets)
 
     def _check_labels(self, name: str, labels: Tensor) -> None:
         if labels.numel() > 0 and not 1 <= labels.min() <= labels.max() <= len(self.classes):

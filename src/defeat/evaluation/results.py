@@ -18,7 +18,7 @@ from torch import Tensor
 
 from defeat.data.fields import is_finite
 from defeat.errors import DataError
-from defeat.evaluation.coco_metrics import DEFAULT_BACKEND, check_backend
+from defeat.evaluation.coco_metrics import DEFAULT_BACKEND, DEFAULT_MAX_DETS, check_backend, check_max_dets
 from defeat.evaluation.evaluation import Evaluation
 from defeat.evaluation.image_result import to_image_result
 from defeat.evaluation.metrics import evaluate_images
@@ -70,19 +70,22 @@ def read_results(path: Path, annotations: Annotations) -> list[Prediction]:
     return [_prediction(of_image) for of_image in detections]
 
 
-def evaluate_results(annotations: Annotations, path: Path, backend: str = DEFAULT_BACKEND) -> Evaluation:
+def evaluate_results(
+    annotations: Annotations, path: Path, backend: str = DEFAULT_BACKEND, max_dets: int = DEFAULT_MAX_DETS
+) -> Evaluation:
     """Compute the metrics of a results file, as pycocotools would from the same two files.
 
     Args:
         annotations: the data set that the file is about.
         path: the results file.
         backend: engine of the COCO metrics, see :class:`defeat.evaluation.DetectionMetrics`.
+        max_dets: detections that count for them, of an image and class.
 
     Raises:
-        ConfigError: there is no such engine.
+        ConfigError: there is no such engine, or ``max_dets`` is below 10.
         DataError: see :func:`read_results`.
     """
-    engine = check_backend(backend)
+    engine, most = check_backend(backend), check_max_dets(max_dets)
     predictions = read_results(path, annotations)
     images = [
         (record.image_id, to_image_result(predictions[index], _target(record, index)))
@@ -90,7 +93,7 @@ def evaluate_results(annotations: Annotations, path: Path, backend: str = DEFAUL
     ]
     # pycocotools goes by image id, which decides between detections of equal score in different images.
     images.sort(key=lambda image: (isinstance(image[0], str), image[0]))
-    return evaluate_images([image for _, image in images], annotations.classes, engine)
+    return evaluate_images([image for _, image in images], annotations.classes, engine, most)
 
 
 class _Detection(NamedTuple):

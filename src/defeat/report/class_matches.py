@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from defeat.evaluation.average_precision import Bools, Floats
+from defeat.evaluation.coco_metrics import DEFAULT_MAX_DETS
 from defeat.evaluation.image_result import ImageResult
 from defeat.evaluation.matching import Integers, coco_overlaps, match_greedily, xywh
 
@@ -21,7 +22,6 @@ AREAS = ("all", "small", "medium", "large")
 _AREA_BOUNDS = np.array(
     [[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]]
 )  # square pixels, both included
-_MAX_DETECTIONS = 100  # of an image and class
 
 
 class ClassMatches(NamedTuple):
@@ -39,15 +39,18 @@ class ClassMatches(NamedTuple):
     """(I, A): number of ground truth boxes to find."""
 
 
-def match_classes(images: Sequence[ImageResult], classes: int) -> list[ClassMatches]:
+def match_classes(
+    images: Sequence[ImageResult], classes: int, max_dets: int = DEFAULT_MAX_DETS
+) -> list[ClassMatches]:
     """Match the detections of all images, class by class.
 
-    At most 100 detections count per image and class. Detections of equal score count in the order of
+    At most ``max_dets`` detections count per image and class. Detections of equal score count in the order of
     ``images``, then in their order within the image.
 
     Args:
         images: any number of images.
         classes: number of classes; the result is for the labels 1..K in order.
+        max_dets: as the metrics were computed with.
     """
     per_class: list[list[_ImageMatches]] = [[] for _ in range(classes)]
     positives = np.zeros((classes, len(images), len(AREAS)), dtype=np.int64)
@@ -55,7 +58,9 @@ def match_classes(images: Sequence[ImageResult], classes: int) -> list[ClassMatc
         overlap = coco_overlaps(image.boxes, image.true_boxes, image.ignore)  # (D, G)
         in_area = _in_areas(xywh(image.boxes)[:, 2:].prod(dim=1).numpy())  # (A, D)
         for label in np.union1d(image.labels, image.true_labels).tolist():
-            matches, positives[label - 1, position] = _match_image(position, image, overlap, in_area, label)
+            matches, positives[label - 1, position] = _match_image(
+                position, image, overlap, in_area, label, max_dets
+            )
             per_class[label - 1].append(matches)
     return [_join(matches, to_find) for matches, to_find in zip(per_class, positives, strict=True)]
 
@@ -76,10 +81,10 @@ def _best_first(image: ImageResult) -> ImageResult:
 
 
 def _match_image(
-    position: int, image: ImageResult, overlap: Floats, in_area: Bools, label: int
+    position: int, image: ImageResult, overlap: Floats, in_area: Bools, label: int, max_dets: int
 ) -> tuple[_ImageMatches, Integers]:
     """Match one class in one image, best first; also count the (A,) boxes that are to be found."""
-    detected = np.flatnonzero(image.labels.numpy() == label)[:_MAX_DETECTIONS]
+    detected = np.flatnonzero(image.labels.numpy() == label)[:max_dets]
     true = np.flatnonzero(image.true_labels.numpy() == label)
     crowd = image.ignore.numpy()[true]
     ignored = crowd | ~_in_areas(image.area.numpy()[true])  # (A, G)

@@ -131,8 +131,9 @@ def compare(
 
 def _run_figures(run: FinishedRun, weights: Counts) -> RunFigures:
     images, classes = list(run.detections.images.values()), run.detections.classes
-    coco, per_class = coco_metrics(images, classes)
-    resampled = resampled_figures(match_classes(images, len(classes)), weights)
+    coco, per_class = coco_metrics(images, classes, max_dets=run.detections.max_dets)
+    matches = match_classes(images, len(classes), run.detections.max_dets)
+    resampled = resampled_figures(matches, weights)
     return RunFigures(run, coco, per_class, tide(images, len(classes)), resampled)
 
 

@@ -156,6 +156,8 @@ def _differ(first: Detections, other: Detections) -> str | None:
         return f"classes ({', '.join(first.classes)}; {', '.join(other.classes)})"
     if first.images.keys() != other.images.keys():
         return f"images ({len(first.images)}; {len(other.images)})"
+    if first.max_dets != other.max_dets:
+        return f"numbers of detections (evaluation.max_dets; {first.max_dets}; {other.max_dets})"
     for index, image in first.images.items():
         if not _same_truth(image, other.images[index]):
             return f"boxes (first at image {index})"

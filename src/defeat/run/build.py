@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from defeat.config import build, build_factory, to_plain
 from defeat.data import DetectionDataModule
+from defeat.data.checks import crowding_problems, log_problems
 from defeat.detectors import Detector
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
@@ -54,6 +55,7 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: DetectionDataModule = build(config.data)
     data.setup("fit")
+    log_problems(data.read("val").source, crowding_problems(data.read("val"), config.evaluation.max_dets))
     student: Detector = build(config.student, classes=list(data.classes))
     teacher, distiller = _build_teacher(config, data.classes, student)
     if config.channels_last:
@@ -75,6 +77,7 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
         distiller=distiller,
         provenance=provenance,
         backend=config.evaluation.backend,
+        max_dets=config.evaluation.max_dets,
     )
     plain: dict[str, Any] = provenance["config"]
     return Run(plain, data, student, teacher, module, trainer, resumed.path if resumed else None)

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from defeat.errors import ConfigError
-from defeat.evaluation import check_backend
+from defeat.evaluation import check_backend, check_max_dets
 from defeat.run.hardware import check_hardware
 from defeat.run.provenance import check_no_run
 
@@ -31,6 +31,7 @@ def check_config(config: DictConfig) -> None:
     _check_precision(config)
     _check_callbacks(config)
     check_backend(config.evaluation.backend)
+    check_max_dets(config.evaluation.max_dets)
     check_hardware(config)
 
 

@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 
 from defeat.config import build, overlay, to_plain
 from defeat.data import DetectionDataModule, worker_errors
+from defeat.data.checks import crowding_problems, log_problems
 from defeat.detectors import WeightFile, read_weights
 from defeat.errors import ConfigError
-from defeat.evaluation import Evaluation, check_backend, evaluate_results
+from defeat.evaluation import DEFAULT_MAX_DETS, Evaluation, check_backend, check_max_dets, evaluate_results
 from defeat.run.checkpoint_detector import build_student
 from defeat.training.callbacks import KeepPredictions
 from defeat.training.module import DetectionModule
@@ -46,6 +47,7 @@ def evaluate(config: DictConfig) -> Evaluated:
     if config.split not in ("val", "test"):
         raise ConfigError(f"split={config.split} is neither val nor test")
     check_backend(config.evaluation.backend)
+    _max_dets(config)
     return _from_results(config) if config.results else _from_checkpoint(config)
 
 
@@ -54,7 +56,9 @@ def _from_results(config: DictConfig) -> Evaluated:
         raise ConfigError("results= needs the ground truth: add data=<name> and data.root=<folder>")
     data: DetectionDataModule = build(config.data)
     annotations = data.ground_truth(config.split)
-    evaluation = evaluate_results(annotations, Path(config.results), config.evaluation.backend)
+    most = _max_dets(config)
+    log_problems(annotations.source, crowding_problems(annotations, most))
+    evaluation = evaluate_results(annotations, Path(config.results), config.evaluation.backend, most)
     return Evaluated(evaluation, str(config.results), annotations, {}, 0)
 
 
@@ -62,8 +66,10 @@ def _from_checkpoint(config: DictConfig) -> Evaluated:
     file = read_weights(config.checkpoint, download=config.download, ema=config.ema)
     data = _data(config, file)
     student = build_student(file, data.classes, node=config.student)
-    module = DetectionModule(student, data.classes, backend=config.evaluation.backend)
+    most = _max_dets(config, file)
+    module = DetectionModule(student, data.classes, backend=config.evaluation.backend, max_dets=most)
     annotations = data.read(config.split)
+    log_problems(annotations.source, crowding_problems(annotations, most))
     keeper = KeepPredictions()
     trainer = _trainer(config, file, [keeper])
     loader = data.val_dataloader() if config.split == "val" else data.test_dataloader()
@@ -81,6 +87,15 @@ def _from_checkpoint(config: DictConfig) -> Evaluated:
 def _names_data(config: DictConfig) -> bool:
     """Whether a data set was chosen, rather than single keys of the checkpoint's, such as data.root."""
     return config.data is not None and "_target_" in config.data
+
+
+def _max_dets(config: DictConfig, file: WeightFile | None = None) -> int:
+    """Return what is configured; else what the checkpoint was validated with; else COCO's number."""
+    trained = file.config.get("evaluation") if file and file.config else None
+    in_training = trained.get("max_dets") if isinstance(trained, dict) else None
+    given = config.evaluation.max_dets
+    chosen = next((n for n in (given, in_training) if n is not None), DEFAULT_MAX_DETS)
+    return check_max_dets(chosen)
 
 
 def _data(config: DictConfig, file: WeightFile) -> DetectionDataModule:

@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.ops import FrozenBatchNorm2d
 
-from defeat.detectors import FrozenTeacher, capture
+from defeat.detectors import FrozenTeacher, allow_detections, capture
 from defeat.detectors.capture import Captured
 from defeat.distill import Distiller
-from defeat.evaluation import DEFAULT_BACKEND, DetectionMetrics, Evaluation
+from defeat.evaluation import DEFAULT_BACKEND, DEFAULT_MAX_DETS, DetectionMetrics, Evaluation
 from defeat.io.text import printable
 from defeat.seeds import Stream, derive_seed, seed_all
 from defeat.timing import phase
@@ -66,6 +66,8 @@ class DetectionModule(LightningModule):
         provenance: plain containers (configuration, class ids, the teacher's file and digest) that are
             stored in checkpoints under ``defeat``.
         backend: engine of the COCO metrics, see :class:`defeat.evaluation.DetectionMetrics`.
+        max_dets: detections that count for them, of an image and class; with more than COCO's 100 the student
+            gives so many in validation.
 
     Raises:
         ValueError: a distiller without a teacher, or the reverse.
@@ -83,6 +85,7 @@ class DetectionModule(LightningModule):
         distiller: Distiller | None = None,
         provenance: Mapping[str, Any] | None = None,
         backend: str = DEFAULT_BACKEND,
+        max_dets: int = DEFAULT_MAX_DETS,
     ) -> None:
         super().__init__()
         if (teacher is None) != (distiller is None):
@@ -91,7 +94,9 @@ class DetectionModule(LightningModule):
         self.teacher = teacher
         self.distiller = distiller
         self.classes = tuple(classes)
-        self.metrics = DetectionMetrics(classes, backend)
+        self.metrics = DetectionMetrics(classes, backend, max_dets)
+        if max_dets > DEFAULT_MAX_DETS:
+            allow_detections(student, max_dets)
         self.evaluation: Evaluation | None = None
         self.last_losses: dict[str, Tensor] = {}
         """Losses of the latest training batch of this process, detached; the last, ``loss``, is their sum."""

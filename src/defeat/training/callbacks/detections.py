@@ -47,5 +47,8 @@ class SaveDetections(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, unless this validation is a sanity check or stands alone."""
         if is_of_training(trainer) and trainer.is_global_zero and isinstance(pl_module, DetectionModule):
-            found = pl_module.metrics.computed
-            write_detections(self.path, Detections(found, pl_module.classes, trainer.global_step))
+            metrics = pl_module.metrics
+            write_detections(
+                self.path,
+                Detections(metrics.computed, pl_module.classes, trainer.global_step, metrics.max_dets),
+            )
