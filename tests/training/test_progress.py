@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from rich.console import Console
 
 from defeat.config import compose_config
 from defeat.run.train import train
+from defeat.training.callbacks import progress
 from defeat.training.callbacks.progress import ProgressBar, _free_to_read
 from tests.helpers.tiny import tiny
 
@@ -28,24 +31,48 @@ def test_the_bar_reads_a_gpus_losses_where_they_are_logged(
     assert _free_to_read(trainer, torch.device(device)) == free
 
 
-class Shown(ProgressBar):
-    """Keeps what it shows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shown: list[dict[str, Any]] = []
-
-    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
-        self.shown.append(super().get_metrics(trainer, pl_module))
-        return self.shown[-1]
+def run(tmp_path: Path, scenes: Path, bar: ProgressBar) -> dict[str, float]:
+    words = tiny(tmp_path, scenes, "~logger", "data.batch_size=2", steps=6)
+    return train(compose_config("train", ["+experiment=scenes_plain", *words]), [bar]).metrics
 
 
-def test_the_bar_shows_the_losses_the_speed_and_the_last_ap(scenes: Path, tmp_path: Path) -> None:
-    bar = Shown()
-    words = tiny(tmp_path, scenes, "~logger", steps=3)
-    outcome = train(compose_config("train", ["+experiment=scenes_plain", *words]), [bar])
-    last = bar.shown[-1]
-    assert {"loss", "loss_detection", "images_per_s", "val/AP", "left"} <= set(last)
-    assert last["loss"] == outcome.metrics["train/loss"]
-    assert last["images_per_s"] == outcome.metrics["train/images_per_s"]
-    assert not any(isinstance(value, Tensor) for value in last.values())
+def test_the_log_tells_the_steps_and_the_validations(
+    scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "defeat.training.callbacks.progress")
+    metrics = run(tmp_path, scenes, ProgressBar(seconds=0))
+    lines = [r.getMessage() for r in caplog.records if r.name == "defeat.training.callbacks.progress"]
+    steps = [line for line in lines if "validation" not in line]
+    assert [re.match(r"epoch (\d)/2 step (\d)/6", line).groups() for line in steps] == [  # type: ignore[union-attr]
+        ("1", "1"), ("1", "2"), ("1", "3"), ("1", "4"), ("2", "5"), ("2", "6")
+    ]  # fmt: skip
+    assert f"loss {metrics['train/loss']:.4g}, " in steps[-1]
+    assert "0:00:00 left" in steps[-1]
+    validations = [line for line in lines if "validation" in line]
+    assert len(validations) == 3
+    assert f"AP {metrics['val/AP']:.3f}, AP50 {metrics['val/AP50']:.3f}" in validations[-1]
+
+
+def test_lines_of_the_log_are_a_time_apart(
+    scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "defeat.training.callbacks.progress")
+    run(tmp_path, scenes, ProgressBar(seconds=3600))
+    assert sum("loss" in r.getMessage() for r in caplog.records if "progress" in r.name) == 1
+
+
+def test_a_terminal_of_80_columns_shows_one_line(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(progress, "Console", lambda: console)
+    bar = ProgressBar()
+    drawn = []
+    monkeypatch.setattr(bar, "_line", lambda *given: drawn.append(line(*given)) or drawn[-1])  # type: ignore[func-returns-value]
+    line = type(bar)._line.__get__(bar)
+    metrics = run(tmp_path, scenes, bar)
+    assert f"step 6/6 loss {metrics['train/loss']:.4g} AP {metrics['val/AP']:.3f}" in drawn[-1]
+    assert max(map(len, drawn)) + 9 <= 80  # beside a bar of 8 columns
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "epoch 1/2 step" in shown
