@@ -46,7 +46,6 @@ NAMES = (*RESNETS, *MOBILENETS)
 
 def fpn_backbone(
     name: str,
-    *,
     fpn_channels: int,
     returned_layers: Sequence[int],
     trainable_layers: int,

@@ -1,9 +1,32 @@
-"""Builders of the detectors that the configurations name; ``loading.py`` fills them with weights."""
+"""Builders of the detectors that the configurations name; ``loading.py`` fills them with weights.
+
+Parameter names are torchvision's, so that its weights load into ``backbone="resnet50"``. All builders take
+these arguments, beside torchvision's settings for sampling and filtering under its names:
+
+    num_classes: classes with background, as torchvision counts them.
+    backbone: see :data:`defeat.detectors.backbones.NAMES`.
+    fpn_channels: channels of every pyramid level and of the heads on it.
+    returned_layers: backbone stages under the pyramid, 1..4; further levels are added on top.
+    trainable_layers: of the 5 backbone parts, counted from the deepest.
+    norm: ``frozen``, ``batch`` or ``sync``.
+    stride_in_1x1: see :func:`defeat.detectors.backbones.fpn_backbone`.
+    min_size: length of the shorter image side in pixels; several values are drawn from in training and the
+        last one is used in evaluation.
+    max_size: bound on the longer side in pixels.
+    size_divisible: in pixels, a multiple of 32. A batch is padded to the next multiple of its longest sides,
+        so larger ones make fewer shapes, and every padded pixel costs as much as another: with 448 the 300
+        shapes of batches of 800 x 800 to 800 x 1333 become 4, at 1.4 times the pixels of 800 x 1066.
+
+They raise :class:`~defeat.errors.ConfigError` for what :func:`~defeat.detectors.backbones.fpn_backbone`
+refuses, a list of anchor sizes whose length is not the number of levels, and a ``size_divisible`` that is no
+multiple of 32.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -46,59 +69,29 @@ def faster_rcnn(
 ) -> FasterRCNN:
     """Build Faster R-CNN with FPN (Ren et al. 2015; Lin et al. 2017), levels of stride 4..64 by default.
 
-    Parameter names are torchvision's, so ``fasterrcnn_resnet50_fpn`` weights load into
-    ``backbone="resnet50"``.
-
     Args:
-        num_classes: classes with background, as torchvision counts them.
-        backbone: see :data:`defeat.detectors.backbones.NAMES`.
-        fpn_channels: channels of every pyramid level and of the RPN.
-        returned_layers: backbone stages under the pyramid; a pooled level is added on top.
-        trainable_layers: of the 5 backbone parts, counted from the deepest.
-        norm: ``frozen``, ``batch`` or ``sync``.
-        stride_in_1x1: see :func:`defeat.detectors.backbones.fpn_backbone`.
-        min_size: length of the shorter image side in pixels; several values are drawn from in training
-            and the last one is used in evaluation.
-        max_size: bound on the longer side in pixels.
-        size_divisible: in pixels, a multiple of 32. A batch is padded to the next multiple of its longest
-            sides, so larger ones make fewer shapes, and every padded pixel costs as much as another: with 448
-            the 300 shapes of batches of 800 x 800 to 800 x 1333 become 4, at 1.4 times the pixels of
-            800 x 1066.
         anchor_sizes: pixels, one list per level; None means 8 x stride, one anchor size a level.
         aspect_ratios: height / width of the anchors.
         box_head_channels: width of the two fully connected layers of the box head.
 
-    The rest are torchvision's sampling and filtering settings under its names.
-
-    Raises:
-        ConfigError: see :func:`defeat.detectors.backbones.fpn_backbone`; or a list of anchor sizes whose
-            length is not the number of levels; or a ``size_divisible`` that is no multiple of 32.
+    The other arguments, and the errors that are raised, are those of all builders, see above.
     """
+    topmost = LastLevelMaxPool()
     body = fpn_backbone(
-        backbone,
-        fpn_channels=fpn_channels,
-        returned_layers=returned_layers,
-        trainable_layers=trainable_layers,
-        norm=norm,
-        stride_in_1x1=stride_in_1x1,
-        extra_blocks=LastLevelMaxPool(),
+        backbone, fpn_channels, returned_layers, trainable_layers, norm, stride_in_1x1, topmost
     )
     strides = _strides(returned_layers, extra=1)
+    pooled = [str(i) for i in range(len(returned_layers))]  # all maps but the topmost
     detector = FasterRCNN(
         body,
-        min_size=_sizes(min_size),
-        max_size=max_size,
-        size_divisible=_multiple(size_divisible),
+        **_transform(min_size, max_size, size_divisible),
         rpn_anchor_generator=_anchors(anchor_sizes or [(8 * s,) for s in strides], aspect_ratios, strides),
         rpn_pre_nms_top_n_train=rpn_pre_nms_top_n_train,
         rpn_pre_nms_top_n_test=rpn_pre_nms_top_n_test,
         rpn_post_nms_top_n_train=rpn_post_nms_top_n_train,
         rpn_post_nms_top_n_test=rpn_post_nms_top_n_test,
         rpn_batch_size_per_image=rpn_batch_size_per_image,
-        # The maps of the pyramid that are pooled from: all but the topmost.
-        box_roi_pool=ParallelRoIAlign(
-            [str(i) for i in range(len(returned_layers))], 7, 2, strides=strides[:-1]
-        ),
+        box_roi_pool=ParallelRoIAlign(pooled, 7, 2, strides=strides[:-1]),
         box_head=TwoMLPHead(fpn_channels * 7 * 7, box_head_channels),
         box_predictor=FastRCNNPredictor(box_head_channels, num_classes),
         box_batch_size_per_image=box_batch_size_per_image,
@@ -132,32 +125,21 @@ def retinanet(
     """Build RetinaNet (Lin et al. 2017), levels of stride 8..128 by default.
 
     Args:
-        num_classes: classes with background, as torchvision counts them.
         anchor_sizes: pixels, one list per level; None means 4 x stride in three steps of a third octave.
         detections_per_img: 100 is what COCO counts; torchvision's own default is 300.
 
-    The other arguments are those of :func:`faster_rcnn` and torchvision's filtering settings.
-
-    Raises:
-        ConfigError: as :func:`faster_rcnn`.
+    The other arguments, and the errors that are raised, are those of all builders, see above.
     """
+    topmost = LastLevelP6P7(fpn_channels, fpn_channels)
     body = fpn_backbone(
-        backbone,
-        fpn_channels=fpn_channels,
-        returned_layers=returned_layers,
-        trainable_layers=trainable_layers,
-        norm=norm,
-        stride_in_1x1=stride_in_1x1,
-        extra_blocks=LastLevelP6P7(fpn_channels, fpn_channels),
+        backbone, fpn_channels, returned_layers, trainable_layers, norm, stride_in_1x1, topmost
     )
     strides = _strides(returned_layers, extra=2)
     octaves = [[int(4 * s * 2 ** (i / 3)) for i in range(3)] for s in strides]
     detector = RetinaNet(
         body,
         num_classes,
-        min_size=_sizes(min_size),
-        max_size=max_size,
-        size_divisible=_multiple(size_divisible),
+        **_transform(min_size, max_size, size_divisible),
         anchor_generator=_anchors(anchor_sizes or octaves, aspect_ratios, strides),
         score_thresh=score_thresh,
         nms_thresh=nms_thresh,
@@ -202,26 +184,16 @@ def fcos(
         center_sampling_radius: how far from a box's centre its cells may lie, in those sizes.
         score_thresh: on the square root of class score x centre-ness, hence higher than others'.
 
-    The other arguments are those of :func:`faster_rcnn` and torchvision's filtering settings.
+    The other arguments are those of all builders, see above.
 
     Raises:
-        ConfigError: as :func:`faster_rcnn`; or channels that do not divide into groups, more than one size on
+        ConfigError: as all builders; or channels that do not divide into groups, more than one size on
             a level, or sizes that leave a gap between levels.
     """
-    # A group of one channel has nothing to normalise on a level of one cell: torch refuses it there.
-    if fpn_channels % GROUPS or fpn_channels < 2 * GROUPS:
-        raise ConfigError(
-            f"fpn_channels={fpn_channels}: FCOS normalises its head in {GROUPS} groups of several channels, "
-            f"give a multiple of {GROUPS} from {2 * GROUPS} on"
-        )
+    _check_groups(fpn_channels)
+    topmost = LastLevelP6P7(fpn_channels, fpn_channels)
     body = fpn_backbone(
-        backbone,
-        fpn_channels=fpn_channels,
-        returned_layers=returned_layers,
-        trainable_layers=trainable_layers,
-        norm=norm,
-        stride_in_1x1=stride_in_1x1,
-        extra_blocks=LastLevelP6P7(fpn_channels, fpn_channels),
+        backbone, fpn_channels, returned_layers, trainable_layers, norm, stride_in_1x1, topmost
     )
     strides = _strides(returned_layers, extra=2)
     sizes = anchor_sizes or [(s,) for s in strides]
@@ -230,9 +202,7 @@ def fcos(
     detector = FCOS(
         body,
         num_classes,
-        min_size=_sizes(min_size),
-        max_size=max_size,
-        size_divisible=_multiple(size_divisible),
+        **_transform(min_size, max_size, size_divisible),
         anchor_generator=anchors,
         center_sampling_radius=center_sampling_radius,
         score_thresh=score_thresh,
@@ -242,6 +212,15 @@ def fcos(
     )
     adapt_box_coders(detector)
     return detector
+
+
+def _check_groups(fpn_channels: int) -> None:
+    """A group of one channel has nothing to normalise on a level of one cell: torch refuses it there."""
+    if fpn_channels % GROUPS or fpn_channels < 2 * GROUPS:
+        raise ConfigError(
+            f"fpn_channels={fpn_channels}: FCOS normalises its head in {GROUPS} groups of several channels, "
+            f"give a multiple of {GROUPS} from {2 * GROUPS} on"
+        )
 
 
 def _check_scales(sizes: Sizes) -> None:
@@ -262,17 +241,15 @@ def _strides(returned_layers: Sequence[int], extra: int) -> list[int]:
     return [2 ** (layer + 1) for layer in (*returned_layers, *range(deepest + 1, deepest + 1 + extra))]
 
 
-def _sizes(min_size: int | Sequence[int]) -> tuple[int, ...]:
-    return (min_size,) if isinstance(min_size, int) else tuple(min_size)
-
-
-def _multiple(size_divisible: int) -> int:
-    """Levels whose cells would cover no whole number of pixels have their anchors beside the features."""
+def _transform(min_size: int | Sequence[int], max_size: int, size_divisible: int) -> dict[str, Any]:
+    """Settings of torchvision's transform."""
+    # Levels whose cells would cover no whole number of pixels have their anchors beside the features.
     if size_divisible < 32 or size_divisible % 32:
         raise ConfigError(
             f"size_divisible={size_divisible}: give a multiple of 32, the stride of the deepest stage"
         )
-    return size_divisible
+    sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)
+    return {"min_size": sizes, "max_size": max_size, "size_divisible": size_divisible}
 
 
 def _anchors(sizes: Sizes, ratios: Sequence[float], strides: list[int]) -> Float32AnchorGenerator:
