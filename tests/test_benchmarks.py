@@ -232,7 +232,7 @@ RUNS: dict[str, list[str]] = {
 }
 """The smallest run of every script, in a folder of its own."""
 
-FAST = {"step.py", "memory.py", "losses.py"}
+FAST = {"memory.py"}
 NEEDS_PHOTOS = {"input.py", "teacher.py"}
 NOT_RUN = {"case.py", "measure.py", "torchdistill_step.py", "gradient_shares.py", "teacher_gradients.py"}
 """Parts of others; and hundreds of steps of training."""

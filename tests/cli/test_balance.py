@@ -23,7 +23,7 @@ WEIGHTS = ("object_weight", "background_weight")
 
 def words(run_dir: Path, scenes: Path, teacher: Path, *more: str, measured: bool = True) -> list[str]:
     every = [*tiny_teacher(teacher), *more]
-    return ["+experiment=scenes", *tiny(run_dir, scenes, *every, steps=4, measured=measured)]
+    return ["+experiment=scenes", *tiny(run_dir, scenes, *every, measured=measured)]
 
 
 def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -43,19 +43,18 @@ def loss_weights(config: DictConfig | dict[str, Any]) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def balanced(tmp_path_factory: pytest.TempPathFactory, scenes: Path, teacher: Path) -> Path:
-    """Run folder of a balanced run of four steps."""
+    """Run folder of a balanced run of two steps."""
     run_dir = tmp_path_factory.mktemp("balanced")
     asked = ["distiller.balance=gradient", "distiller.share=0.25", "distiller.shares={head_object: 1.5}"]
     train(compose_config("train", words(run_dir, scenes, teacher, *asked)))
     return run_dir
 
 
-@pytest.mark.parametrize("proposals", ["teacher", "student"])
 def test_a_run_ends_the_same_whether_it_was_measured_or_not(
-    proposals: str, scenes: Path, teacher: Path, tmp_path: Path
+    scenes: Path, teacher: Path, tmp_path: Path
 ) -> None:
     for name, measured in (("with", True), ("without", False)):
-        more = f"distiller.terms.head.proposals={proposals}"
+        more = "distiller.terms.head.proposals=teacher"  # which are drawn at random
         train(compose_config("train", words(tmp_path / name, scenes, teacher, more, measured=measured)))
         assert (tmp_path / name / "gradients.md").is_file() == measured
     assert equal(tmp_path / "with", tmp_path / "without")
@@ -104,7 +103,7 @@ def test_tensorboard_has_the_report_and_the_csv_log_has_its_own_columns_alone(ba
     with (balanced / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert not [column for column in rows[0] if column.startswith(("gradient", "share", "value"))]
-    assert [int(row["step"]) for row in rows if row["train/neck_object"]] == [0, 1, 2, 3]
+    assert [int(row["step"]) for row in rows if row["train/neck_object"]] == [0, 1]
 
 
 def test_the_words_printed_repeat_the_run(
@@ -136,20 +135,21 @@ def test_a_resumed_run_keeps_the_weights_of_its_checkpoint(
     balanced: Path, scenes: Path, teacher: Path, tmp_path: Path
 ) -> None:
     last = balanced / "checkpoints" / "last.ckpt"
-    more = ["distiller.balance=gradient", "distiller.share=7", f"ckpt_path={last}", "trainer.max_steps=6"]
+    more = ["distiller.balance=gradient", "distiller.share=7", f"ckpt_path={last}", "trainer.max_steps=3"]
     outcome = train(compose_config("train", words(tmp_path, scenes, teacher, *more)))
-    assert outcome.steps == 6
+    assert outcome.steps == 3
     config = OmegaConf.load(tmp_path / "config.yaml")
     assert loss_weights(config) == loss_weights(OmegaConf.load(balanced / "config.yaml"))  # type: ignore[arg-type]
     assert config.distiller.balance == "balanced"
     # measured where it began
-    assert (tmp_path / "gradients.md").read_bytes() == (balanced / "gradients.md").read_bytes()
+    for name in ("gradients.md", "gradients.csv"):
+        assert (tmp_path / name).read_bytes() == (balanced / name).read_bytes()
 
 
 def test_other_weights_on_a_resumed_run_are_mentioned(
     balanced: Path, scenes: Path, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    more = [f"ckpt_path={balanced}/checkpoints/last.ckpt", "trainer.max_steps=6"]
+    more = [f"ckpt_path={balanced}/checkpoints/last.ckpt", "trainer.max_steps=3"]
     train(compose_config("train", words(tmp_path, scenes, teacher, *more, measured=False)))
     assert re.search(r"loss weights differ .*distiller\.terms\.head\.object_weight \S+ -> 2,", caplog.text)
 

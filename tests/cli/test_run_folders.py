@@ -229,8 +229,8 @@ def test_to_look_makes_no_folder(words: list[str], start: Start, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("root", ["runs", "it's a=b,{c} \\"])
-def test_a_sweep_is_one_folder(root: str, start: Start, tmp_path: Path) -> None:
+def test_a_sweep_is_one_folder(start: Start, tmp_path: Path) -> None:
+    root = "it's a=b,{c} \\"
     sweep = ["-m", "seed=1,2", "output_root='" + root.replace("\\", "\\\\").replace("'", "\\'") + "'"]
     assert start(*sweep).status == 0
     sweeps = tmp_path / root / "sweeps"
@@ -291,8 +291,14 @@ def test_which_process_this_is(
     assert process_rank() == expected
 
 
-@pytest.mark.parametrize("environment", [TORCHRUN | {"RANK": "1"}, SRUN | {"SLURM_PROCID": "1"}])
-@pytest.mark.parametrize("words", [[], ["hydra.run.dir=there"], ["run_dir=there"]])
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (TORCHRUN | {"RANK": "1"}, []),
+        (TORCHRUN | {"RANK": "1"}, ["hydra.run.dir=there"]),
+        (SRUN | {"SLURM_PROCID": "1"}, ["run_dir=there"]),
+    ],
+)
 def test_a_further_process_makes_nothing_and_says_nothing(
     environment: dict[str, str],
     words: list[str],

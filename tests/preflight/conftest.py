@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,6 @@ def healthy(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Run:
 
 
 @pytest.fixture
-def built(tmp_path: Path, pictures: Path) -> Run:
+def built(healthy: Run) -> Run:
     """The same, for one test to spoil."""
-    return built_run(tmp_path, pictures)
+    return deepcopy(healthy)

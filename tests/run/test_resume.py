@@ -148,15 +148,6 @@ def test_a_finished_training_is_left_as_it_is(
     assert "is of a training that is over (2 steps); to go on raise trainer.max_steps" in caplog.text
 
 
-def test_the_start_of_a_resumed_run_is_kept(begun: Path, scenes: Path, teacher: Path, tmp_path: Path) -> None:
-    first = tmp_path / "first"
-    words = tiny(first, scenes, *tiny_teacher(teacher), measured=True)
-    train(compose_config("train", ["+experiment=scenes", *words]))
-    resume(first / "checkpoints" / "last.ckpt", tmp_path / "second", scenes, teacher)
-    for name in ("gradients.md", "gradients.csv"):
-        assert (tmp_path / "second" / name).read_bytes() == (first / name).read_bytes()
-
-
 def touch(path: Path, age: int) -> Path:
     path.parent.mkdir(parents=True)
     path.touch()

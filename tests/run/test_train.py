@@ -174,19 +174,6 @@ def test_a_resumed_run_knows_the_best_so_far(
     assert outcome.best.read_bytes() == (distilled / "checkpoints" / "best.ckpt").read_bytes()
 
 
-def test_resuming_from_last_goes_on_at_its_step(
-    distilled: Path, scenes: Path, teacher: Path, tmp_path: Path
-) -> None:
-    last = distilled / "checkpoints" / "last.ckpt"
-    overrides = tiny(tmp_path, scenes, *tiny_teacher(teacher), f"ckpt_path={last}", steps=6)
-    outcome = train(compose_config("train", ["+experiment=scenes", *overrides]))
-    assert outcome.steps == 6
-    loss = rows(tmp_path, "train/loss")
-    assert sorted(loss) == [0, 1, 2, 3, 4, 5]
-    before = rows(distilled, "train/loss")
-    assert {step: loss[step] for step in before} == before
-
-
 class SeeBatches(pl.Callback):
     """Keep what the training sees."""
 
@@ -197,7 +184,7 @@ class SeeBatches(pl.Callback):
         self.images += batch.images
 
 
-def test_a_plain_run_and_a_distilled_one_see_the_same_batches(
+def test_a_plain_run_and_a_distilled_one_begin_alike_and_see_the_same_batches(
     scenes: Path, teacher: Path, tmp_path: Path
 ) -> None:
     # On the teacher's proposals the distilled run draws more random numbers than its baseline.
@@ -207,49 +194,13 @@ def test_a_plain_run_and_a_distilled_one_see_the_same_batches(
         ("lesson", "scenes", [*tiny_teacher(teacher), "distiller.terms.head.proposals=teacher"]),
     ):
         watch = SeeBatches()
-        words = tiny(tmp_path / name, scenes, "~logger", *more, steps=6)
+        words = tiny(tmp_path / name, scenes, "~logger.tensorboard", *more, steps=3)
         train(compose_config("train", [f"+experiment={experiment}", *words]), [watch])
         seen.append(watch.images)
-    assert len(seen[0]) == len(seen[1]) == 24
+    assert len(seen[0]) == len(seen[1]) == 12
     assert all(map(torch.equal, *seen))
-
-
-def test_a_plain_run_and_a_distilled_one_begin_alike(scenes: Path, teacher: Path, tmp_path: Path) -> None:
-    plain = tiny(tmp_path / "plain", scenes, steps=1)
-    lesson = tiny(tmp_path / "lesson", scenes, *tiny_teacher(teacher), steps=1)
-    train(compose_config("train", ["+experiment=scenes_plain", *plain]))
-    train(compose_config("train", ["+experiment=scenes", *lesson]))
     first, second = (rows(tmp_path / name, "train/loss_detection")[0] for name in ("plain", "lesson"))
     assert first == second
-
-
-def test_same_seed_same_numbers(scenes: Path, tmp_path: Path) -> None:
-    found = []
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        overrides = tiny(tmp_path / name, scenes, f"seed={seed}")
-        train(compose_config("train", ["+experiment=scenes_plain", *overrides]))
-        found.append(rows(tmp_path / name, "train/loss"))
-    assert found[0] == found[1]
-    assert found[0] != found[2]
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        ["trainer.precision=bf16-mixed"],
-        ["trainer.gradient_clip_val=1.0", "trainer.accumulate_grad_batches=2", "data.batch_size=2"],
-        ["optim=sgd_1x"],
-        ["distiller.terms.head.proposals=teacher"],
-        ["distiller.schedule._target_=defeat.distill.schedules.up_down"],
-        ["distiller=neck"],
-        ["distiller=all_neck"],
-    ],
-)
-def test_variants_train(more: list[str], scenes: Path, teacher: Path, tmp_path: Path) -> None:
-    overrides = tiny(tmp_path, scenes, *tiny_teacher(teacher), *more)
-    outcome = train(compose_config("train", ["+experiment=scenes", *overrides]))
-    assert outcome.steps == 2
-    assert all(map(torch.isfinite, map(torch.tensor, rows(tmp_path, "train/loss").values())))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +249,7 @@ def test_what_cannot_be_resumed_exactly_is_refused(
 
 
 def test_without_checkpoint_callbacks_nothing_is_saved(scenes: Path, tmp_path: Path) -> None:
-    words = tiny(tmp_path, scenes, "callbacks.checkpoint=null", "callbacks.last=null")
+    words = tiny(tmp_path, scenes, "callbacks.checkpoint=null", "callbacks.last=null", "~logger", steps=1)
     assert train(compose_config("train", ["+experiment=scenes_plain", *words])).best is None
     assert not list(tmp_path.rglob("*.ckpt"))
 
