@@ -17,7 +17,10 @@ from defeat.detectors import read_weights
 from defeat.errors import ConfigError
 from defeat.visual import side_by_side
 
-QUICK = ("data.train.images=16", "data.val.images=6", "~callbacks.progress", "trainer.log_every_n_steps=1")
+QUICK = (
+    *("data.train.images=16", "data.val.images=6", "~callbacks.progress", "trainer.log_every_n_steps=1"),
+    *("preflight=off", "callbacks.measure=null"),
+)
 SMALL = f"overrides=[{','.join(map(repr, QUICK))}]"
 
 

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import doctest
 import math
 
 import pytest
 import torch
 
 from defeat.distill import Decoupled, Grids, decoupled_feature_loss, decoupled_kl, object_mask
-from defeat.distill.losses import maps, scores
 from tests.helpers.golden import BOXES, SHAPES, STRIDES, wave
 
 
@@ -92,8 +90,3 @@ def test_shapes_must_agree() -> None:
         decoupled_kl(torch.zeros(2, 3), torch.zeros(2, 4), torch.ones(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="disagree"):
         decoupled_kl(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(3, dtype=torch.bool))
-
-
-def test_examples_in_the_docstrings() -> None:
-    for module in (maps, scores):
-        assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0
