@@ -19,7 +19,7 @@ from defeat.visual import side_by_side
 
 QUICK = (
     *("data.train.images=16", "data.val.images=6", "~callbacks.progress", "trainer.log_every_n_steps=1"),
-    *("preflight=off", "callbacks.measure=null"),
+    *("preflight=off", "callbacks.measure.batches=2", "callbacks.measure.adapter_steps=5"),
 )
 SMALL = f"overrides=[{','.join(map(repr, QUICK))}]"
 
