@@ -19,7 +19,8 @@ from defeat.visual import side_by_side
 
 QUICK = (
     *("data.train.images=16", "data.val.images=6", "~callbacks.progress", "trainer.log_every_n_steps=1"),
-    *("preflight=off", "callbacks.measure.batches=2", "callbacks.measure.adapter_steps=5"),
+    *("data.batch_size=4", "preflight=off", "callbacks.measure.batches=1"),
+    "callbacks.measure.adapter_steps=2",
 )
 SMALL = f"overrides=[{','.join(map(repr, QUICK))}]"
 
@@ -35,7 +36,7 @@ def test_the_demo_leaves_table_pictures_curves_and_a_dashboard(
 
     monkeypatch.setattr("defeat.demo.results.side_by_side", count)
     here = tmp_path / "now"
-    words = [f"output={tmp_path}", f"run_dir={here}", "steps=4", "pictures=3", SMALL]
+    words = [f"output={tmp_path}", f"run_dir={here}", "steps=2", "pictures=3", SMALL]
     demo = run_demo(compose_config("demo", words), Console(width=100))
     assert [row.name for row in demo.rows] == ["teacher", "plain", "DeFeat"]
     teacher, plain, distilled = demo.rows
