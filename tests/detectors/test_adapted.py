@@ -13,10 +13,11 @@ from torchvision.models import resnet18
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from defeat.detectors import capture, create_detector, faster_rcnn, fcos, retinanet
-from defeat.detectors.adapted import HalfFrozenBatchNorm2d, adapt
+from defeat.detectors.adapted import HalfFrozenBatchNorm2d, PixelTransform, adapt
 
 HEIGHT, WIDTH = 64, 1333
 SIZE = {"min_size": HEIGHT, "max_size": WIDTH}
@@ -126,6 +127,19 @@ def test_builders_construct_what_adapt_puts_in(build: Callable[..., nn.Module]) 
     assert sum(issubclass(kind, torchvisions) for _, kind, _ in before) > 10
     adapt(detector)
     assert kinds(detector) == before
+
+
+@pytest.mark.parametrize("size", [(1, 65), (2, 640), (640, 1), (49, 49 * 64), (11, 640), (64, 64)])
+def test_of_the_longest_image_a_pixel_is_left(size: tuple[int, int]) -> None:
+    height, width = size
+    settings = (32, 64, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    image, box = torch.rand(3, height, width), torch.tensor([[0.0, 0.0, width, height]])
+    images, (target,) = PixelTransform(*settings)([image], [{"boxes": box}])
+    resized = images.image_sizes[0]
+    assert target["boxes"][0, 2:].tolist() == pytest.approx(resized[::-1])
+    assert 1 <= min(resized) <= max(resized) <= 64
+    if min(size) * 64 > max(size):  # torchvision can
+        assert torch.equal(images.tensors, GeneralizedRCNNTransform(*settings)([image])[0].tensors)
 
 
 def test_subclasses_of_others_stay() -> None:

@@ -32,7 +32,7 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from defeat.detectors.adapted import Float32AnchorGenerator, ParallelRoIAlign, adapt_box_coders
+from defeat.detectors.adapted import Float32AnchorGenerator, ParallelRoIAlign, adapt_inner_parts
 from defeat.detectors.backbones import Norm, fpn_backbone
 from defeat.errors import ConfigError
 
@@ -99,7 +99,7 @@ def faster_rcnn(
         box_nms_thresh=box_nms_thresh,
         box_detections_per_img=box_detections_per_img,
     )
-    adapt_box_coders(detector)
+    adapt_inner_parts(detector)
     return detector
 
 
@@ -146,7 +146,7 @@ def retinanet(
         detections_per_img=detections_per_img,
         topk_candidates=topk_candidates,
     )
-    adapt_box_coders(detector)
+    adapt_inner_parts(detector)
     return detector
 
 
@@ -210,7 +210,7 @@ def fcos(
         detections_per_img=detections_per_img,
         topk_candidates=topk_candidates,
     )
-    adapt_box_coders(detector)
+    adapt_inner_parts(detector)
     return detector
 
 

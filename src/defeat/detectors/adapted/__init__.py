@@ -11,6 +11,9 @@ AnchorGenerator       Float32AnchorGenerator      Anchors stay float32 where fea
                                                   is a multiple of 8.
 BoxCoder              Float32BoxCoder             Boxes are decoded in float32, likewise.     none known
 BoxLinearCoder        Float32BoxLinearCoder       The same for FCOS.                          none known
+GeneralizedRCNN-      PixelTransform              An image so long that nothing of its other  none known
+Transform                                         side is left is stretched first;
+                                                  torchvision fails.
 MultiScaleRoIAlign    ParallelRoIAlign            Scales are given; torchvision infers them   vision issues
                                                   from the first batch and keeps them. All    3747, 4935 and
                                                   cores of a CPU pool; torchvision uses one.  6619
@@ -20,7 +23,7 @@ In float32 all of them compute what torchvision does, bit for bit, and parameter
 of this project construct them. :func:`adapt` puts them into a detector that torchvision's own builders made.
 """
 
-from defeat.detectors.adapted.adapt import adapt, adapt_box_coders
+from defeat.detectors.adapted.adapt import adapt, adapt_inner_parts
 from defeat.detectors.adapted.float32_boxes import (
     Float32AnchorGenerator,
     Float32BoxCoder,
@@ -28,6 +31,7 @@ from defeat.detectors.adapted.float32_boxes import (
 )
 from defeat.detectors.adapted.frozen_batch_norm import HalfFrozenBatchNorm2d
 from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign
+from defeat.detectors.adapted.pixel_transform import PixelTransform
 
 __all__ = [
     "Float32AnchorGenerator",
@@ -35,6 +39,7 @@ __all__ = [
     "Float32BoxLinearCoder",
     "HalfFrozenBatchNorm2d",
     "ParallelRoIAlign",
+    "PixelTransform",
     "adapt",
-    "adapt_box_coders",
+    "adapt_inner_parts",
 ]

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from defeat.detectors.adapted.float32_boxes import (
@@ -19,6 +20,7 @@ from defeat.detectors.adapted.float32_boxes import (
 )
 from defeat.detectors.adapted.frozen_batch_norm import HalfFrozenBatchNorm2d
 from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign, set_strides
+from defeat.detectors.adapted.pixel_transform import PixelTransform
 from defeat.detectors.capture import capture_blank_image
 from defeat.io.text import one_line
 
@@ -37,12 +39,15 @@ def adapt(detector: nn.Module) -> None:
             replacement = _REPLACEMENTS.get(type(child))
             if replacement is not None:
                 setattr(parent, name, replacement(child))
-    adapt_box_coders(detector)
+    adapt_inner_parts(detector)
 
 
-def adapt_box_coders(detector: nn.Module) -> None:
-    """Replace torchvision's own box coders, which no detector takes as an argument, in place."""
-    for parent in detector.modules():
+def adapt_inner_parts(detector: nn.Module) -> None:
+    """Replace torchvision's own box coders and transform, which detectors make themselves, in place."""
+    for parent in list(detector.modules()):
+        transform: Any = getattr(parent, "transform", None)
+        if type(transform) is GeneralizedRCNNTransform:
+            parent.transform = _transform(transform)
         coder: Any = getattr(parent, "box_coder", None)
         if type(coder) is BoxCoder:
             parent.box_coder = Float32BoxCoder(coder.weights, coder.bbox_xform_clip)
@@ -85,6 +90,20 @@ def _anchor_generator(generator: AnchorGenerator) -> Float32AnchorGenerator:
     adapted = Float32AnchorGenerator(generator.sizes, generator.aspect_ratios)
     adapted.cell_anchors = generator.cell_anchors
     adapted.training = generator.training
+    return adapted
+
+
+def _transform(transform: GeneralizedRCNNTransform) -> PixelTransform:
+    adapted = PixelTransform(
+        transform.min_size,
+        transform.max_size,
+        transform.image_mean,
+        transform.image_std,
+        transform.size_divisible,
+        transform.fixed_size,
+        _skip_resize=transform._skip_resize,
+    )
+    adapted.training = transform.training
     return adapted
 
 
