@@ -80,30 +80,34 @@ def test_values_of_another_type_than_their_defaults(word: str, expected: str, sc
     assert value in line
 
 
+RIGHT = [
+    "trainer.devices=auto",
+    "trainer.deterministic=warn",
+    "trainer.precision=32",
+    "trainer.max_epochs=null",
+    "trainer.val_check_interval=0.5",
+    "optim.optimizer.lr=1",
+    "student.model.min_size=[480,512]",
+    "data.val_batch_size=null",
+    "callbacks.progress=null",
+    "distiller.terms.backbone=null",
+    "student.weights=null",
+    "callbacks.measure=null",
+    "name=${output_root}",
+]
+
+
 @pytest.mark.parametrize(
-    "word",
+    ("choices", "values"),
     [
-        "trainer.devices=auto",
-        "trainer.devices=[0,1]",
-        "trainer=ddp trainer.devices=2",
-        "trainer.deterministic=warn",
-        "trainer.precision=32",
-        "trainer.max_epochs=null",
-        "trainer.val_check_interval=0.5",
-        "optim.optimizer.lr=1",
-        "student.model.min_size=[480,512]",
-        "data.val_batch_size=null",
-        "callbacks.progress=null",
-        "~callbacks.progress",
-        "distiller.terms.backbone=null",
-        "student.weights=null",
-        "callbacks.measure=null",
-        "name=${output_root}",
+        ([], RIGHT),
+        ([], ["trainer.devices=[0,1]", "~callbacks.progress"]),
+        (["trainer=ddp"], ["trainer.devices=2"]),
     ],
 )
-def test_types_that_are_right_beside_the_default(word: str) -> None:
-    *choices, value = ["+experiment=scenes", "run_dir=x", *word.split()]
-    check_types(compose_config("train", [*choices, value]), compose_config("train", choices))
+def test_types_that_are_right_beside_the_default(choices: list[str], values: list[str]) -> None:
+    common = ["+experiment=scenes", "run_dir=x", *choices]
+    check_types(compose_config("train", [*common, *values]), compose_config("train", common))
 
 
 @pytest.mark.parametrize(
