@@ -57,9 +57,9 @@ def adapt_inner_parts(detector: nn.Module) -> None:
 
 def _set_scales(detector: nn.Module) -> None:
     """Give torchvision's own RoIAligns the strides of the maps that they pool from, measured once."""
-    for rcnn in detector.modules():
+    for rcnn in (module for module in detector.modules() if isinstance(module, GeneralizedRCNN)):
         pools = [pool for pool in rcnn.modules() if isinstance(pool, MultiScaleRoIAlign)]
-        if not isinstance(rcnn, GeneralizedRCNN) or all(isinstance(pool, ParallelRoIAlign) for pool in pools):
+        if all(isinstance(pool, ParallelRoIAlign) for pool in pools):  # of a builder of this project
             continue
         try:
             captured = capture_blank_image(rcnn)
