@@ -188,6 +188,16 @@ def test_what_makes_the_file_ambiguous_is_never_skipped(coco, on_error, group, c
     assert str(caught.value).startswith(f"{coco.file}: {message}")
 
 
+def test_a_category_named_like_another_is_left_out_if_it_owns_nothing(coco) -> None:
+    coco.content["categories"].insert(0, {"id": 0, "name": "dog", "supercategory": "none"})
+    for _ in range(2):
+        data = read_coco(*coco.write())
+        assert (data.classes, data.class_ids) == (("dog", "cat"), (3, 18))
+        assert data.records[0].labels.tolist() == [1, 2]
+        assert data.counts == {"categories left out, without annotations and named like another": 1}
+        coco.content["categories"].reverse()
+
+
 def test_ids_written_differently_are_the_same_id(coco) -> None:
     coco.content["images"][2]["id"] = 7.0
     with pytest.raises(DataError, match=r"images\[2\] \(id 7\.0\): id 7 is given twice"):

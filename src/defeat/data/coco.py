@@ -77,7 +77,7 @@ def read_coco(
     policy = ErrorPolicy(str(file), on_error)
     names = None if classes is None else check_classes(classes)
     content, plain = _load(file, policy)
-    by_id = _categories(content, policy)
+    by_id = _categories(content, plain, policy)
     if names is None:
         names = tuple(by_id[category] for category in sorted(by_id))
     images, positions = _images(content, folder, policy)
@@ -121,10 +121,13 @@ def _parse(path: Path, hook: Callable[[dict[str, Any]], object], policy: ErrorPo
         policy.fatal(f"is not valid JSON: {error}")
 
 
-def _categories(content: dict[str, Any], policy: ErrorPolicy) -> dict[int, str]:
-    """Return the names by category id. Nothing can be skipped here: a label must mean one thing."""
+def _categories(content: dict[str, Any], plain: PlainRows, policy: ErrorPolicy) -> dict[int, str]:
+    """Return the names by category id. Nothing can be skipped here: a label must mean one thing.
+
+    Of two categories of one name that which owns no annotation is left out, such as Roboflow's root category.
+    """
     by_id: dict[int, str] = {}
-    names: set[str] = set()
+    id_of: dict[str, int] = {}
     for position, item in enumerate(content["categories"]):
         try:
             category, name = whole(item, "id"), text(item, "name")
@@ -132,13 +135,23 @@ def _categories(content: dict[str, Any], policy: ErrorPolicy) -> dict[int, str]:
             policy.fatal(f"{_where('categories', position, item)}: {error}")
         if category in by_id:
             policy.fatal(f"{_where('categories', position, item)}: id {category} is given twice")
-        if name in names:
-            policy.fatal(f"{_where('categories', position, item)}: name {quote(name)} is given twice")
         by_id[category] = name
-        names.add(name)
+        other = id_of.setdefault(name, category)
+        if other != category:
+            used = _used_categories(content["annotations"], plain)
+            if {category, other} <= used:
+                policy.fatal(f"{_where('categories', position, item)}: name {quote(name)} is given twice")
+            id_of[name], unused = (category, other) if category in used else (other, category)
+            del by_id[unused]
+            policy.add({"categories left out, without annotations and named like another": 1})
     if not by_id:
         policy.fatal("its list 'categories' is empty; the classes come from there")
     return by_id
+
+
+def _used_categories(annotations: list[object], plain: PlainRows) -> set[float]:
+    odd = [item.get("category_id") for item in annotations if isinstance(item, dict)]
+    return {*plain.columns()["category_id"].tolist(), *(one for one in odd if isinstance(one, int | float))}
 
 
 def _class_ids(by_id: dict[int, str], names: tuple[str, ...]) -> tuple[int, ...]:
