@@ -114,6 +114,7 @@ def final(run_dir: Path) -> dict[str, Any]:
         name: {k: v for k, v in state.items() if k != "best_k_models"}  # scores by path
         for name, state in content["callbacks"].items()
     }
+    del content["defeat"]["run"]  # by which runs are told apart
     curves = content["curves"]
     for names in curves["names"]:  # speeds are not repeated
         names[:] = [name for name in names if name != "train/images_per_s"]

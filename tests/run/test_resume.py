@@ -7,13 +7,14 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from defeat.config import compose_config
-from defeat.errors import ConfigError
-from defeat.run.resume import find_checkpoint
+from defeat.errors import ConfigError, WeightsError
+from defeat.run.find_checkpoint import find_checkpoint
 from defeat.run.train import train
 from defeat.training.curves import Curves
 from tests.helpers.tiny import tiny, tiny_teacher
@@ -156,40 +157,113 @@ def test_a_finished_training_is_left_as_it_is(
     assert "is of a training that is over (2 steps); to go on raise trainer.max_steps" in caplog.text
 
 
-def touch(path: Path, age: int) -> Path:
+def saved(
+    path: Path, *, name: str = "a", run: dict[str, Any] | None = None, steps: int = 1, **config: Any
+) -> Path:
+    """Write what is read of a checkpoint; all files have the same time, as those of a restored copy."""
     path.parent.mkdir(parents=True)
-    path.touch()
-    os.utime(path, (1e9 - age, 1e9 - age))
+    place = {"epoch": 0, "batches": steps, "steps": steps, "validation_due": False}
+    made = {"config": {"name": name, **config}} | ({"run": run} if run else {})
+    torch.save({"place": place, "global_step": steps, "defeat": made}, path)
+    os.utime(path, (1e9, 1e9))
     return path
 
 
-def test_the_newest_run_of_a_name_is_found(tmp_path: Path) -> None:
-    runs = tmp_path / "runs" / "a"
-    touch(runs / "1" / "checkpoints" / "last.ckpt", 5)
-    newest = touch(runs / "0" / "checkpoints" / "last.ckpt", 3)
-    touch(tmp_path / "runs" / "b" / "checkpoints" / "last.ckpt", 0)
-    for asked in ("last", "auto"):
-        assert find_checkpoint(asked, runs, runs / "2", swept=False) == newest
-    empty = tmp_path / "runs" / "c"
-    assert find_checkpoint("auto", empty, empty / "0", swept=False) is None
-    with pytest.raises(ConfigError, match=r"ckpt_path=last: no run below .*c has a last.ckpt"):
-        find_checkpoint("last", empty, empty / "0", swept=False)
+def began(minute: int, *before: int) -> dict[str, Any]:
+    start = "2026-01-31T12:{:02}:00.000000+00:00".format
+    return {"started": start(minute), "resumed_from": [start(one) for one in before]}
+
+
+def found(folder: Path, asked: str = "last", *, name: str = "a", **config: Any) -> Path | None:
+    wanted = {
+        "ckpt_path": asked,
+        "output_root": str(folder),
+        "name": name,
+        "run_dir": str(folder / name / "now"),
+    }
+    return find_checkpoint(wanted | config, swept=False)
+
+
+def test_a_run_goes_on_from_its_own_name_alone(tmp_path: Path) -> None:
+    own = saved(tmp_path / "a" / "x" / "last.ckpt", run=began(1))
+    saved(tmp_path / "a" / "b" / "x" / "checkpoints" / "last.ckpt", name="a/b", run=began(2), steps=5)
+    assert found(tmp_path) == found(tmp_path, "auto") == own
+    assert found(tmp_path, name="a/") == own
+    saved(tmp_path / "c" / "x" / "last.ckpt", name="a")  # a folder that was copied under another name
+    assert found(tmp_path, "auto", name="c") is None
+    with pytest.raises(ConfigError, match=r"c has no last.ckpt of the name 'c' \(there are some of 'a'\)"):
+        found(tmp_path, name="c")
     with pytest.raises(ConfigError, match="ckpt_path=gone: no such file"):
-        find_checkpoint("gone", runs, runs / "2", swept=False)
+        found(tmp_path, "gone")
+
+
+def test_the_latest_run_is_the_one_that_began_last_unless_another_goes_on_from_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = tmp_path / "a"
+    saved(runs / "9" / "last.ckpt", run=began(1), steps=50)
+    second = saved(runs / "1" / "last.ckpt", run=began(2), steps=7)
+    with caplog.at_level(logging.INFO):
+        assert found(tmp_path) == second
+    assert f"goes on from {second}: step 7 of a run of 'a', which began at 2026-01-31T12:02" in caplog.text
+    later = saved(runs / "0" / "last.ckpt", run=began(0, 2), steps=9)  # by a clock that was put back
+    assert found(tmp_path) == later
+    further = saved(runs / "5" / "last.ckpt", run=began(0, 2), steps=11)  # a copy that was taken later
+    assert found(tmp_path) == further
+
+
+def test_of_several_runs_the_same_training_goes_on(tmp_path: Path) -> None:
+    own = saved(tmp_path / "a" / "0" / "last.ckpt", run=began(1), seed=0)
+    other = saved(tmp_path / "a" / "1" / "last.ckpt", run=began(2), seed=1)
+    assert found(tmp_path, seed=0) == own
+    assert found(tmp_path, seed=2) == other, "which is refused as another training"
+
+
+def test_runs_from_before_records_go_on_by_the_times_of_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = saved(tmp_path / "a" / "0" / "last.ckpt", steps=3)
+    saved(tmp_path / "a" / "1" / "last.ckpt", steps=5)
+    os.utime(old, (2e9, 2e9))
+    with caplog.at_level(logging.INFO):
+        assert found(tmp_path) == old
+    assert "the latest by the time of its file" in caplog.text
+    new = saved(tmp_path / "a" / "2" / "last.ckpt", run=began(1))
+    assert found(tmp_path) == new
+
+
+def test_what_cannot_be_read_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cut = tmp_path / "a" / "1" / "last.ckpt"
+    cut.parent.mkdir(parents=True)
+    cut.write_bytes(b"PK")
+    with pytest.raises(WeightsError, match=r"last\.ckpt"):
+        found(tmp_path, "auto")
+    other = saved(tmp_path / "a" / "0" / "last.ckpt")
+    assert found(tmp_path) == other
+    assert f"left out: {cut}" in caplog.text
 
 
 def test_a_job_of_a_sweep_goes_on_from_itself_alone(tmp_path: Path) -> None:
-    sweep = tmp_path / "sweeps" / "now"
-    touch(sweep / "1" / "checkpoints" / "last.ckpt", 5)
-    again = touch(sweep / "1_2" / "checkpoints" / "last.ckpt", 3)
-    for other in ("11", "1_a", "1_2_3x"):
-        touch(sweep / other / "checkpoints" / "last.ckpt", 0)
-    runs = tmp_path / "runs"
-    touch(runs / "0" / "checkpoints" / "last.ckpt", 0)
-    assert find_checkpoint("auto", runs, sweep / "1_3", swept=True) == again
-    assert find_checkpoint("auto", runs, sweep / "2", swept=True) is None
-    with pytest.raises(ConfigError, match=r"ckpt_path=last: .*2 and what it was before has no last.ckpt"):
-        find_checkpoint("last", runs, sweep / "2", swept=True)
+    sweep = tmp_path / "sweep"
+    for folder, run, seed in (("0", 1, 0), ("1", 1, 1), ("1_2", 2, 1), ("11", 9, 11)):
+        saved(
+            sweep / folder / "checkpoints" / "last.ckpt",
+            run=began(run),
+            seed=seed,
+            run_dir=str(sweep / folder),
+        )
+
+    def job(folder: str, asked: str = "auto", **config: Any) -> str | None:
+        wanted = {"ckpt_path": asked, "name": "a", "run_dir": str(sweep / folder), **config}
+        path = find_checkpoint(wanted, swept=True)
+        return path and path.parts[-3]
+
+    assert job("1_3", seed=1) == "1_2"
+    assert job("0_2", seed=1) == "1_2", "the values came in another order"
+    assert job("1_3", seed=1, epochs=9) == "1_2", "its own number, with another length"
+    assert job("2", seed=2) is None
+    with pytest.raises(ConfigError, match=r"ckpt_path=last: .*sweep has no last.ckpt of this job"):
+        job("2", "last", seed=2)
 
 
 def test_curves_keep_rows_values_and_order() -> None:

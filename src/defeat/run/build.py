@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,9 +17,10 @@ from defeat.detectors import Detector
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
 from defeat.run.check import check_config, check_trainer
+from defeat.run.find_checkpoint import find_checkpoint
 from defeat.run.hardware import keep_freed_memory, laid_like_parameters, lay_channels_last, set_hardware
 from defeat.run.prepare_teacher import prepare_teacher
-from defeat.run.resume import Resumed, check_same, find_checkpoint, keep_weights, read_resumed
+from defeat.run.resume import Resumed, check_same, keep_weights, read_resumed
 from defeat.run.trainer import build_trainer
 from defeat.training.module import DetectionModule
 from defeat.training.run import Run
@@ -60,7 +61,7 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
     teacher, distiller = _build_teacher(config, data.classes, student)
     if config.channels_last:
         lay_channels_last(student.model, distiller)
-    provenance = _provenance(config, data, teacher, trainer.world_size)
+    provenance = _provenance(config, data, teacher, trainer.world_size, resumed)
     if resumed:
         check_same(resumed, {**provenance, "classes": list(data.classes)}, force=config.force_resume)
     # Not before the annotations are read, whose file takes more memory than what is kept of it.
@@ -84,8 +85,7 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
 
 
 def _resumed(config: DictConfig, *, swept: bool) -> Resumed | None:
-    runs = Path(config.output_root) / config.name
-    path = find_checkpoint(config.ckpt_path, runs, Path(config.run_dir), swept=swept)
+    path = find_checkpoint(to_plain(config), swept=swept)
     return read_resumed(path) if path else None
 
 
@@ -105,7 +105,11 @@ def _build_teacher(
 
 
 def _provenance(
-    config: DictConfig, data: DetectionDataModule, teacher: Detector | None, processes: int
+    config: DictConfig,
+    data: DetectionDataModule,
+    teacher: Detector | None,
+    processes: int,
+    resumed: Resumed | None,
 ) -> dict[str, Any]:
     """Collect, in plain containers, what the run's checkpoints say about how it was made."""
     return {
@@ -114,4 +118,12 @@ def _provenance(
         "teacher": {"source": teacher.source, "sha256": teacher.digest} if teacher else None,
         "data": data.fingerprints(),
         "order": data.order(processes),
+        "run": _identity(resumed),
     }
+
+
+def _identity(resumed: Resumed | None) -> dict[str, Any]:
+    """Tell the run from others, and which runs it goes on from, wherever its files are copied to."""
+    before = (resumed.provenance.get("run") or {}) if resumed else {}
+    chain = [*before.get("resumed_from", ()), *filter(None, [before.get("started")])]
+    return {"started": datetime.now(UTC).isoformat(timespec="microseconds"), "resumed_from": chain}

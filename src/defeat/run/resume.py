@@ -1,9 +1,8 @@
-"""Find the checkpoint that a run goes on from, and refuse one of another training."""
+"""Refuse to go on from a checkpoint of another training, and take over what the run before has written."""
 
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from defeat.config import to_plain
+from defeat.config import CONFIG, to_plain
 from defeat.detectors.weights import load_plain
 from defeat.distill import WeightKey, weight_keys
 from defeat.errors import ConfigError
@@ -52,45 +51,6 @@ SINCE = {"student.model.size_divisible": 32, "teacher.model.size_divisible": 32}
 RENAMED = {"optim.rate": "optim.lr_schedule"}
 """Keys of older checkpoints, by what they are called now."""
 
-LAST = "checkpoints/last.ckpt"
-
-
-def find_checkpoint(ckpt_path: str | None, runs: Path, run_dir: Path, *, swept: bool) -> Path | None:
-    """Resolve ``ckpt_path``: None, a file, ``last`` or ``auto``.
-
-    ``last`` is the newest ``last.ckpt`` of the runs of a name, or, in a sweep, of this job. ``auto`` is the
-    same where there is one, and a new start where there is none.
-
-    Args:
-        runs: the folder that holds the runs of the name, ``<output_root>/<name>``.
-        run_dir: of this run; a job of a sweep that is run again gets ``<run_dir>_2`` and so on.
-        swept: this run is a job of a sweep.
-
-    Raises:
-        ConfigError: there is no such checkpoint.
-    """
-    if ckpt_path is None:
-        return None
-    if ckpt_path not in ("last", "auto"):
-        if not Path(ckpt_path).is_file():
-            raise ConfigError(f"ckpt_path={ckpt_path}: no such file; give a checkpoint, `last` or `auto`")
-        return Path(ckpt_path)
-    found = _of_job(run_dir) if swept else list(runs.glob(f"**/{LAST}"))
-    if found:
-        return max(found, key=lambda path: path.stat().st_mtime)
-    if ckpt_path == "auto":
-        return None
-    where = f"{run_dir} and what it was before has no" if swept else f"no run below {runs} has a"
-    raise ConfigError(f"ckpt_path=last: {where} last.ckpt; leave ckpt_path out, or write `auto`")
-
-
-def _of_job(run_dir: Path) -> list[Path]:
-    """The last checkpoints of a sweep's job, of whichever time that it ran: ``7``, ``7_2``, ``7_3`` ..."""
-    job = re.sub(r"_\d+$", "", run_dir.name)
-    folders = run_dir.parent.iterdir() if run_dir.parent.is_dir() else ()
-    same = (folder for folder in folders if re.fullmatch(re.escape(job) + r"(_\d+)?", folder.name))
-    return [folder / LAST for folder in same if (folder / LAST).is_file()]
-
 
 class Resumed(NamedTuple):
     """A checkpoint that a run goes on from, without its tensors."""
@@ -101,7 +61,7 @@ class Resumed(NamedTuple):
 
 
 def read_resumed(path: Path) -> Resumed:
-    """Read a checkpoint of :func:`find_checkpoint`, as far as it says what it is of.
+    """Read a checkpoint as far as it says what it is of.
 
     Raises:
         ConfigError: it does not say how to resume it.
@@ -173,7 +133,9 @@ def check_same(resumed: Resumed, now: Mapping[str, Any], *, force: bool) -> None
 
 def take_over(checkpoint: Path, run_dir: Path) -> None:
     """Copy what the run that is resumed wrote at its start into the new run's folder."""
-    before = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    before = next(
+        (folder for folder in checkpoint.parents[:2] if (folder / CONFIG).is_file()), checkpoint.parent
+    )
     for name in FILES_OF_THE_START:
         if (before / name).is_file() and not (run_dir / name).exists():
             with replacing(run_dir / name) as part:
@@ -197,16 +159,28 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
     for part, name in (("data", "{} data"), ("order", "{}")):
         for key, value in now[part].items():
             pairs[name.format(key)] = ((before.get(part) or {}).get(key), value)
+    pairs |= config_differences(before.get("config") or {}, now["config"])
+    for what, (old, new) in pairs.items():
+        if old != new:
+            yield f"{what} {cut(str(old), 60)} -> {cut(str(new), 60)}"
+
+
+def config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the old and the new value of each key that makes two runs different trainings.
+
+    Args:
+        before: configuration of the run that is resumed.
+        now: configuration of this run.
+    """
     # Weights of losses may be changed on the way; that is warned of elsewhere.
-    weights = set(map(str, weight_keys(now["config"].get("distiller"))))
-    old_config, new_config = (dict(_flat(side.get("config"))) for side in (before, now))
+    weights = set(map(str, weight_keys(now.get("distiller"))))
+    old_config, new_config = (dict(flat_config(side)) for side in (before, now))
+    pairs = {}
     for key in sorted(old_config.keys() | new_config.keys()):
         if key.startswith(SAME) and not (key in weights or key.startswith(WEIGHTS)):
             old, new = old_config.get(key, SINCE.get(key)), new_config.get(key)
             pairs[key] = (_moved(old), _moved(new)) if key.endswith("._target_") else (old, new)
-    for what, (old, new) in pairs.items():
-        if old != new:
-            yield f"{what} {cut(str(old), 60)} -> {cut(str(new), 60)}"
+    return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
 
 
 def _identity(teacher: Mapping[str, Any] | None) -> Any:
@@ -219,11 +193,11 @@ def _moved(target: Any) -> Any:
     return target.rpartition(".")[2] if str(target).startswith("defeat.") else target
 
 
-def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys and values of the leaves, under the names that the keys have now."""
+def flat_config(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over the keys and values of the leaves, under the names that the keys have now."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             whole = f"{key}.{name}" if key else str(name)
-            yield from _flat(value, RENAMED.get(whole, whole))
+            yield from flat_config(value, RENAMED.get(whole, whole))
     else:
         yield key, node

@@ -14,14 +14,19 @@ from defeat.errors import WeightsError
 from defeat.io.text import one_line
 
 
-def load_plain(path: Path) -> Any:
-    """Unpickle a file of tensors and plain containers; raises like :func:`read_weights`."""
+def load_plain(path: Path, *, mapped: bool = False) -> Any:
+    """Unpickle a file of tensors and plain containers; raises like :func:`read_weights`.
+
+    Args:
+        path: the file.
+        mapped: leave tensors on the disk until they are used.
+    """
     _refuse_packed(path)
     try:
         with warnings.catch_warnings():
             # Of a newer pickle protocol: such a file is refused or read all the same.
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} refused: it is damaged, or holds more than tensors and plain containers and could run "
