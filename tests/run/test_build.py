@@ -36,6 +36,8 @@ UNREAD = [
     (["trainer.precision=16-true"], "take 16-mixed"),
     (["+trainer.overfit_batches=1"], "use data.limit_train"),
     (["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3"], "is no multiple of"),
+    (["seed=-1"], "seed=-1 must be"),
+    (["callbacks.checkpoint.monitor=val/AP_50"], "callbacks.checkpoint.monitor=val/AP_50 is none of"),
     (["callbacks=profile", "callbacks.profile.steps=0"], "callbacks.profile.steps must be"),
     (["callbacks.nonfinite.action=ignore"], "neither stop nor skip"),
     (["callbacks.measure.batches=0"], "batches must be at least 1"),

@@ -37,7 +37,7 @@ ALTERNATIVES: dict[str, tuple[type, ...]] = {
     "test": (NoneType,),
     "train_transforms": (NoneType,),
     "val_batch_size": (NoneType,),
-    "val_check_interval": (int, float),
+    "val_check_interval": (int, float, str, DictConfig),
     "version": (int,),
 }
 """Types that the last word of a key may have beside the type of its default."""

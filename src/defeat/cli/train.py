@@ -29,7 +29,6 @@ def run(config: DictConfig) -> float | None:
     from defeat.warning_filters import filter_warnings
 
     filter_warnings()
-    _check_metric(config.optimized_metric)
     try:
         outcome = train(config, swept=_in_sweep())
     except StoppedError as stopped:
@@ -47,16 +46,6 @@ def run(config: DictConfig) -> float | None:
 
 def _in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def _check_metric(name: str | None) -> None:
-    """Refuse a misspelt metric before the training rather than after it."""
-    from defeat.evaluation import COCO_KEYS, VOC_KEYS
-
-    figures = {f"val/{key}" for key in COCO_KEYS} | {f"val/voc_{key}" for key in VOC_KEYS}
-    if name is None or name in figures or name.startswith(("train/", "val/AP_class/")):
-        return
-    raise ConfigError(f"optimized_metric={name} is none of {', '.join(sorted(figures))}")
 
 
 def _metric(metrics: Mapping[str, float], name: str | None) -> float | None:

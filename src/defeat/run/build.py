@@ -16,7 +16,8 @@ from defeat.data.checks import crowding_problems, log_problems
 from defeat.detectors import Detector
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
-from defeat.run.check import check_config, check_trainer
+from defeat.run.check import check_config
+from defeat.run.check_trainer import check_trainer
 from defeat.run.find_checkpoint import find_checkpoint
 from defeat.run.hardware import keep_freed_memory, laid_like_parameters, lay_channels_last, set_hardware
 from defeat.run.prepare_teacher import prepare_teacher

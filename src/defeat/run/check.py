@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
-import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from defeat.errors import ConfigError
-from defeat.evaluation import check_backend, check_max_dets
+from defeat.evaluation import COCO_KEYS, VOC_KEYS, check_backend, check_max_dets
+from defeat.run.check_trainer import check_trainer_settings
 from defeat.run.hardware import check_hardware
 from defeat.run.provenance import check_no_run
 
@@ -27,6 +26,10 @@ def check_config(config: DictConfig) -> None:
     # Further processes find what the first one has begun.
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         check_no_run(Path(config.run_dir))
+    check_trainer_settings(config)
+    _check_metrics(config)
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed={config.seed} must be a whole number from 0 to {2**32 - 1}")
     _check_teacher(config)
     _check_precision(config)
     _check_callbacks(config)
@@ -81,40 +84,14 @@ def _check_callbacks(config: DictConfig) -> None:
         )
 
 
-def check_trainer(trainer: pl.Trainer, *, swept: bool) -> None:
-    """Refuse what takes the order of the images, exact checkpoints, or the machine away.
-
-    Args:
-        trainer: as the run is to have it.
-        swept: the run is a job of a sweep.
-
-    Raises:
-        ConfigError: says which keys to change.
-    """
-    if cast(Any, trainer).overfit_batches:  # set by a connector, so untyped
-        raise ConfigError(
-            "trainer.overfit_batches replaces the order of the images: use data.limit_train=<images>"
-        )
-    interval, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
-    if isinstance(interval, int) and interval % accumulated:
-        raise ConfigError(
-            f"trainer.val_check_interval={interval} is no multiple of trainer.accumulate_grad_batches="
-            f"{accumulated}: validations would fall into the middle of a step, where nothing can be saved"
-        )
-    if swept:
-        _refuse_sweep_of_processes(trainer)
-
-
-def _refuse_sweep_of_processes(trainer: pl.Trainer) -> None:
-    """Lightning starts further processes by the same command line: each would begin the sweep again.
-
-    Lightning issues 11300 and 18175: outputs double, or the processes wait for each other for ever. Processes
-    that SLURM has started are there already.
-    """
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    outside = environment is not None and environment.creates_processes_externally
-    if trainer.world_size > 1 and not outside:
-        raise ConfigError(
-            "a sweep (-m) cannot start runs of several processes on this machine: give each value a command "
-            "of its own, sweep on SLURM (hydra/launcher=slurm), or with trainer.devices=1"
-        )
+def _check_metrics(config: DictConfig) -> None:
+    """Refuse misspelt metrics before the training rather than after it."""
+    nodes = {name: node for name, node in (config.callbacks or {}).items() if node}
+    if not all(str(node.get("_target_")).startswith(("defeat.", "lightning.")) for node in nodes.values()):
+        return  # a callback of the user's may log what it likes
+    asked = {f"callbacks.{name}.monitor": node.get("monitor") for name, node in nodes.items()}
+    figures = {f"val/{key}" for key in COCO_KEYS} | {f"val/voc_{key}" for key in VOC_KEYS}
+    for key, name in {"optimized_metric": config.optimized_metric, **asked}.items():
+        if name is None or name in figures or str(name).startswith(("train/", "val/AP_class/", "lr-")):
+            continue
+        raise ConfigError(f"{key}={name} is none of {', '.join(sorted(figures))}")

@@ -15,6 +15,7 @@ from defeat.data.checks import crowding_problems, log_problems
 from defeat.detectors import WeightFile, read_weights
 from defeat.errors import ConfigError
 from defeat.evaluation import DEFAULT_MAX_DETS, Evaluation, check_backend, check_max_dets, evaluate_results
+from defeat.run.check_trainer import check_trainer_settings
 from defeat.run.checkpoint_detector import build_student
 from defeat.training.callbacks import KeepPredictions
 from defeat.training.module import DetectionModule
@@ -46,6 +47,9 @@ def evaluate(config: DictConfig) -> Evaluated:
         raise ConfigError("give either checkpoint=<weights of a detector> or results=<COCO results JSON>")
     if config.split not in ("val", "test"):
         raise ConfigError(f"split={config.split} is neither val nor test")
+    check_trainer_settings(config)
+    if config.trainer.get("limit_val_batches") == 0:
+        raise ConfigError("trainer.limit_val_batches=0 evaluates nothing: leave it out")
     check_backend(config.evaluation.backend)
     _max_dets(config)
     return _from_results(config) if config.results else _from_checkpoint(config)
@@ -118,7 +122,11 @@ def _trainer(config: DictConfig, file: WeightFile, callbacks: list[Callback]) ->
     trained = (file.config or {}).get("trainer") or {}
     precision = config.trainer.precision or trained.get("precision") or "32-true"
     trainer: pl.Trainer = build(
-        config.trainer, precision=precision, logger=False, callbacks=callbacks, enable_checkpointing=False
+        config.trainer,
+        precision=precision,
+        logger=False,
+        callbacks=callbacks,
+        enable_checkpointing=False,
     )
     if trainer.world_size > 1:
         raise ConfigError("an evaluation runs on one device: set trainer.devices=1")

@@ -38,7 +38,7 @@ class ImagesPerSecond(Callback):
         self._since = now
         self._images += len(batch.images) * trainer.world_size
         every: int = cast(Any, trainer).log_every_n_steps  # set by a connector, so untyped
-        if trainer.global_step % every == 0 and self._seconds > 0:
+        if every and trainer.global_step % every == 0 and self._seconds > 0:
             speed = self._images / self._seconds
             pl_module.log("train/images_per_s", speed, batch_size=1)
             self._images, self._seconds = 0, 0.0
