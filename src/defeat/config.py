@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from types import NoneType
+from typing import Any, cast, get_type_hints
 from unicodedata import normalize
 
 from hydra import compose, initialize_config_dir
@@ -25,6 +28,13 @@ from defeat.io.text import quote
 
 CONFIG = "config.yaml"
 """The presence of this file makes a folder a run's."""
+
+
+_OPTIONAL: Mapping[Any, tuple[type, ...]] = {
+    kind | None: (*accepted, NoneType)
+    for kind, accepted in ((int, (int,)), (float, (int, float)), (str, (str,)), (bool, (bool,)))
+}
+"""Annotations of arguments that may be null, and the types that they accept."""
 
 
 def conf_dir() -> Path:
@@ -97,6 +107,7 @@ def build(node: Any, **arguments: Any) -> Any:
         ConfigError: the target does not exist, or does not take these arguments; so too for what is called
             later (``_partial_``), in this node or below it.
     """
+    _check_types(node)
     try:
         built = _call(node, arguments) if arguments else instantiate(node)
     except (InstantiationException, OmegaConfBaseException) as error:
@@ -143,6 +154,24 @@ def build_factory(node: DictConfig) -> Callable[..., Any]:
     return factory
 
 
+def _check_types(node: Any) -> None:
+    """Refuse values of another type than the arguments of this package's functions whose default is null."""
+    if not OmegaConf.is_config(node):
+        return
+    for child in node.values() if isinstance(node, DictConfig) else node:
+        _check_types(child)
+    if not isinstance(node, DictConfig) or not str(node.get("_target_")).startswith("defeat."):
+        return
+    with suppress(ImportError, AttributeError, NameError):  # told where it is called
+        target: Any = pkgutil.resolve_name(node._target_)
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        for name in hints.keys() & node.keys():
+            kinds = _OPTIONAL.get(hints[name])
+            if kinds and not OmegaConf.is_missing(node, name) and type(node[name]) not in kinds:
+                wanted = str(hints[name]).replace("None", "null")
+                raise ConfigError(f"{node._get_full_key(name)} must be {wanted}, got {quote(node[name])}")
+
+
 def _check_partials(node: Any) -> None:
     """Refuse keys that a target has no argument for, where it is called later (``_partial_``)."""
     if not OmegaConf.is_config(node):
@@ -154,7 +183,12 @@ def _check_partials(node: Any) -> None:
         try:
             inspect.signature(pkgutil.resolve_name(node._target_)).bind_partial(**given)
         except TypeError as error:
-            raise ConfigError(f"{node._get_full_key(None)}: {node._target_} {error}") from error
+            key, unknown = (
+                node._get_full_key(None),
+                re.search(r"unexpected keyword argument '(\w+)'", str(error)),
+            )
+            hint = f"; ~{key}.{unknown[1]} leaves it out" if unknown else ""
+            raise ConfigError(f"{key}: {node._target_} {error}{hint}") from error
         except (ImportError, AttributeError, ValueError):  # no such target, or one in C without a signature
             return
 
@@ -163,12 +197,15 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     """Resolve all interpolations into dicts, lists and scalars, which are what a checkpoint may hold.
 
     Raises:
-        ConfigError: a text holds ``${`` all the same, which whoever reads it would resolve once more.
+        ConfigError: a value is nan, or a text holds a zero byte, or ``${`` all the same, which its reader
+            would resolve once more.
     """
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    for key, text in _texts(plain):
-        if "${" in text:
-            raise ConfigError(f"{key}={quote(text)}: no value can hold ${{; rename what it stands for")
+    for key, value in _leaves(plain):
+        if isinstance(value, str) and ("${" in value or "\0" in value):
+            raise ConfigError(f"{key}={quote(value)}: no value can hold ${{ or a zero byte")
+        if isinstance(value, float) and math.isnan(value):
+            raise ConfigError(f"{key}=nan: no value can be nan")
     return plain
 
 
@@ -183,13 +220,13 @@ def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return {**base, **changed}
 
 
-def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Keys and values of all texts in plain containers."""
-    if isinstance(node, str):
-        yield key, node
-    elif isinstance(node, dict | list):
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys and values of what plain containers hold."""
+    if isinstance(node, dict | list):
         for name, item in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _texts(item, f"{key}.{name}" if key else str(name))
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:

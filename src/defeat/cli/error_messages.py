@@ -73,13 +73,17 @@ def _explain(error: BaseException, config_name: str, words: Sequence[str]) -> st
 
 
 def _is_lightnings(error: BaseException) -> bool:
-    """Whether Lightning refuses its settings, by an error of its own or by a ValueError.
+    """Whether Lightning refuses its settings, by an error of its own or by a plain one.
 
     Nothing is imported for that: where Lightning has not been imported it has raised nothing.
     """
     if any(parent.__name__ == "MisconfigurationException" for parent in type(error).__mro__):
         return True
-    return isinstance(error, ValueError) and _raised_in(error).startswith("lightning.")
+    # A RuntimeError is what its callbacks say of a metric that nobody logs.
+    callback = isinstance(error, RuntimeError) and _raised_in(error).startswith(
+        "lightning.pytorch.callbacks."
+    )
+    return callback or (isinstance(error, ValueError) and _raised_in(error).startswith("lightning."))
 
 
 def _raised_in(error: BaseException) -> str:

@@ -47,13 +47,26 @@ NAMES = {"evaluation.backend": ("faster_coco_eval", "pycocotools"), "split": ("v
 
 TEXTS = (
     *("name", "monitor", "optimized_metric"),
-    *("checkpoint", "ckpt_path", "teacher", "weights", "backbone_weights", "results", "path", "filename"),
+    *(
+        "checkpoint",
+        "source",
+        "ckpt_path",
+        "teacher",
+        "weights",
+        "backbone_weights",
+        "results",
+        "path",
+        "filename",
+    ),
     *("root", "output", "output_root", "run_dir", "dir", "dirpath", "folder", "save_dir", "image_root"),
     *("annotation_file", "image_set"),
 )
 """Last words of the keys whose values are texts, most of them paths, whatever they look like."""
 
 SWEEP = ("-m", "--multirun")
+
+SET = ("name", "output_root", "run_dir", "output")
+"""Keys of texts that a run cannot do without."""
 
 REQUIRED = ("student", "data", "optim", "trainer")
 """Groups that a run cannot do without; null leaves the others out."""
@@ -165,7 +178,7 @@ def check_types(config: DictConfig, defaults: DictConfig, prefix: str = "") -> N
         elif key in NAMES and value not in NAMES[key]:
             raise ConfigError(f"{key}={value} is none of {', '.join(NAMES[key])}")
         elif not _fits(key, value, default):
-            hint = f": write {spelled(key, value)}" if isinstance(default, str) else ""
+            hint = f": write {spelled(key, value)}" if isinstance(default, str) and value is not None else ""
             shown = json.dumps(value, default=str)
             raise ConfigError(f"{key} must be {KINDS[type(default)]}, got {shown}{hint}")
 
@@ -179,4 +192,4 @@ def _fits(key: str, value: Any, default: Any) -> bool:
     if isinstance(default, DictConfig):
         return first not in REQUIRED
     # Lightning has a default of its own behind each setting of the trainer.
-    return first == "trainer" or isinstance(default, str | ListConfig)
+    return first == "trainer" or (isinstance(default, str | ListConfig) and key not in SET)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
+from defeat.render import print_line
 
 
 def main() -> None:
@@ -29,4 +30,4 @@ def run(config: DictConfig) -> None:
     console.print(predicted.summary().as_rich())
     if predicted.failed:
         console.print(f"{len(predicted.failed)} files could not be read; the log names them")
-    console.print(f"written to {config.run_dir}", soft_wrap=True, highlight=False, markup=False)
+    print_line(console, f"written to {config.run_dir}")

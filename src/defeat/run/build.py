@@ -16,7 +16,7 @@ from defeat.data.checks import crowding_problems, log_problems
 from defeat.detectors import Detector
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
-from defeat.run.check import check_config
+from defeat.run.check import check_config, check_metrics
 from defeat.run.check_trainer import check_trainer
 from defeat.run.find_checkpoint import find_checkpoint
 from defeat.run.hardware import keep_freed_memory, laid_like_parameters, lay_channels_last, set_hardware
@@ -57,6 +57,7 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: DetectionDataModule = build(config.data)
     data.setup("fit")
+    check_metrics(config, data.classes)
     log_problems(data.read("val").source, crowding_problems(data.read("val"), config.evaluation.max_dets))
     student: Detector = build(config.student, classes=list(data.classes))
     teacher, distiller = _build_teacher(config, data.classes, student)

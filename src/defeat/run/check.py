@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -9,9 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from defeat.errors import ConfigError
 from defeat.evaluation import COCO_KEYS, VOC_KEYS, check_backend, check_max_dets
+from defeat.io.text import few
 from defeat.run.check_trainer import check_trainer_settings
 from defeat.run.hardware import check_hardware
 from defeat.run.provenance import check_no_run
+from defeat.training.module import class_metric
 
 
 def check_config(config: DictConfig) -> None:
@@ -27,12 +30,12 @@ def check_config(config: DictConfig) -> None:
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         check_no_run(Path(config.run_dir))
     check_trainer_settings(config)
-    _check_metrics(config)
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed={config.seed} must be a whole number from 0 to {2**32 - 1}")
     _check_teacher(config)
     _check_precision(config)
     _check_callbacks(config)
+    check_metrics(config)
     check_backend(config.evaluation.backend)
     check_max_dets(config.evaluation.max_dets)
     check_hardware(config)
@@ -84,14 +87,30 @@ def _check_callbacks(config: DictConfig) -> None:
         )
 
 
-def _check_metrics(config: DictConfig) -> None:
-    """Refuse misspelt metrics before the training rather than after it."""
-    nodes = {name: node for name, node in (config.callbacks or {}).items() if node}
-    if not all(str(node.get("_target_")).startswith(("defeat.", "lightning.")) for node in nodes.values()):
-        return  # a callback of the user's may log what it likes
-    asked = {f"callbacks.{name}.monitor": node.get("monitor") for name, node in nodes.items()}
+def check_metrics(config: DictConfig, classes: Sequence[str] | None = None) -> None:
+    """Refuse misspelt metrics before the training rather than after it: ``optimized_metric`` and monitors.
+
+    Callbacks from elsewhere may log metrics of their own; where there is one, nothing is refused.
+
+    Args:
+        config: composed from conf/train.yaml.
+        classes: K class names; None where they are not known yet.
+
+    Raises:
+        ConfigError: with the key, and the metrics that there are.
+    """
+    callbacks = {key: node for key, node in (config.callbacks or {}).items() if OmegaConf.is_dict(node)}
+    if not all(
+        str(node.get("_target_")).startswith(("defeat.", "lightning.")) for node in callbacks.values()
+    ):
+        return
+    monitors = {f"callbacks.{key}.monitor": node.get("monitor") for key, node in callbacks.items()}
     figures = {f"val/{key}" for key in COCO_KEYS} | {f"val/voc_{key}" for key in VOC_KEYS}
-    for key, name in {"optimized_metric": config.optimized_metric, **asked}.items():
-        if name is None or name in figures or str(name).startswith(("train/", "val/AP_class/", "lr-")):
+    for key, name in {"optimized_metric": config.optimized_metric, **monitors}.items():
+        if name is None or name in figures or str(name).startswith(("train/", "lr-")):
             continue
-        raise ConfigError(f"{key}={name} is none of {', '.join(sorted(figures))}")
+        if str(name).startswith("val/AP_class/"):
+            if classes is None or name in map(class_metric, classes):
+                continue
+            figures = {class_metric(of) for of in classes}
+        raise ConfigError(f"{key}={name} is none of {few(sorted(figures), 30)}")

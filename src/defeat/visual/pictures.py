@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from defeat.types import Prediction
-from defeat.visual.boxes import class_colour, ink_on
+from defeat.visual.boxes import class_colour, class_label, ink_on
 
 
 def draw_prediction(image: Tensor, prediction: Prediction, classes: Sequence[str]) -> Image.Image:
@@ -29,7 +29,7 @@ def draw_prediction(image: Tensor, prediction: Prediction, classes: Sequence[str
     width, font = max(2, round(side / 300)), _font(max(10, round(side / 45)))
     draw = ImageDraw.Draw(picture)
     drawn = [
-        (box, class_colour(label), f"{classes[label - 1]} {score:.2f}")
+        (box, class_colour(label), f"{class_label(classes[label - 1])} {score:.2f}")
         for box, label, score in zip(
             prediction["boxes"].flip(0).tolist(),
             prediction["labels"].flip(0).tolist(),
