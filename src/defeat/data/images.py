@@ -79,6 +79,11 @@ def read_header(path: str | PathLike[str]) -> Header:
         return Header(image.size, _orientation(image))
 
 
+def read_size(path: str | PathLike[str]) -> tuple[int, int]:
+    """Return (width, height) in pixels, as stored; raises like :func:`read_image`."""
+    return read_header(path).size
+
+
 @contextmanager
 def _opened(path: str | PathLike[str]) -> Iterator[Image.Image]:
     """Open an image; whatever goes wrong within is an error of its file, and is raised as one."""
