@@ -37,6 +37,7 @@ UNREAD = [
     (["+trainer.overfit_batches=1"], "use data.limit_train"),
     (["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3"], "is no multiple of"),
     (["seed=-1"], "seed=-1 must be"),
+    (["+callbacks.find._target_=lightning.pytorch.callbacks.LearningRateFinder"], "callbacks.find: .* sweep"),
     (["callbacks.checkpoint.monitor=val/AP_50"], "callbacks.checkpoint.monitor=val/AP_50 is none of"),
     (["callbacks=profile", "callbacks.profile.steps=0"], "callbacks.profile.steps must be"),
     (["callbacks.nonfinite.action=ignore"], "neither stop nor skip"),

@@ -85,6 +85,12 @@ def _check_callbacks(config: DictConfig) -> None:
         raise ConfigError(
             f"ckpt_path={config.ckpt_path} cannot be resumed without callbacks.resume: leave it in"
         )
+    for name, node in (config.callbacks or {}).items():
+        if node and str(node.get("_target_")).endswith(("BatchSizeFinder", "LearningRateFinder")):
+            raise ConfigError(
+                f"callbacks.{name}: Lightning's finders set attributes that this module does not have: try "
+                "values by a sweep, such as -m optim.optimizer.lr=0.005,0.01,0.02"
+            )
 
 
 def check_metrics(config: DictConfig, classes: Sequence[str] | None = None) -> None:
