@@ -138,7 +138,7 @@ def test_types_that_are_right_beside_the_default(choices: list[str], values: lis
             ["trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=99"],
             ["val_check_interval", "99"],
         ),
-        (["ckpt_path=last"], ["ckpt_path=last: no run below "]),
+        (["ckpt_path=last"], ["ckpt_path=last: ", "no last.ckpt"]),
         (["optimized_metric=val/ap"], ["optimized_metric=val/ap ", "val/AP, "]),
     ],
 )
