@@ -230,3 +230,9 @@ def test_mobilenets_are_torchvisions_and_a_stage_is_its_last_block(make: Builder
             learns = stride > 2 ** (5 - layers)
             assert all(parameter.requires_grad == learns for parameter in block.parameters())
         assert [norm.eps for norm in body.modules() if isinstance(norm, FrozenBatchNorm2d)] == eps
+
+
+def test_resnet10_has_one_block_a_stage() -> None:
+    with torch.device("meta"):
+        body: Any = faster_rcnn(3, backbone="resnet10").backbone.body
+    assert [len(body[f"layer{stage}"]) for stage in (1, 2, 3, 4)] == [1, 1, 1, 1]
