@@ -47,7 +47,8 @@ def picture(folder: Path, orientation: int, size: tuple[int, int] = OBLONG, *, t
     image = Image.fromarray(np.ascontiguousarray(STORED[orientation](shown(size))))
     image.save(path, exif=exif)
     none = np.zeros(0)
-    return Record(path.stem, path, *(size if turned else image.size), none.reshape(0, 4), none, none, none)
+    sizes = size if turned else image.size
+    return Record(path.stem, path, *sizes, none.reshape(0, 4), none.astype(int), none.astype(bool), none)
 
 
 def annotated(*records: Record) -> Annotations:

@@ -241,7 +241,7 @@ def test_one_group_alone_has_no_difference(few, tmp_path):
     assert "baseline  1  a|b $x$ [/]\n" in text
     assert "Difference" not in text
     assert not (tmp_path / "report" / "difference.png").exists()
-    assert "| a\\|b $x$ [/] | 1 |" in (tmp_path / "report" / "report.md").read_text()
+    assert r"| a\|b \$x\$ \[/\] | 1 |" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_what_is_there_is_not_overwritten(few, tmp_path):
