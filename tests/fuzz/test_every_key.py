@@ -58,7 +58,7 @@ def build_part(config: DictConfig, key: str, models: dict[str, nn.Module]) -> No
     """Build what a key belongs to, as a training does."""
     part = key.partition(".")[0]
     if part in ("trainer", "logger", "callbacks"):
-        check_trainer(build_trainer(config), swept=False)
+        check_trainer(build_trainer(config), swept=False, scheduled=True)
     elif part == "optim":
         optimizer = build_factory(config.optim.optimizer)(nn.Linear(2, 2).parameters())
         build_factory(config.optim.lr_schedule)(optimizer, total_steps=100, steps_per_epoch=10)

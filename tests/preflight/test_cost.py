@@ -92,7 +92,9 @@ def test_slow_workers_are_a_warning(tmp_path: Path, pictures: Path) -> None:
 
 
 def test_a_run_without_end_and_a_platform_without_figures(tmp_path: Path, pictures: Path) -> None:
-    endless = built_run(tmp_path, pictures, "trainer.max_steps=-1", "trainer.max_epochs=-1")
+    endless = built_run(
+        tmp_path, pictures, "trainer.max_steps=-1", "trainer.max_epochs=-1", "optim.lr_schedule=null"
+    )
     found = check_cost(endless, steps(1.0, peak=math.nan), image_seconds=0.0, batch_images=4)
     assert "no end is set" in found.summary
     assert "memory not known" in found.summary

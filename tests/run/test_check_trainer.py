@@ -27,7 +27,7 @@ def changed(composed: DictConfig, **settings: Any) -> DictConfig:
         OmegaConf.update(config, f"trainer.{key}", value, force_add=True, merge=False)
     check_trainer_settings(config)
     trainer = build(config.trainer, logger=False, enable_checkpointing=False)
-    check_trainer(trainer, swept=False)
+    check_trainer(trainer, swept=False, scheduled=True)
     assert isinstance(trainer, pl.Trainer)
     return config
 

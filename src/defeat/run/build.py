@@ -46,7 +46,7 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
     check_config(config)
     config = OmegaConf.create(to_plain(config))
     trainer = build_trainer(config, callbacks)
-    check_trainer(trainer, swept=swept)
+    check_trainer(trainer, swept=swept, scheduled=config.optim.lr_schedule is not None)
     optimizer = laid_like_parameters(build_factory(config.optim.optimizer))
     lr_schedule = build_factory(config.optim.lr_schedule)
     resumed = _resumed(config, swept=swept)

@@ -86,7 +86,9 @@ def _check_callbacks(config: DictConfig) -> None:
             f"ckpt_path={config.ckpt_path} cannot be resumed without callbacks.resume: leave it in"
         )
     for name, node in (config.callbacks or {}).items():
-        if node and str(node.get("_target_")).endswith(("BatchSizeFinder", "LearningRateFinder")):
+        if OmegaConf.is_dict(node) and str(node.get("_target_")).endswith(
+            ("BatchSizeFinder", "LearningRateFinder")
+        ):
             raise ConfigError(
                 f"callbacks.{name}: Lightning's finders set attributes that this module does not have: try "
                 "values by a sweep, such as -m optim.optimizer.lr=0.005,0.01,0.02"

@@ -106,20 +106,22 @@ def _check_strategy(strategy: str) -> None:
         )
 
 
-def check_trainer(trainer: pl.Trainer, *, swept: bool) -> None:
+def check_trainer(trainer: pl.Trainer, *, swept: bool, scheduled: bool) -> None:
     """Refuse what takes the length, exact checkpoints, or the machine away.
 
     Args:
         trainer: as the run is to have it.
         swept: the run is a job of a sweep.
+        scheduled: the learning rate follows a schedule, for which the length must be known.
 
     Raises:
         ConfigError: says which keys to change.
     """
-    if trainer.max_epochs == trainer.max_steps == -1:
+    if scheduled and trainer.max_epochs == trainer.max_steps == -1:
         raise ConfigError(
             "neither trainer.max_epochs nor trainer.max_steps bounds the training, whose learning rate "
-            "follows its length: set one of them; trainer.max_time ends it earlier"
+            "follows its length: set one of them, which trainer.max_time ends earlier, or "
+            "optim.lr_schedule=null"
         )
     if trainer.limit_train_batches == 0:
         raise ConfigError("trainer.limit_train_batches=0 trains nothing: defeat-eval evaluates a checkpoint")
