@@ -96,10 +96,14 @@ def test_any_other_reason_not_to_get_shared_memory_is_said_too() -> None:
         list(load(start=in_small_files))
 
 
+KILLED = "(was killed, as the system does when memory runs out|exited unexpectedly): lower data.num_workers"
+"""torch learns of a death by a signal, which says how, or by looking, whichever comes first."""
+
+
 @pytest.mark.parametrize(
     ("at", "message"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed, as the system does when memory runs out"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), KILLED),
         (lambda: os._exit(0), "exited unexpectedly: lower data.num_workers"),
         (lambda: time.sleep(1000), "gave no batch for 1 s: .* data.num_workers=0"),
     ],
