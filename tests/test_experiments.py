@@ -57,6 +57,11 @@ KINDS = [
     *("retinanet_r152_frcnn_r50", "frcnn_r152_retinanet_r50", "voc_frcnn_r101_r50_fgfi", "scenes", "bccd"),
 ]
 """An experiment of each pair of families, data set and kind of loss."""
+FAST = {
+    *("frcnn_r152_r50", "frcnn_r152_r50_tadf", "retinanet_r152_r50", "fcos_r152_r50"),
+    "frcnn_r152_retinanet_r50",
+}
+"""Those that the fast suite trains; of all others it builds what they need."""
 
 
 @cache
@@ -203,7 +208,7 @@ def loss_names(distiller: DictConfig | None) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in KINDS])
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in FAST])
 def test_its_detectors_and_its_distiller_can_be_built(name: str) -> None:
     config = composed(name).copy()
     for detector in filter(None, (config.student, config.teacher)):
@@ -216,7 +221,9 @@ def test_its_detectors_and_its_distiller_can_be_built(name: str) -> None:
             assert set(distiller.terms) == set(weights(config))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
+)
 def test_it_trains_a_step_and_evaluates(name: str, tmp_path: Path, scenes: Path) -> None:
     """Data and detectors at a tiny size; optimiser, heads and losses as they are."""
     from defeat.data.scenes import CLASSES

@@ -42,9 +42,9 @@ def assert_equal(found: dict[str, float | None], expected: dict[str, float]) -> 
 def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> None:
     # enough steps and images for figures that are not 0; run folders get their usual names
     hits = ["data.val.images=24", "student.model.box_score_thresh=0", "optim.optimizer.lr=5e-3"]
-    often = ["optim.lr_schedule.warmup_steps=5", "trainer.val_check_interval=20"]
+    often = ["optim.lr_schedule.warmup_steps=5", "trainer.val_check_interval=10"]
     more = [*tiny_teacher(teacher), *hits, *often]
-    words = [w for w in tiny(Path(), tmp_path / "scenes", *more, steps=40) if not w.startswith("run_dir")]
+    words = [w for w in tiny(Path(), tmp_path / "scenes", *more, steps=20) if not w.startswith("run_dir")]
     Path("sending.py").write_text(SEND)
     sending = "+callbacks.send._target_=sending.Send"
     trained = execute("defeat-train", "+experiment=scenes", *words, sending, PYTHONPATH=str(tmp_path))
@@ -61,7 +61,7 @@ def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> 
     run_dir = Path("whole").resolve()
     best = run_dir / "checkpoints" / "best.ckpt"
     assert f"evaluate    defeat-eval checkpoint={best}\n" in ended.out
-    assert list(logged(run_dir, "train/neck_object")) == list(range(40))
+    assert list(logged(run_dir, "train/neck_object")) == list(range(20))
 
     # the command that the summary gives
     evaluated = script("defeat-eval", f"checkpoint={best}", "save_results=true", "name=of_best")

@@ -36,7 +36,6 @@ WHOLE, HALVES = slice(0, 4), (slice(0, 2), slice(2, 4))
 
 EXACT: dict[str, Kind] = {
     "defeat": "frcnn",  # neck, backbone, and the head on the teacher's proposals
-    "defeat_lean": "frcnn",  # the head on the student's
     "neck_all_cls": "frcnn",  # the pooled head
     "neck_random": "frcnn",
     "tadf": "frcnn",

@@ -79,7 +79,9 @@ def test_channels_last_is_laid_out_so_and_trains_alike(scenes: Path, teacher: Pa
     assert last.losses == pytest.approx(plain.losses, rel=1e-4)
 
 
-@pytest.mark.parametrize(("first", "fused"), [("true", "true"), ("false", "null")])
+@pytest.mark.parametrize(
+    ("first", "fused"), [("true", "true"), pytest.param("false", "null", marks=pytest.mark.slow)]
+)
 def test_a_checkpoint_goes_on_in_the_other_memory_format(
     first: str, fused: str, scenes: Path, teacher: Path, tmp_path: Path
 ) -> None:
@@ -135,7 +137,7 @@ def test_a_loaded_optimiser_steps_as_the_one_that_was_saved(
     torch.testing.assert_close(stepped(state, loaded_into)[0], stepped(state, saved_in)[0])
 
 
-@pytest.mark.parametrize("optim", ["adamw", "sgd_1x"])
+@pytest.mark.parametrize("optim", ["adamw", pytest.param("sgd_1x", marks=pytest.mark.slow)])
 def test_a_fused_optimiser_trains_alike(optim: str, scenes: Path, teacher: Path, tmp_path: Path) -> None:
     more = [f"optim={optim}", "optim.lr_schedule.warmup_steps=1"]
     plain = run(tmp_path / "plain", scenes, teacher, *more)

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
 from defeat.config import compose_config
 from defeat.errors import ConfigError, WeightsError
+from defeat.run.build import build_run
 from defeat.run.find_checkpoint import find_checkpoint
 from defeat.run.train import train
 from defeat.training.curves import Curves
@@ -28,11 +30,13 @@ def begun(tmp_path_factory: pytest.TempPathFactory, scenes: Path, teacher: Path)
     return run_dir / "checkpoints" / "last.ckpt"
 
 
-def resume(
-    checkpoint: Path, run_dir: Path, scenes: Path, teacher: Path, *more: str, experiment: str = "scenes"
-) -> int:
+def resumed(checkpoint: Path, run_dir: Path, scenes: Path, teacher: Path, *more: str) -> DictConfig:
     words = tiny(run_dir, scenes, *tiny_teacher(teacher), f"ckpt_path={checkpoint}", *more, steps=4)
-    return train(compose_config("train", [f"+experiment={experiment}", *words])).steps
+    return compose_config("train", ["+experiment=scenes", *words])
+
+
+def resume(checkpoint: Path, run_dir: Path, scenes: Path, teacher: Path, *more: str) -> int:
+    return train(resumed(checkpoint, run_dir, scenes, teacher, *more)).steps
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def test_another_teacher_is_refused_unless_forced(
     assert "resumed all the same" in caplog.text
     moved = tmp_path / "moved.ckpt"
     moved.write_bytes(teacher.read_bytes())
-    assert resume(begun, tmp_path / "moved", scenes, moved) == 4, "a file is its content"
+    build_run(resumed(begun, tmp_path / "moved", scenes, moved))  # a file is its content
 
 
 def test_forced_it_goes_on_with_new_settings_of_the_optimiser(
@@ -136,7 +140,8 @@ def test_what_does_not_make_the_training_may_change(
         "callbacks.last.every_n_steps=7",
     ]
     weights = ["distiller.terms.neck.object_weight=2", "data.val_batch_size=2"]
-    assert resume(begun, tmp_path / "run", scenes, teacher, *more, *weights) == 4
+    run = build_run(resumed(begun, tmp_path / "run", scenes, teacher, *more, *weights))
+    assert run.checkpoint == begun
 
 
 def test_a_checkpoint_without_its_place_says_what_it_is_good_for(
@@ -287,7 +292,7 @@ def test_a_checkpoint_from_before_a_setting_goes_on_with_what_it_stood_for(
         assert content["defeat"]["config"][role]["model"].pop("size_divisible") == 32
         content["defeat"]["config"][role].pop("precision")
     torch.save(content, tmp_path / "old.ckpt")
-    assert resume(tmp_path / "old.ckpt", tmp_path / "a", scenes, teacher) == 4
+    build_run(resumed(tmp_path / "old.ckpt", tmp_path / "a", scenes, teacher))
     with pytest.raises(ConfigError, match=r"student.model.size_divisible 32 -> 64"):
         resume(tmp_path / "old.ckpt", tmp_path / "b", scenes, teacher, "student.model.size_divisible=64")
 
