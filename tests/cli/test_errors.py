@@ -315,3 +315,12 @@ def test_a_task_may_compose(monkeypatch: pytest.MonkeyPatch) -> None:
     launch(task, "eval")
     assert found[0] == "here"
     assert Path(found[1]).parts[-3:-1] == ("runs", "eval")
+
+
+def test_a_working_folder_that_is_gone_is_told(
+    script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "no longer exists" in script("defeat-train", "data=coco", "data.root=/x").line

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -60,6 +61,7 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
     with _abort_together():
         try:
             check_choices(words)
+            _check_working_folder()
             # Hydra would print its own cut-down traceback and exit; told so, it lets the error through.
             with _environment(FULL_ERROR, "1"), _unpacked():
                 hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(
@@ -92,6 +94,15 @@ def _end(error: Exception, config_name: str, words: list[str]) -> NoReturn:
     rank = process_rank().rank
     print(f"error: rank {rank}: {line}" if rank else f"error: {line}", file=sys.stderr)
     sys.exit(1)
+
+
+def _check_working_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "the folder that this was started in no longer exists: cd to another one"
+        ) from error
 
 
 def _is_verbose(word: str) -> bool:
