@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from defeat.predict import Predictor
+from defeat.predict import predict as predict_module
+from defeat.predict.predictor import to_image
 from tests.helpers.console import Run, only
 
 WHOLE = ["score_threshold=0", "device=cpu"]
@@ -70,6 +73,23 @@ def test_the_files_hold_what_an_evaluation_finds(teacher: Path, scenes: Path, ph
 def test_nothing_readable_is_an_error(teacher: Path, photos: Path, script: Run):
     words = [f"checkpoint={teacher}", f"source={photos / 'damaged.jpg'}", "device=cpu"]
     assert "damaged.jpg" in script("defeat-predict", *words).line.splitlines()[-1]
+
+
+@pytest.mark.parametrize("source", ["null", "[]", "[1]"])
+def test_a_source_is_a_file_or_several(teacher: Path, source: str, script: Run):
+    assert "source=" in script("defeat-predict", f"checkpoint={teacher}", f"source={source}").line
+
+
+def test_an_error_of_the_detector_is_none_of_the_video(
+    teacher: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, script: Run
+):
+    video_info = pytest.importorskip("supervision").VideoInfo
+    monkeypatch.setattr(predict_module, "_frames", lambda source: iter([to_image(photos / "000000.png")]))
+    monkeypatch.setattr(video_info, "from_video_path", lambda path: video_info(64, 64, 5.0))
+    monkeypatch.setattr(Predictor, "_detect", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
+    Path("clip.mp4").touch()
+    with pytest.raises(RuntimeError, match="no memory"):
+        script("defeat-predict", f"checkpoint={teacher}", "source=clip.mp4", "run_dir=out", *WHOLE)
 
 
 def test_a_video_comes_back_with_every_frame(teacher: Path, photos: Path, script: Run):

@@ -108,7 +108,9 @@ def test_the_detector_is_a_plain_module_that_moves(model: Predictor):
         ({"score_threshold": float("nan")}, "score_threshold"),
         ({"batch_size": 0}, "batch_size"),
         ({"tile": 64, "tile_overlap": 64}, "tile_overlap"),
+        ({"tile": "large"}, "tile=large"),
         ({"classes": ["unicorn"]}, "unicorn"),
+        ({"classes": "unicorn"}, "'unicorn'"),
     ],
 )
 def test_wrong_settings_are_refused(model: Predictor, wrong: dict[str, object], words: str):

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from defeat.config import to_plain
-from defeat.errors import DataError, DefeatError
+from defeat.errors import ConfigError, DataError
 from defeat.io.atomic_write import replacing, write_text
 from defeat.io.run_dirs import refuse_overwriting
 from defeat.io.text import one_line
@@ -83,8 +83,10 @@ def predict(config: DictConfig) -> Predicted:
     folder = Path(plain["run_dir"])
     results = [folder / name for name in ("predictions.csv", "results.json", "images.json")]
     refuse_overwriting(*results, folder / "pictures")
-    named = plain["source"]
-    sources = find_sources([named] if isinstance(named, str) else named)
+    named = plain["source"] if isinstance(plain["source"], list) else [plain["source"]]
+    if not named or not all(isinstance(word, str) for word in named):
+        raise ConfigError(f"source={plain['source']} must be a file, a folder, a pattern or a list of them")
+    sources = find_sources(named)
     if any(source.is_video for source in sources):
         supervision("a video")
     predictor = load(
@@ -168,18 +170,35 @@ def _predict_video(source: Source, stream: Stream, predicted: Predicted, drawing
     """Predict all frames of a video, and write the video with the boxes drawn."""
     sv = supervision("a video")
     try:
-        info = sv.VideoInfo.from_video_path(str(source.path))
-        # OpenCV's order of colours is blue, green, red
-        frames = (from_hwc(frame[..., ::-1]) for frame in sv.get_video_frames_generator(str(source.path)))
+        with _reading(source):
+            info = sv.VideoInfo.from_video_path(str(source.path))
         with drawing.video(source, info) if drawing else nullcontext() as sink:
-            for number, frame, prediction in _paired(enumerate(frames), stream):
+            for number, frame, prediction in _paired(enumerate(_frames(source)), stream):
                 predicted.entries.append(_entry(source, number, frame, prediction))
                 if drawing and sink:
                     sink.write_frame(np.asarray(drawing.draw(frame, prediction))[..., ::-1])
-    except DefeatError:
-        raise
-    except Exception as error:  # libraries of videos raise bare ones
+    except DataError as error:
         _note_failure(source, error, predicted)
+
+
+def _frames(source: Source) -> Iterator[Tensor]:
+    """Decode a video to (3, H, W) uint8 RGB images."""
+    frames = supervision("a video").get_video_frames_generator(str(source.path))
+    while True:
+        with _reading(source):
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield from_hwc(frame[..., ::-1])  # OpenCV's order of colours is blue, green, red
+
+
+@contextmanager
+def _reading(source: Source) -> Iterator[None]:
+    """Turn what libraries of videos raise, which are bare exceptions, into an error of the file."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError(f"video {source.path} cannot be decoded: {error}") from error
 
 
 def _entry(source: Source, frame: int | None, image: Tensor, prediction: Prediction) -> Entry:

@@ -140,7 +140,8 @@ class Predictor:
                 wanted = torch.isin(prediction["labels"], labels)
                 yield _select(prediction, wanted & (prediction["scores"] >= score_threshold))
 
-    def _labels(self, names: Sequence[str] | None) -> list[int]:
+    def _labels(self, classes: Sequence[str] | None) -> list[int]:
+        names = [classes] if isinstance(classes, str) else classes
         unknown = [name for name in names or () if name not in self.classes]
         if unknown:
             raise ConfigError(f"there is no class {unknown[0]!r}, only {', '.join(self.classes)}")
@@ -274,6 +275,8 @@ def _check_numbers(score_threshold: float, batch_size: int, tile: int | None, ti
         raise ConfigError(f"score_threshold={score_threshold} must be in [0, 1]")
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} must be at least 1")
+    if tile is not None and not isinstance(tile, int):
+        raise ConfigError(f"tile={tile} must be a whole number of pixels, or null")
     if tile is not None and not 0 <= tile_overlap < tile:
         raise ConfigError(f"tile_overlap={tile_overlap} must be at least 0 and below tile={tile}")
 
