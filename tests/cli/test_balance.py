@@ -95,10 +95,8 @@ def test_tensorboard_has_the_report_and_the_csv_log_has_its_own_columns_alone(ba
     board = EventAccumulator(str(balanced / "tensorboard"))
     board.Reload()
     tags = board.Tags()
-    assert {"gradient/detection/neck", "gradient/neck_object/neck_4", "value/head_object"} <= set(
-        tags["scalars"]
-    )
-    assert [event.step for event in board.Scalars("share/neck_object/neck")] == [0]
+    assert not [tag for tag in tags["scalars"] if tag.startswith(("gradient", "share", "value"))]
+    assert tags["images"] == ["gradients"]
     assert tags["tensors"] == ["gradients/text_summary"]
     with (balanced / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -1,6 +1,7 @@
 """Which runs are found, which belong together, and what groups are called."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 from defeat.errors import ConfigError, DataError
 from defeat.evaluation.detections import DETECTIONS_FILE
 from defeat.report.groups import choose_baseline, group_runs, setting_differences
-from defeat.report.runs import check_same_truth, find_runs
+from defeat.report.runs import find_runs, with_same_truth
 from tests.helpers.report_cases import detect, image_result, random_truth, write_run
 
 IMAGES = [image_result([(0, 0, 10, 10, 0.5, 1)], [(0, 0, 10, 10, 1)])]
@@ -90,17 +91,22 @@ def test_what_cannot_be_read_is_named(tmp_path):
         ([image_result([], [])], None, "boxes"),
     ],
 )
-def test_other_ground_truth_is_refused(tmp_path, images, classes, problem):
+def test_runs_of_other_ground_truth_are_left_out_with_a_warning(tmp_path, images, classes, problem):
     more = {"classes": classes} if classes else {}
     a, b = write_run(tmp_path / "a", IMAGES), write_run(tmp_path / "b", images, **more)
-    with pytest.raises(DataError, match=f"{a} and {b} were validated on different {problem}"):
-        check_same_truth(find_runs([tmp_path])[0])
+    kept, (warning,) = with_same_truth(find_runs([tmp_path])[0])
+    assert [run.folder for run in kept] == [a]
+    assert re.search(f"{b} was validated on other {problem}.* than {a}", warning)
+    c = write_run(tmp_path / "c", images, **more)
+    kept, (warning,) = with_same_truth(find_runs([tmp_path])[0])
+    assert [run.folder for run in kept] == [b, c], "those that are most"
+    assert f"{a} was" in warning
 
 
 def test_other_detections_of_the_same_ground_truth_are_not_refused(tmp_path):
     write_run(tmp_path / "a", IMAGES)
     write_run(tmp_path / "b", [image_result([], [(0, 0, 10, 10, 1)])])
-    check_same_truth(find_runs([tmp_path])[0])
+    assert len(with_same_truth(find_runs([tmp_path])[0])[0]) == 2
 
 
 def test_seeds_and_places_do_not_make_another_group(tmp_path):

@@ -39,10 +39,11 @@ VARIANTS = {
         "data.repeat=2",
         "trainer.gradient_clip_val=1.0",
     ],
-    "mixed precision, moving statistics": [
+    "mixed precision, moving statistics, averaged weights": [
         "trainer.max_steps=7",
         "trainer.precision=bf16-mixed",
         "student.model.norm=batch",
+        "callbacks=[ema,early_stopping]",
     ],
 }
 
@@ -50,7 +51,7 @@ SHORT = {  # each into an epoch after the first, or to the third step
     "validation across epochs": ["trainer.max_steps=7"],
     "by epochs": [],
     "accumulated gradients": ["trainer.max_steps=4"],
-    "mixed precision, moving statistics": ["trainer.max_steps=6"],
+    "mixed precision, moving statistics, averaged weights": ["trainer.max_steps=6"],
 }
 """Variants and their ends in the fast suite, which has the first variant distilled."""
 

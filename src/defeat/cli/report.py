@@ -15,7 +15,7 @@ from defeat.errors import ConfigError
 EPILOG = """\
 RUN is a run folder (runs/NAME/TIME), or any folder with runs below it: that of a sweep, runs/NAME, or runs.
 Runs count by the last validation's detections.safetensors in their folder; neither the data set nor a
-checkpoint is read. All must have been validated on the same images.
+checkpoint is read. Runs that were validated on other images than most are left out, with a warning.
 
   defeat-report runs/scenes_plain runs/scenes
   defeat-report runs/sweeps/TIME --baseline scenes_plain --output report

@@ -200,6 +200,9 @@ def _unequal(groups: Sequence[Group]) -> list[str]:
         )
     if len({tuple(group.seeds) for group in groups}) > 1:
         warnings.append(f"trained with different seeds: {_list({g.label: g.seeds for g in groups})}")
+    averaged = [g.label for g in groups if (g.config.get("callbacks") or {}).get("ema")]
+    if averaged:
+        warnings.append(f"figures are of averaged weights (EMA), not of raw ones: {'; '.join(averaged)}")
     alone = [group.label for group in groups if len(group.runs) == 1]
     if alone:
         warnings.append(

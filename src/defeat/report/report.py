@@ -16,7 +16,7 @@ from defeat.report.csv_files import write_csv
 from defeat.report.groups import choose_baseline, group_runs
 from defeat.report.markdown import markdown
 from defeat.report.plots import plot_differences, plot_errors, plot_figures
-from defeat.report.runs import check_same_truth, find_runs
+from defeat.report.runs import find_runs, with_same_truth
 from defeat.report.terminal import print_report
 
 
@@ -43,14 +43,14 @@ def make_report(
         console: where to print.
 
     Raises:
-        DefeatError: there is nothing to compare, or runs that cannot be compared; no such baseline; the
+        DefeatError: there is nothing to compare; no such baseline; the
             output folder has files in it.
     """
     console = console or Console()
     output = output or Path("reports", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     refuse_used_folder(output, f"--output {output}")  # before anything is computed
     runs, warnings = find_runs(paths)
-    check_same_truth(runs)
+    runs, others = with_same_truth(runs)
     groups, repeats = group_runs(runs)
     chosen = choose_baseline(groups, baseline)
     terminal = Console(stderr=True)
@@ -61,7 +61,7 @@ def make_report(
             chosen,
             resamples=resamples,
             seed=seed,
-            warnings=[*warnings, *repeats],
+            warnings=[*warnings, *others, *repeats],
             done=lambda: progress.advance(task),
             trust=trust,
         )

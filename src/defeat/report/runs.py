@@ -74,21 +74,34 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
     return list(runs.values()), warnings
 
 
-def check_same_truth(runs: Sequence[FinishedRun]) -> None:
-    """Refuse runs that were not measured by the same ground truth.
+def with_same_truth(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
+    """Select the runs that were measured by the same ground truth: that of most runs, or of equals the first.
+
+    Returns:
+        The runs, and for each of the others a warning that says in what it differs.
 
     Raises:
-        DataError: names two runs and says in what they differ.
+        DataError: the validation of a run saw no image.
     """
-    first = runs[0]
-    if not first.detections.images:
-        raise DataError(f"{first.folder}: its validation saw no image")
-    for run in runs[1:]:
-        if differ := _differ(first.detections, run.detections):
-            raise DataError(
-                f"{first.folder} and {run.folder} were validated on different {differ}: only runs with the "
-                "same ground truth can be compared"
-            )
+    alike: list[list[FinishedRun]] = []
+    for run in runs:
+        if not run.detections.images:
+            raise DataError(f"{run.folder}: its validation saw no image")
+        same = (group for group in alike if _differ(group[0].detections, run.detections) is None)
+        group = next(same, None)
+        if group is None:
+            alike.append([run])
+        else:
+            group.append(run)
+    kept = max(alike, key=len)
+    warnings = [
+        f"left out, as only runs with the same ground truth can be compared: {run.folder} was validated on "
+        f"other {_differ(kept[0].detections, run.detections)} than {kept[0].folder}"
+        for group in alike
+        if group is not kept
+        for run in group
+    ]
+    return kept, warnings
 
 
 def _run_folders(path: Path) -> Iterator[Path]:

@@ -22,6 +22,7 @@ from defeat.training.callbacks.exact_resume import loop_position
 log = logging.getLogger(__name__)
 
 SAME = (
+    "callbacks.ema.decay",
     "data.train_transforms",
     "distiller.",
     "optim.",

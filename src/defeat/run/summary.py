@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from defeat.evaluation.detections import DETECTIONS_FILE
 from defeat.render import decimals, print_line
 from defeat.run.train import Outcome
+
+GO_ON = "take best.ckpt, or go on with callbacks.early_stopping.patience raised and ckpt_path=last"
 
 
 @rank_zero_only
@@ -20,13 +25,15 @@ def print_summary(outcome: Outcome, console: Console | None = None) -> None:
 def _rows(outcome: Outcome) -> list[tuple[str, str]]:
     metrics = outcome.metrics
     rows = [
-        (name, f"{metrics[f'val/{name}']:.4f}") for name in ("AP", "AP50", "AP75") if f"val/{name}" in metrics
+        (name, f"{metrics[f'val/{name}']:.4f}")
+        for name in ("AP", "AP50", "AP75", "AP_raw")
+        if f"val/{name}" in metrics
     ]
     if outcome.best is not None:
         rows.append(("best AP", decimals(outcome.best_score, 4)))
     rows += [
         ("parameters", f"{outcome.parameters / 1e6:.2f} M"),
-        ("steps", str(outcome.steps)),
+        ("steps", f"{outcome.steps}{', stopped early: ' + GO_ON if outcome.stopped_early else ''}"),
         ("seconds", f"{outcome.seconds:.1f}"),
     ]
     if "train/images_per_s" in metrics:
@@ -35,7 +42,10 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
     if gradients.is_file():
         rows.append(("gradients", str(gradients)))
     if outcome.best is not None:
-        rows.append(("evaluate", f"defeat-eval checkpoint={outcome.best}"))
-        rows.append(("predict", f"defeat-predict checkpoint={outcome.best} source=<pictures>"))
-    rows.append(("curves", f"tensorboard --logdir {outcome.run_dir}"))
+        checkpoint = shlex.quote(f"checkpoint={outcome.best}")
+        rows.append(("evaluate", f"defeat-eval {checkpoint}"))
+        rows.append(("predict", f"defeat-predict {checkpoint} source=PICTURES"))
+    if (outcome.run_dir / DETECTIONS_FILE).is_file():
+        rows.append(("report", shlex.join(["defeat-report", str(outcome.run_dir)])))
+    rows.append(("curves", shlex.join(["tensorboard", "--logdir", str(outcome.run_dir)])))
     return rows

@@ -37,6 +37,8 @@ class Outcome(NamedTuple):
     seconds: float
     """Wall time of the fit, validation included, without the measurement of gradients before it."""
     steps: int
+    stopped_early: bool
+    """Whether the training ended before its planned steps, as early stopping has it."""
     parameters: int
     """Number of the student's parameters, frozen ones included."""
 
@@ -102,5 +104,6 @@ def _outcome(run: Run, seconds: float) -> Outcome:
         evaluation=run.module.evaluation,
         seconds=seconds,
         steps=trainer.global_step,
+        stopped_early=trainer.should_stop and trainer.global_step < trainer.estimated_stepping_batches,
         parameters=sum(p.numel() for p in run.module.student.parameters()),
     )

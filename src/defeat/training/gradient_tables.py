@@ -1,10 +1,13 @@
-"""A measurement of the losses' gradients as tables, as Markdown and CSV, and as scalars for a dashboard."""
+"""A measurement of the losses' gradients as tables, as Markdown and CSV, and as a chart."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, get_args
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Chart
 
 from defeat.distill import Distiller
 from defeat.distill.terms import Maps
@@ -144,11 +147,18 @@ def as_csv(measured: Sequence[Figure]) -> str:
     return Table(Figure._fields, rows).as_csv()
 
 
-def as_scalars(found: Sequence[Figure]) -> dict[str, float]:
-    """Name them for a dashboard: ``gradient/neck_object/neck_4``, ``share/neck_object/neck``."""
-    scalars = {}
-    for f in found:
-        if math.isfinite(f.fitted):
-            place = "_".join(str(word) for word in (f.maps, f.stride) if word)
-            scalars["/".join(word for word in (f.kind, f.loss, place) if word)] = f.fitted
-    return scalars
+def chart(found: Sequence[Figure]) -> Chart:
+    """Draw the share of each loss in the gradient, at the start and with fitted adapters, as bars."""
+    shares = [f for f in found if f.kind == "share" and math.isfinite(f.fitted)]
+    figure = Chart(figsize=(8, 1.2 + 0.35 * len(shares)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    rows = range(len(shares))
+    axes.barh([row - 0.2 for row in rows], [f.start for f in shares], 0.4, label="start", color="#6b7076")
+    axes.barh([row + 0.2 for row in rows], [f.fitted for f in shares], 0.4, label="fitted", color="#0072B2")
+    axes.set_yticks(rows, [f"{f.loss} at the {f.maps}" for f in shares])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("gradient, as a share of the student's own loss's (log scale)")
+    axes.legend()
+    return figure

@@ -9,6 +9,7 @@ from defeat.training.callbacks.measure_gradients import MeasureGradients
 from defeat.training.callbacks.nonfinite import NonFinite
 from defeat.training.callbacks.profile import ProfileSteps
 from defeat.training.callbacks.progress import ProgressBar
+from defeat.training.callbacks.student_ema import StudentEMA
 
 __all__ = [
     "BestCheckpoint",
@@ -21,4 +22,5 @@ __all__ = [
     "ProfileSteps",
     "ProgressBar",
     "SaveDetections",
+    "StudentEMA",
 ]

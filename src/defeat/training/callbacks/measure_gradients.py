@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch.utils.data import DataLoader
 
@@ -23,7 +24,7 @@ from defeat.io.atomic_write import write_text
 from defeat.training.balance import balanced_weights, with_weights
 from defeat.training.gradient_tables import (
     as_csv,
-    as_scalars,
+    chart,
     figures,
     gradient_tables,
     weight_table,
@@ -160,13 +161,13 @@ class MeasureGradients(Callback):
         )
         write_text(self.folder / "gradients.md", text)
         write_text(self.folder / "gradients.csv", as_csv(found))
-        _to_tensorboard(trainer, text, as_scalars(found))
+        _to_tensorboard(trainer, text, chart(found))
 
 
-def _to_tensorboard(trainer: Trainer, text: str, scalars: dict[str, float]) -> None:
+def _to_tensorboard(trainer: Trainer, text: str, drawn: Figure) -> None:
     for logger in trainer.loggers:
         # The columns of a CSV log are those of its first row, and other loggers count steps their own way.
         if isinstance(logger, TensorBoardLogger):
-            logger.log_metrics(scalars, step=0)
             writer: Any = logger.experiment
             writer.add_text("gradients", text, 0)
+            writer.add_figure("gradients", drawn, 0)

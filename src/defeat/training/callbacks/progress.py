@@ -102,7 +102,7 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         self._ap = figures.get("val/AP", math.nan)
         shown = [
             f"{name} {figures[f'val/{name}']:.3f}"
-            for name in ("AP", "AP50", "AP75")
+            for name in ("AP", "AP50", "AP75", "AP_raw")
             if f"val/{name}" in figures
         ]
         if self._bar:
