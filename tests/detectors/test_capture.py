@@ -83,7 +83,7 @@ def test_retinanets_anchors_and_their_scores_are_seen() -> None:
     # The scores are those that the loss is computed from, on those anchors.
     matched = assign_anchors(detector, seen.anchors, seen.targets)
     total = torch.zeros(())
-    for logits, positive, negative in zip(seen.anchor_logits, *matched, strict=True):
+    for logits, positive, negative in zip(seen.anchor_logits, *matched[:2], strict=True):
         wanted = torch.zeros_like(logits)
         wanted[positive, 1] = 1  # the only object is of class 1
         keep = positive | negative
@@ -95,7 +95,7 @@ def test_anchors_of_an_image_without_objects_are_negative() -> None:
     detector = retinanet(3, **SMALL).train()
     with capture(detector) as seen:
         detector(IMAGES, TARGETS)
-    positive, negative = assign_anchors(detector, seen.anchors, seen.targets)
+    positive, negative, _ = assign_anchors(detector, seen.anchors, seen.targets)
     assert positive[0].any()
     assert negative[0].any()
     assert not (positive & negative).any()

@@ -180,7 +180,7 @@ def detectors(size: Size, device: str) -> Iterator[None]:
     student = {
         "label_proposals": lambda *args: proposals,
         "box_head_logits": lambda *args: scores.clone(),
-        "assign_anchors": lambda *args: Assigned(positive, ~positive),
+        "assign_anchors": lambda *args: Assigned(positive, ~positive, positive.long()),
     }
     teacher = {
         "sample_proposals": lambda *args: proposals,

@@ -1,7 +1,8 @@
 """Classification heads put into another order of classes, by name.
 
 A detector whose classes merely stand in another order computes the same thing: its outputs are the rows of a
-few tensors, and those can be selected. Everything here works on tensors, before they go into a model.
+few tensors, and those can be selected. A teacher may know further classes, or lack some: see
+:func:`select_outputs` and ``marginal.py``. Everything here works on tensors, before they go into a model.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ BACKGROUND = "__background__"
 
 UNUSED = "N/A"
 """The name that torchvision gives to COCO's 10 ids that stand for nothing."""
+
+SILENT_LOGIT = -1.0e4
+"""The logit of a class that a detector does not know: a score of 0, and finite in half precision."""
+
+ClassMap = Mapping[str, str | int]
+"""The output of a source that stands for a class of the detector, by its name or its number."""
 
 HEADS = {
     r"roi_heads\.box_predictor\.cls_score\.(weight|bias)": 1,
@@ -75,6 +82,53 @@ def _meant(outputs: Sequence[str], classes: Sequence[str]) -> list[int]:
     return [i for i, name in enumerate(outputs) if i and name not in nothing]
 
 
+def select_outputs(
+    outputs: Sequence[str], classes: Sequence[str], source: str, class_map: ClassMap | None = None
+) -> list[int | None]:
+    """Say for each output of a detector of ``classes`` which output of a source stands for it, if one does.
+
+    Args:
+        outputs: name of every output of the source, background first.
+        classes: K names without background.
+        source: for messages.
+        class_map: for classes that the source calls otherwise: name of the class to name or number of the
+            output.
+
+    Returns:
+        K + 1 positions in ``outputs``, that of the background first; None for a class that the source lacks.
+
+    Raises:
+        WeightsError: ``class_map`` names a class or an output that there is not, or one output would stand
+            for two classes, or two outputs for one.
+    """
+    class_map = class_map or {}
+    known = _meant(outputs, classes)
+    for name, output in class_map.items():
+        if name not in classes:
+            raise WeightsError(
+                f"class_map: the data have no class {name!r}, only {few([*map(repr, classes)])}"
+            )
+        if output not in known and output not in outputs[1:]:
+            raise WeightsError(
+                f"class_map: {source} has no output {output!r} for {name!r}, only "
+                f"{few([repr(outputs[i]) for i in known])}, or a number from 1 to {len(outputs) - 1}"
+            )
+    rows = [_find_output(class_map.get(name, name), outputs, known, source) for name in classes]
+    twice = [outputs[row] for row, count in Counter(rows).items() if row is not None and count > 1]
+    if twice:
+        raise WeightsError(f"class_map: the output {twice[0]!r} of {source} would stand for two classes")
+    return [0, *rows]
+
+
+def _find_output(wanted: str | int, outputs: Sequence[str], known: Sequence[int], source: str) -> int | None:
+    if isinstance(wanted, int):
+        return wanted
+    rows = [i for i in known if outputs[i] == wanted]
+    if len(rows) > 1:
+        raise WeightsError(f"{source}: the class name {wanted!r} stands twice; give its number in class_map")
+    return rows[0] if rows else None
+
+
 def difference(outputs: Sequence[str], classes: Sequence[str]) -> str:
     """Name a few of those names on each side that the other side lacks."""
     theirs = [outputs[i] for i in _meant(outputs, classes)]
@@ -86,7 +140,7 @@ def difference(outputs: Sequence[str], classes: Sequence[str]) -> str:
 
 
 def reorder(
-    tensors: Mapping[str, Tensor], rows: Sequence[int], outputs: int, source: str
+    tensors: Mapping[str, Tensor], rows: Sequence[int | None], outputs: int, source: str
 ) -> dict[str, Tensor]:
     """Select and permute the outputs of a head, so that output i is what output ``rows[i]`` was.
 
@@ -95,7 +149,8 @@ def reorder(
 
     Args:
         tensors: of a whole detector.
-        rows: of the new head, as :func:`order` gives them.
+        rows: of the new head, as :func:`order` or :func:`select_outputs` gives them; an output of None has
+            weights of 0 and, where it is a class score, :data:`SILENT_LOGIT`.
         outputs: of the present one.
         source: for messages.
 
@@ -111,11 +166,14 @@ def reorder(
     return {**tensors, **{key: _rows(key, tensors[key], rows, outputs, source) for key in heads}}
 
 
-def _rows(key: str, tensor: Tensor, rows: Sequence[int], outputs: int, source: str) -> Tensor:
+def _rows(key: str, tensor: Tensor, rows: Sequence[int | None], outputs: int, source: str) -> Tensor:
     values = next(values for pattern, values in HEADS.items() if re.fullmatch(pattern, key))
     if len(tensor) % (outputs * values):
         raise WeightsError(
             f"{source} names {outputs} classes with background, but {key} has {len(tensor)} rows"
         )
     blocks: Tensor = tensor.unflatten(0, (-1, outputs, values))
-    return blocks[:, list(rows)].flatten(0, 2)
+    selected = blocks[:, [row or 0 for row in rows]]
+    scores = key.endswith("bias") and not re.search(r"bbox_pred|mask_fcn_logits", key)
+    selected[:, [i for i, row in enumerate(rows) if row is None]] = SILENT_LOGIT if scores else 0.0
+    return selected.flatten(0, 2)

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from defeat.detectors.adapted import adapt
+from defeat.detectors.class_order import ClassMap
 from defeat.detectors.compiled_backbone import COMPILE_MODES, CompileMode
 from defeat.detectors.loading import LoadReport, load_backbone_weights, load_detector_weights
 from defeat.detectors.teacher_precision import PRECISIONS, Precision
 from defeat.detectors.weights import WeightFile, sha256, weight_path
 from defeat.errors import ConfigError, WeightsError
+from defeat.io.text import few
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ class Detector(NamedTuple):
     """Tensors of ``weights`` with infinite values, as they were loaded: what is folded later hides them."""
     compile: CompileMode | None = None
     """The mode in which a teacher's backbone is compiled; None for not at all."""
+    known_labels: tuple[int, ...] | None = None
+    """Labels, from 1 on, of the classes that a teacher knows; None for all of them."""
 
 
 def create_detector(
@@ -55,6 +59,8 @@ def create_detector(
     ema: bool | None = None,
     precision: Precision | None = None,
     compile: CompileMode | None = None,
+    class_map: ClassMap | None = None,
+    teacher: bool = False,
     download: bool = False,
 ) -> Detector:
     """Build a detector for ``classes`` and load its weights.
@@ -75,6 +81,9 @@ def create_detector(
             the training.
         compile: of a teacher, see :func:`~defeat.detectors.compiled_backbone.compile_backbone`; None for
             not at all.
+        class_map: for classes that ``weights`` call otherwise: name of the class to the name, or the number,
+            of its output there.
+        teacher: the detector only teaches: its ``weights`` may be of further classes, and may lack some.
         download: allow enums to be fetched.
 
     Raises:
@@ -97,17 +106,37 @@ def create_detector(
     built = Detector(detector, None, False, None, precision=precision, compile=compile)
     if weights:
         report, file = load_detector_weights(
-            detector, weights, classes=classes, new_head=new_head, download=download, ema=ema
+            detector,
+            weights,
+            classes=classes,
+            new_head=new_head,
+            download=download,
+            ema=ema,
+            teacher=teacher,
+            class_map=class_map,
         )
         if file.config is not None:
             _check_settings(weights, file.config, model)
-        built = _loaded(built, weights, report, file)
+        built = _loaded(built, weights, report, file)._replace(known_labels=_known(classes, report))
     elif backbone_weights:
         report = load_backbone_weights(detector, backbone_weights, download=download, ema=ema)
         built = built._replace(report=report)
     if built.report:
         log.info("%s", built.report)
     return built
+
+
+def _known(classes: Sequence[str], report: LoadReport) -> tuple[int, ...] | None:
+    """Tell which labels are known; and warn of the others, which may be there under another name."""
+    if not report.unknown:
+        return None
+    log.warning(
+        "the teacher does not know %s: features are taught everywhere, class scores of the other classes "
+        "alone; if %s calls one of them otherwise, set teacher.class_map={NAME: NAME_THERE}",
+        few([*map(repr, report.unknown)], 4),
+        report.source,
+    )
+    return tuple(i for i, name in enumerate(classes, 1) if name not in report.unknown)
 
 
 def _check_choice(key: str, value: str | None, choices: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, Self, cast
 
@@ -28,10 +28,16 @@ class FrozenTeacher(nn.Module):
 
     Args:
         detector: with its final weights; it is frozen and set to eval mode here.
+        known_labels: labels, from 1 on, of the classes that it knows; None for all of them.
     """
 
-    def __init__(self, detector: nn.Module) -> None:
+    known_labels: Tensor | None
+    """(K',) int64, on the teacher's device; None where it knows all classes."""
+
+    def __init__(self, detector: nn.Module, known_labels: Sequence[int] | None = None) -> None:
         super().__init__()
+        known = None if known_labels is None else torch.tensor(known_labels)
+        self.register_buffer("known_labels", known, persistent=False)
         self.detector = detector.requires_grad_(False)
         self.arithmetic: Arithmetic | None = None
         """None to compute in the precision of whatever is around it, such as the training's autocast."""

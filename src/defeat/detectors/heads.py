@@ -64,6 +64,8 @@ class Assigned(NamedTuple):
     """(B, A) bool: overlaps an object enough to find it."""
     negative: Tensor
     """(B, A) bool: background."""
+    labels: Tensor
+    """(B, A) int64: the class of a positive anchor's object, 0 for all others."""
 
 
 def assign_anchors(detector: nn.Module, anchors: list[Tensor], targets: list[Target]) -> Assigned:
@@ -74,15 +76,19 @@ def assign_anchors(detector: nn.Module, anchors: list[Tensor], targets: list[Tar
         targets: boxes in pixels of the resized images.
     """
     model = cast(Any, detector)
-    matches = []
+    matches, labels = [], []
     for own, target in zip(anchors, targets, strict=True):
         if len(target["boxes"]) == 0:
             below = model.proposal_matcher.BELOW_LOW_THRESHOLD
             matches.append(torch.full((len(own),), below, device=own.device))
+            labels.append(torch.zeros_like(matches[-1]))
         else:
             matches.append(model.proposal_matcher(box_iou(target["boxes"], own)))
-    found = torch.stack(matches)
-    return Assigned(found >= 0, found == model.proposal_matcher.BELOW_LOW_THRESHOLD)
+            labels.append(target["labels"][matches[-1].clamp_min(0)])
+    found = torch.stack(matches)  # (B, A)
+    positive = found >= 0
+    negative = found == model.proposal_matcher.BELOW_LOW_THRESHOLD
+    return Assigned(positive, negative, torch.stack(labels) * positive)
 
 
 def anchor_logits(detector: nn.Module, neck: Mapping[str, Tensor]) -> Tensor:

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import overwrite_eps
 
-from defeat.detectors.class_order import OTHER_CLASSES, difference, is_head, order, reorder
+from defeat.detectors.class_order import (
+    OTHER_CLASSES,
+    UNUSED,
+    ClassMap,
+    difference,
+    is_head,
+    order,
+    reorder,
+    select_outputs,
+)
+from defeat.detectors.marginal import include_in_background
 from defeat.detectors.state_dict_keys import adapt_to_model
 from defeat.detectors.weights import WeightFile, read_weights
 from defeat.errors import WeightsError
@@ -42,6 +52,8 @@ class LoadReport(NamedTuple):
     """In both with different shapes: left as initialised."""
     note: str = ""
     """A note on what was done to the classification head."""
+    unknown: tuple[str, ...] = ()
+    """Classes of a teacher that its source does not know."""
 
     def __str__(self) -> str:
         counts = ", ".join(
@@ -64,11 +76,13 @@ def load_detector_weights(
     new_head: bool = False,
     download: bool = False,
     ema: bool | None = None,
+    teacher: bool = False,
+    class_map: ClassMap | None = None,
 ) -> tuple[LoadReport, WeightFile]:
     """Fill a whole detector, or leave it as it is where that cannot be.
 
     Where the source names its classes and they are ``classes`` in another order, or among outputs that stand
-    for nothing, the head's outputs are selected by name.
+    for nothing, the head's outputs are selected by name. A teacher's may be further classes, or lack some.
 
     Args:
         detector: filled in place.
@@ -77,6 +91,10 @@ def load_detector_weights(
         new_head: accept a source of other classes, and leave the classification head as initialised then.
         download: see there.
         ema: see there.
+        teacher: take the outputs of the classes that the source knows, if it knows any. The softmax of a
+            Faster R-CNN becomes the marginal one, see :class:`~defeat.detectors.marginal.MarginalLinear`;
+            classes that the source does not know are never found.
+        class_map: see :func:`~defeat.detectors.class_order.select_outputs`.
 
     Raises:
         WeightsError: unreadable source, other classes, or a detector that would not be fully loaded.
@@ -87,13 +105,23 @@ def load_detector_weights(
         file, name = read_weights(source, download=download, ema=ema), str(source)
     tensors = adapt_to_model(file.tensors, detector, name)
     _check_model(_compare(detector, tensors, name), new_head)
-    note = ""
-    if classes is not None and file.outputs is not None:
-        tensors, note = _fit_classes(tensors, file.outputs, classes, name, new_head)
-    report = _compare(detector, tensors, name, note)
+    outputs = file.outputs
+    if classes is not None and outputs is None and class_map:
+        outputs = _numbered_outputs(detector, tensors, classes)
+    head = _Head(tensors)
+    if classes is not None and outputs is not None:
+        head = _fit_classes(
+            tensors, outputs, classes, name, new_head=new_head, teacher=teacher, class_map=class_map
+        )
+    report = _compare(detector, head.tensors, name, head.note)._replace(unknown=head.unknown)
     if report.mismatched and not new_head:  # of the head alone, or it would have been another model
-        raise WeightsError(f"{report}. The classification head has another class count. {OTHER_CLASSES}")
-    _copy(detector, tensors, report)
+        hint = "; or say which output is which class, teacher.class_map={NAME: NUMBER}" if teacher else ""
+        raise WeightsError(
+            f"{report}. The classification head has another class count. {OTHER_CLASSES}{hint}"
+        )
+    _copy(detector, head.tensors, report)
+    if head.left_out:
+        include_in_background(detector, tensors, head.left_out)
     if file.enum in ZERO_EPS:
         overwrite_eps(detector, 0.0)
     return report, file
@@ -106,22 +134,82 @@ def _check_model(report: LoadReport, new_head: bool) -> None:
         raise WeightsError(f"{report}. These weights are of another model: check the detector's settings")
 
 
+def _numbered_outputs(
+    detector: nn.Module, tensors: Mapping[str, Tensor], classes: Sequence[str]
+) -> tuple[str, ...] | None:
+    """Name the outputs of a source that does not name its classes by their numbers."""
+    own = detector.state_dict()
+    key = next((key for key in own if is_head(key) and key in tensors), None)
+    if key is None:
+        return None
+    values = len(own[key]) // (len(classes) + 1)  # of each output
+    return tuple(map(str, range(len(tensors[key]) // values)))
+
+
+class _Head(NamedTuple):
+    """The tensors of a source whose classification head means the detector's classes."""
+
+    tensors: dict[str, Tensor]
+    note: str = ""
+    """Says what was done to the head."""
+    unknown: tuple[str, ...] = ()
+    """Classes of the detector that the source lacks."""
+    left_out: tuple[int, ...] = ()
+    """Outputs of the source that stand for classes which the detector has as background."""
+
+
 def _fit_classes(
-    tensors: dict[str, Tensor], outputs: Sequence[str], classes: Sequence[str], source: str, new_head: bool
-) -> tuple[dict[str, Tensor], str]:
-    """Make a source's head mean the detector's classes; its tensors and what was done to them."""
-    rows = order(outputs, classes, source)
-    if rows is None:
-        if not new_head:
-            raise WeightsError(
-                f"{source} was trained on other classes ({difference(outputs, classes)}). {OTHER_CLASSES}"
-            )
-        others = {key: value for key, value in tensors.items() if not is_head(key)}
-        return others, "of other classes, so the classification head stays as initialised"
+    tensors: dict[str, Tensor],
+    outputs: Sequence[str],
+    classes: Sequence[str],
+    source: str,
+    *,
+    new_head: bool,
+    teacher: bool,
+    class_map: ClassMap | None,
+) -> _Head:
+    """Make a source's head mean the detector's classes."""
+    rows = None if class_map else order(outputs, classes, source)
     if rows == list(range(len(outputs))):
-        return tensors, ""
-    note = f"classes remapped by name ({len(rows)} of {len(outputs)} outputs)"
-    return reorder(tensors, rows, len(outputs), source), note
+        return _Head(tensors)
+    if rows is not None:
+        note = f"classes remapped by name ({len(rows)} of {len(outputs)} outputs)"
+        return _Head(reorder(tensors, rows, len(outputs), source), note)
+    if teacher or class_map:
+        head = _select_classes(tensors, outputs, classes, source, class_map)
+        known = len(classes) - len(head.unknown)
+        if known and (teacher or not (head.unknown or head.left_out)):
+            return head
+    if not new_head:
+        raise WeightsError(
+            f"{source} was trained on other classes ({difference(outputs, classes)}). {OTHER_CLASSES}"
+            + ("; or, if some are called otherwise, teacher.class_map={NAME: NAME_THERE}" if teacher else "")
+        )
+    others = {key: value for key, value in tensors.items() if not is_head(key)}
+    return _Head(others, "of other classes, so the classification head stays as initialised")
+
+
+def _select_classes(
+    tensors: dict[str, Tensor],
+    outputs: Sequence[str],
+    classes: Sequence[str],
+    source: str,
+    class_map: ClassMap | None,
+) -> _Head:
+    """Take the outputs of those classes that the source knows."""
+    rows = select_outputs(outputs, classes, source, class_map)
+    unknown = tuple(name for name, row in zip(classes, rows[1:], strict=True) if row is None)
+    left_out = tuple(sorted(set(range(len(outputs))) - set(rows)))
+    if all(outputs[i] == UNUSED for i in left_out):  # their share was learnt to be none
+        left_out = ()
+    if left_out and any(".module_list." in key for key in tensors if is_head(key)):
+        raise WeightsError(
+            f"{source} is an SSD of other classes ({difference(outputs, classes)}), whose softmax cannot be "
+            "taken apart: take a detector of another family"
+        )
+    known = len(classes) - len(unknown)
+    note = f"classes selected by name ({known} of {len(classes)} are among its {len(outputs)} outputs)"
+    return _Head(reorder(tensors, rows, len(outputs), source), note, unknown, left_out)
 
 
 def load_backbone_weights(

@@ -116,7 +116,19 @@ def _evaluate(
         results += map(to_image_result, predictions, batch.targets)
         if over():
             break
-    return results
+    known = teacher.known_labels
+    return results if known is None else [_of_classes(result, known.cpu()) for result in results]
+
+
+def _of_classes(result: ImageResult, labels: Tensor) -> ImageResult:
+    """Leave out the objects of classes that a teacher does not know: it can find none of them."""
+    known = torch.isin(result.true_labels, labels)
+    return result._replace(
+        true_boxes=result.true_boxes[known],
+        true_labels=result.true_labels[known],
+        ignore=result.ignore[known],
+        area=result.area[known],
+    )
 
 
 def _with_transform(model: nn.Module, transform: nn.Module) -> nn.Module:

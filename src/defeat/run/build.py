@@ -96,7 +96,7 @@ def _build_teacher(
 ) -> tuple[Detector | None, Distiller | None]:
     if config.distiller is None:
         return None, None
-    teacher: Detector = build(config.teacher, classes=list(classes))
+    teacher: Detector = build(config.teacher, classes=list(classes), teacher=True)
     distiller: Distiller = build(config.distiller, student=student.model, teacher=teacher.model)
     if not teacher.whole and distiller.needs_teacher_head:
         raise ConfigError(

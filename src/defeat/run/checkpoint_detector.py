@@ -50,5 +50,5 @@ def build_teacher(file: WeightFile, classes: Sequence[str], *, download: bool = 
     if described is None:
         raise ConfigError(f"{file.source} is not of a distilled run: it has no teacher")
     allowed = download or bool(described.get("download"))
-    detector: Detector = build(described, classes=list(classes), download=allowed)
+    detector: Detector = build(described, classes=list(classes), teacher=True, download=allowed)
     return detector.model

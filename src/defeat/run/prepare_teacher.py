@@ -34,7 +34,7 @@ def prepare_teacher(
     the tensors that it is to see. Without such an image it stays as built; the training will say what is
     wrong with the images.
     """
-    frozen = FrozenTeacher(teacher.model)
+    frozen = FrozenTeacher(teacher.model, teacher.known_labels)
     images = _images(data)
     if not images:
         return frozen

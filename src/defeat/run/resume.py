@@ -28,6 +28,7 @@ SAME = (
     "optim.",
     "seed",
     "student.model.",
+    "teacher.class_map",
     "teacher.ema",
     "teacher.model.",
     "trainer.accumulate_grad_batches",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from defeat.detectors.weights.plain_pickle import first_line, load_plain
 from defeat.detectors.weights.shipped import weight_path
-from defeat.detectors.weights.torchvision_weights import read_enum
+from defeat.detectors.weights.torchvision_weights import published, read_enum
 from defeat.detectors.weights.weight_file import WeightFile, unwrap
 from defeat.errors import WeightsError
 from defeat.io.safe_read import is_dir, is_file
@@ -43,7 +43,8 @@ def read_weights(source: str | Path, *, download: bool = False, ema: bool | None
         raise WeightsError(f"{path} is a folder: name a weight file in it (.ckpt, .pth or .safetensors)")
     if is_file(path):
         safe = path.suffix.lower() == ".safetensors"
-        return unwrap(path, _read_safetensors(path) if safe else load_plain(path), ema)
+        file = unwrap(path, _read_safetensors(path) if safe else load_plain(path), ema)
+        return published(file, path) if file.outputs is None else file
     return read_enum(str(source), download, ema)
 
 

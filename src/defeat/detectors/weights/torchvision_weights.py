@@ -7,7 +7,8 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
-from torchvision.models import WeightsEnum, get_weight
+import torchvision
+from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_models
 
 from defeat.detectors.weights.plain_pickle import first_line, load_plain
 from defeat.detectors.weights.shipped import sha256, shipped_weights
@@ -49,6 +50,20 @@ def read_enum(name: str, download: bool, ema: bool | None) -> WeightFile:
     tensors = unwrap(cached, load_plain(cached), ema).tensors
     outputs = tuple(weights.meta["categories"]) if "categories" in weights.meta else None
     return WeightFile(tensors, None, None, outputs, f"{type(weights).__name__}.{weights.name}", name)
+
+
+def published(file: WeightFile, path: Path) -> WeightFile:
+    """Add to a file what torchvision says of it, where it is one of torchvision's detectors by its name and
+    content: what its outputs stand for."""
+    digest = checksum(path.name)
+    if digest is None or not sha256(path).startswith(digest):
+        return file
+    for name in list_models(module=torchvision.models.detection):
+        for weights in get_model_weights(name):
+            if Path(urlparse(weights.url).path).name == path.name:
+                outputs = tuple(weights.meta["categories"])
+                return file._replace(outputs=outputs, enum=f"{type(weights).__name__}.{weights.name}")
+    return file
 
 
 def checksum(name: str) -> str | None:

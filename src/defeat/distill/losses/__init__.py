@@ -7,7 +7,7 @@ from defeat.distill.losses.maps import (
     decoupled_feature_sums,
     pearson_loss,
 )
-from defeat.distill.losses.scores import decoupled_binary_kl, decoupled_kl
+from defeat.distill.losses.scores import decoupled_binary_kl, decoupled_kl, marginal_logits
 
 __all__ = [
     "Decoupled",
@@ -17,6 +17,7 @@ __all__ = [
     "decoupled_feature_sums",
     "decoupled_kl",
     "divide",
+    "marginal_logits",
     "pearson_loss",
     "widen",
 ]

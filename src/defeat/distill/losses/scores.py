@@ -16,10 +16,32 @@ from defeat.distill.losses.decoupled import Decoupled, divide, widen
 from defeat.distill.normalizers import Normalizer, local_normalizer
 
 
+def marginal_logits(logits: Tensor, known: Tensor) -> Tensor:
+    """Logits of some classes and of anything else, whose softmax is the marginal of the whole one.
+
+    A teacher that lacks classes of the student can be compared with it on the classes that both know: the
+    probabilities of all other outputs, background among them, are added up on either side,
+    ``z_0 = log sum_{c not known} exp z_c``.
+
+    Args:
+        logits: (N, K + 1), background first.
+        known: (K',) int64 labels, from 1 on.
+
+    Returns:
+        (N, K' + 1), everything else first.
+    """
+    logits = widen(logits)
+    is_known = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    is_known = is_known.index_fill(0, known, True)  # (K + 1,)
+    others = logits.masked_fill(is_known, -torch.inf).logsumexp(1, keepdim=True)  # (N, 1)
+    return torch.cat([others, logits[:, known]], dim=1)
+
+
 def decoupled_kl(
     student: Tensor,
     teacher: Tensor,
     is_object: Tensor,
+    is_background: Tensor | None = None,
     *,
     object_temperature: float = 1.0,
     background_temperature: float = 1.0,
@@ -35,6 +57,7 @@ def decoupled_kl(
         student: (N, K + 1) logits.
         teacher: (N, K + 1) logits of the same proposals and the same classes.
         is_object: (N,) bool, True where the proposal is matched to an object.
+        is_background: (N,) bool, proposals in neither set do not count; None for all others.
         object_temperature: T of the object half.
         background_temperature: T of the background half.
         pooled: divide both halves by N instead of by their own number: with one temperature they add up to
@@ -55,7 +78,8 @@ def decoupled_kl(
             f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and is_object "
             f"{tuple(is_object.shape)} disagree"
         )
-    is_background = ~is_object
+    if is_background is None:
+        is_background = ~is_object
     temperatures = (object_temperature, background_temperature)
     sums = _decoupled_sums(_softmax_kl, student, teacher, temperatures, (is_object, is_background))
     counts = torch.stack([is_object.sum(), is_background.sum()])  # (2,)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from defeat.detectors.capture import DetectorSpec
 from defeat.detectors.heads import assign_anchors
 from defeat.distill.losses import decoupled_binary_kl
@@ -16,7 +19,8 @@ class AnchorTerm(Term):
     The paper distils the classification of two-stage detectors alone. This carries Eq. 6-9 over to sigmoid
     scores, see :func:`~defeat.distill.losses.decoupled_binary_kl`: both detectors score the same anchors, and
     the student's matching decides which are positive and which negative. Nearly all negatives are easy, so
-    their mean is small.
+    their mean is small. Where the teacher knows some of the classes alone, the scores of these are compared,
+    and anchors on objects of other classes do not count.
 
     Args:
         student: what the student offers.
@@ -67,11 +71,15 @@ class AnchorTerm(Term):
         with phase("teacher"):
             teacher_logits = batch.teacher.anchor_logits(batch.teacher_captures.neck)  # (B, A, K + 1)
         assigned = assign_anchors(batch.student, captured.anchors, captured.targets)  # (B, A) each
+        known, positive = batch.teacher.known_labels, assigned.positive
         # Column 0 is torchvision's output for background, which no anchor is ever trained to.
+        columns: slice | Tensor = slice(1, None)
+        if known is not None:
+            columns, positive = known, torch.isin(assigned.labels, known)
         loss = decoupled_binary_kl(
-            captured.anchor_logits[..., 1:].flatten(0, 1),  # (B A, K)
-            teacher_logits[..., 1:].flatten(0, 1),
-            assigned.positive.flatten(),
+            captured.anchor_logits[..., columns].flatten(0, 1),  # (B A, K), of the classes that are known
+            teacher_logits[..., columns].flatten(0, 1),
+            positive.flatten(),
             assigned.negative.flatten(),
             object_temperature=self.object_temperature,
             background_temperature=self.background_temperature,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from defeat.detectors.capture import DetectorSpec
 from defeat.detectors.heads import Proposals, box_head_logits, label_proposals
-from defeat.distill.losses import decoupled_kl
+from defeat.distill.losses import decoupled_kl, marginal_logits
 from defeat.distill.terms.base import OBJECT_AND_BACKGROUND, DistillBatch, LossDict, Term, check_temperatures
 from defeat.errors import ConfigError
 from defeat.timing import phase
@@ -16,6 +17,9 @@ from defeat.timing import phase
 
 class HeadTerm(Term):
     """Imitation of the box head's class scores on shared proposals (Eq. 6-9); two-stage detectors only.
+
+    Where the teacher knows some of the classes alone, both distributions are those of these classes and of
+    anything else, and proposals on objects of other classes do not count.
 
     Args:
         student: what the student offers.
@@ -72,10 +76,18 @@ class HeadTerm(Term):
             teacher_logits = batch.teacher.box_head_logits(
                 batch.teacher_captures.neck, shared.boxes, batch.student_captures.image_sizes
             )
+        is_object, known = shared.labels > 0, batch.teacher.known_labels  # (sum N_i,)
+        is_background = ~is_object
+        if known is not None:
+            is_object = torch.isin(shared.labels, known)
+            student_logits, teacher_logits = (
+                marginal_logits(logits, known) for logits in (student_logits, teacher_logits)
+            )
         loss = decoupled_kl(
-            student_logits,  # (sum N_i, K + 1)
+            student_logits,  # (sum N_i, K + 1), or of the classes that the teacher knows
             teacher_logits,
-            shared.labels > 0,  # (sum N_i,)
+            is_object,
+            is_background,
             object_temperature=self.object_temperature,
             background_temperature=self.background_temperature,
             pooled=self.pooled,
