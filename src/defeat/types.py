@@ -80,7 +80,7 @@ class Target(TypedDict):
     ignore: Tensor
     """(N,) bool, see :class:`Record`."""
     area: Tensor
-    """(N,) float32, square pixels of the original image."""
+    """(N,) float32, square pixels of the same image."""
     index: Tensor
     """() int64, position in the data set; leads back to its image id."""
 

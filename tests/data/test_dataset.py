@@ -106,7 +106,7 @@ def test_boxes_that_a_crop_removes_go_with_all_their_fields(annotations) -> None
     assert target["boxes"].tolist() == [[0, 0, 20, 15]]
     assert target["labels"].tolist() == [1]
     assert target["ignore"].tolist() == [True]
-    assert target["area"].tolist() == [2000]
+    assert target["area"].tolist() == [250]  # of 2000, as the box has 20 x 15 left of 60 x 40
 
 
 def test_a_box_without_height_goes_though_it_has_a_width(annotations) -> None:

@@ -29,6 +29,9 @@ from defeat.types import Annotations, Batch, Record, Target
 
 Transforms = Callable[[tv_tensors.Image, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
 
+ROUNDING = 1e-3
+"""Relative change of a box's area up to which its size is taken for unchanged, as under a flip."""
+
 _PER_BOX = ("labels", "ignore", "area")
 
 
@@ -42,8 +45,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         transforms: any ``torchvision.transforms.v2`` callable. It is given a ``tv_tensors.Image`` and a
             dictionary with ``tv_tensors.BoundingBoxes`` under ``boxes``, and labels, ignore, area and index
             beside it. Boxes that it leaves without width or height are removed afterwards with all their
-            fields, so it needs no ``SanitizeBoundingBoxes`` of its own; and the image must stay uint8, for
-            detectors normalise themselves.
+            fields, so it needs no ``SanitizeBoundingBoxes`` of its own; and the area of each object grows and
+            shrinks with its box, unless it was changed. The image must stay uint8, for detectors normalise
+            themselves.
         drop_ignored: leave out boxes marked ``ignore``. This is the one place where training parts from
             evaluation: a crowd or a difficult object must not become a positive, and torchvision's detectors
             know no third kind, so that what lies there counts as background, as in torchvision's references.
@@ -180,8 +184,18 @@ def _transformed(image: Tensor, target: Target, transforms: Transforms) -> tuple
         area=fields["area"],
         index=target["index"],
     )
+    if len(corners) == len(target["area"]) and fields["area"].equal(target["area"]):
+        result["area"] = target["area"] * _growth(target["boxes"].numpy(), corners)
     kept = (corners[:, 2:] - corners[:, :2] >= MIN_SIDE).all(axis=1)
     return plain.contiguous(), result if kept.all() else _select(result, torch.from_numpy(kept))
+
+
+def _growth(before: NDArray[np.float32], after: NDArray[np.float32]) -> Tensor:
+    """Return (N,) float32, the areas of boxes divided by what they were; 1 but for rounding is 1."""
+    old, new = ((b[:, 2:] - b[:, :2]).astype(np.float64).prod(axis=1) for b in (before, after))
+    growth = np.divide(new, old, out=np.ones_like(new), where=old > 0)
+    growth[np.abs(growth - 1) < ROUNDING] = 1
+    return torch.from_numpy(growth.astype(np.float32))
 
 
 def _clamped(boxes: tv_tensors.BoundingBoxes) -> NDArray[np.float32]:
