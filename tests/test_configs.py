@@ -13,6 +13,7 @@ from defeat.config import build, compose_config, conf_dir, to_plain
 from defeat.detectors.weights import read_weights
 from defeat.distill import Distiller
 from defeat.errors import ConfigError, WeightsError
+from tests.helpers.data_sets import CocoFiles
 
 RUN = ["run_dir=runs/x"]
 
@@ -63,8 +64,9 @@ def test_trainers_compose_with_known_arguments(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", choices("data"))
-def test_data_modules_instantiate(name: str) -> None:
-    build(compose_config("train", [f"data={name}", "data.root=x", *RUN]).data)
+def test_data_modules_instantiate(name: str, tmp_path: Path) -> None:
+    CocoFiles(tmp_path).write()  # data=folder looks at what is there
+    build(compose_config("train", [f"data={name}", f"data.root={tmp_path}", *RUN]).data)
 
 
 @pytest.mark.parametrize("name", choices("optim"))

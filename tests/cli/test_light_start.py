@@ -45,10 +45,12 @@ print(json.dumps(answers))
 
 LOOK = (["--help"], ["--version"])
 HYDRA = (*LOOK, ["--cfg", "job"])
+LOOKS = {"report": LOOK, "data": (*LOOK, ["split", "--help"])}
 WRONG = {
     "train": (["optim.optmizer.lr=1"], ["+experiment=scenes_plan"], [], ["data.root=x", "seed=abc"]),
     "evaluate": (["chekpoint=x"], ["data=cocoo"], ["data=coco"], ["save_results=1"]),
     "predict": (["chekpoint=x"], ["checkpoint=x"], ["checkpoint=x", "source=y", "batch_size=many"]),
+    "data": (["split"], ["splt", "x"], ["split", "x"], ["split", ".", "seeed=1"]),
     "demo": (["stepz=1"], ["+experiment=scenes"], ["steps=abc"]),
     "report": ([], ["runs", "--bseline", "x"], ["runs", "--seed", "-1"]),
 }
@@ -56,7 +58,7 @@ WRONG = {
 
 @pytest.mark.parametrize("command", WRONG)
 def test_looks_and_mistakes_import_nothing_heavy(command: str, tmp_path: Path) -> None:
-    looks = LOOK if command == "report" else HYDRA
+    looks = LOOKS.get(command, HYDRA)
     asked = [f"defeat.cli.{command}", sorted(HEAVY), [*looks, *WRONG[command]]]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(asked)],

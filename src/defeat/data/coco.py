@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defeat.data.coco_rows import PACKED, PlainRows, unpacked, without_outline
+from defeat.data.coco_rows import OUTLINE_ALONE, PACKED, PlainRows, unpacked, with_box, without_outline
 from defeat.data.error_policy import ErrorPolicy, OnError
 from defeat.data.fields import (
     MOST_PIXELS,
@@ -23,6 +23,7 @@ from defeat.data.fields import (
     unknown_class,
     whole,
 )
+from defeat.data.images import read_size
 from defeat.data.paths import Folder, check_relative, join
 from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.errors import DataError
@@ -49,6 +50,7 @@ def read_coco(
     classes: Sequence[str] | None = None,
     on_error: OnError = "raise",
     root: str | PathLike[str] = ".",
+    boxes_from_segmentation: bool = False,
 ) -> Annotations:
     """Read the annotations of a COCO file (``instances_*.json``); images are looked up, not opened.
 
@@ -66,6 +68,8 @@ def read_coco(
             does not list gets a free id after its largest.
         on_error: ``raise`` or ``skip``.
         root: what the two paths start from.
+        boxes_from_segmentation: give an annotation that has an outline (polygons or RLE) but no ``bbox`` the
+            box around it.
 
     Raises:
         DataError: naming file and record: missing or wrong fields, unknown classes or images, missing image
@@ -76,7 +80,7 @@ def read_coco(
     folder = None if image_root is None else join(root, image_root, "image_root")
     policy = ErrorPolicy(str(file), on_error)
     names = None if classes is None else check_classes(classes)
-    content, plain = _load(file, policy)
+    content, plain = _load(file, policy, with_box if boxes_from_segmentation else without_outline)
     by_id = _categories(content, plain, policy)
     if names is None:
         names = tuple(by_id[category] for category in sorted(by_id))
@@ -95,13 +99,15 @@ def read_coco(
     )
 
 
-def _load(path: Path, policy: ErrorPolicy) -> tuple[dict[str, Any], PlainRows]:
+def _load(
+    path: Path, policy: ErrorPolicy, prepare: Callable[[dict[str, Any]], dict[str, Any]]
+) -> tuple[dict[str, Any], PlainRows]:
     """Parse the file; plain annotations are taken out of it, and ``PACKED`` stands in the place of each."""
-    plain = PlainRows()
+    plain = PlainRows(prepare)
     content = _parse(path, plain.take, policy)
     if not plain.are_all_in(content):  # the like of annotations somewhere else in the file
         plain = PlainRows()
-        content = _parse(path, without_outline, policy)
+        content = _parse(path, prepare, policy)
     if not isinstance(content, dict):
         policy.fatal(f"must hold an object with images, annotations and categories, got {quote(content)}")
     for key in ("images", "annotations", "categories"):
@@ -175,20 +181,30 @@ def _images(
         try:
             image_id = whole(item, "id")
             positions[image_id] = None
-            width, height = (whole(item, side, 1, MOST_PIXELS) for side in ("width", "height"))
             name = text(item, "file_name")
             if folder is None:
                 check_relative(Path(policy.source).parent, name)
             else:
                 name = folder.locate(name)
+            if root is not None and _lacks_size(item):
+                width, height = read_size(root / name)
+                policy.add({"sizes read from pictures": 1})
+            else:
+                width, height = (whole(item, side, 1, MOST_PIXELS) for side in ("width", "height"))
             rows.append(ImageRow(image_id, f"{prefix}{name}", width, height))
         except (FieldError, DataError) as error:
             policy.reject("images skipped", f"{policy.source}: {_where('images', position, item)}: {error}")
         else:
             positions[image_id] = len(rows) - 1
+    policy.stop({"images skipped": len(content["images"])})
     if folder is not None:
         policy.respelt(folder.respelt)
     return rows, positions
+
+
+def _lacks_size(item: dict[str, Any]) -> bool:
+    """Tell whether a tool has not written the size: CVAT and Label Studio may leave it out, or write 0."""
+    return not (item.get("width") or item.get("height"))
 
 
 def _file_names(images: list[object]) -> set[str]:
@@ -255,6 +271,7 @@ def _boxes(
         except FieldError as error:
             where = _where("annotations", at, item)
             policy.reject("annotations skipped", f"{policy.source}: {where}: {error}")
+    policy.stop({"annotations skipped": len(annotations)})
     used = boxes[boxes["owner"] >= 0]
     columns = BoxColumns()
     columns.extend(*(used[name] for name in _BOX.names or ()))
@@ -289,6 +306,8 @@ def _owner(item: object, positions: dict[int, int | None]) -> int | None:
 
 
 def _xyxy(item: object) -> tuple[float, float, float, float]:
+    if isinstance(item, dict) and item.get(OUTLINE_ALONE):
+        raise FieldError("it has a segmentation and no bbox: data.boxes_from_segmentation=true makes one")
     box = field(item, "bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
         raise FieldError(f"bbox must be 4 finite numbers x, y, width, height, got {quote(box)}")

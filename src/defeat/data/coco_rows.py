@@ -7,13 +7,18 @@ one afterwards takes half as long as to parse them. What is odd in any way, righ
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask
 
 from defeat.data.fields import is_finite
+
+OUTLINE_ALONE = "_outline_alone"
+"""Key that marks an annotation which had an outline, and no box."""
 
 IDS = ("id", "image_id", "category_id")
 
@@ -29,14 +34,19 @@ PACKED: Final = _Packed()
 
 
 class PlainRows:
-    """The annotations that were packed, in the order of the file."""
+    """The annotations that were packed, in the order of the file.
 
-    def __init__(self) -> None:
+    Args:
+        prepare: changes an object in place before it is looked at.
+    """
+
+    def __init__(self, prepare: Callable[[dict[str, Any]], object] | None = None) -> None:
         self._bytes = bytearray()
+        self._prepare = prepare or without_outline
 
     def take(self, item: dict[str, Any]) -> object:
         """Pack an object, if it is a plain annotation; for :func:`defeat.io.safe_read.load_json`."""
-        without_outline(item)
+        self._prepare(item)
         packed = _pack(item) if "bbox" in item else None
         if packed is None:
             return item
@@ -56,8 +66,37 @@ class PlainRows:
 
 def without_outline(item: dict[str, Any]) -> dict[str, Any]:
     """Drop the outline, which is nine tenths of COCO and which no detector here uses."""
-    item.pop("segmentation", None)
+    if item.pop("segmentation", None) and not item.get("bbox"):
+        item[OUTLINE_ALONE] = True
     return item
+
+
+def with_box(item: dict[str, Any]) -> dict[str, Any]:
+    """Put the box around an outline in the place of a missing one, and drop the outline."""
+    outline = item.get("segmentation")
+    if outline and not item.get("bbox"):
+        box = _box_around(outline)
+        if box is not None:
+            item["bbox"] = box
+            del item["segmentation"]
+    return without_outline(item)
+
+
+def _box_around(outline: Any) -> list[float] | None:
+    """Return x, y, width, height around polygons or a run-length code; None for what is neither."""
+    try:
+        if isinstance(outline, dict):
+            rle = outline
+            if isinstance(outline["counts"], list):
+                rle = mask.frPyObjects(outline, *outline["size"])
+            return [float(value) for value in mask.toBbox(rle)]
+        points = np.array([value for polygon in outline for value in polygon], dtype=np.float64)  # (2 P,)
+        if not len(points) or len(points) % 2 or not np.isfinite(points).all():
+            return None
+        low, high = points.reshape(-1, 2).min(axis=0), points.reshape(-1, 2).max(axis=0)  # (2,) each
+        return [*low.tolist(), *(high - low).tolist()]
+    except (ValueError, TypeError, KeyError, IndexError):
+        return None
 
 
 def unpacked(row: np.void) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from defeat.data.checks import class_problems, log_problems
 from defeat.data.dataset import DetectionDataset, Transforms, collate, drop_undecodable
+from defeat.data.division import Division
 from defeat.data.error_policy import OnError, check_on_error
 from defeat.data.exif import Exif, check_exif, decide_exif
 from defeat.data.fields import check_classes
@@ -65,6 +66,7 @@ class DetectionDataModule(LightningDataModule):
         classes: names in the order of the labels.
         exif: how pictures are read that their EXIF data say to turn: ``apply`` turns all, ``ignore`` none,
             ``auto`` as the boxes lie, see :func:`~defeat.data.exif.decide_exif`.
+        division: what the readers go by where one part was divided into several; it is recorded with the run.
 
     Raises:
         ConfigError: an argument makes no sense; or a test split is asked for and there is none.
@@ -73,8 +75,8 @@ class DetectionDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: Callable[..., Annotations],
-        val: Callable[..., Annotations],
+        train: Callable[..., Annotations] | None,
+        val: Callable[..., Annotations] | None,
         test: Callable[..., Annotations] | None = None,
         root: str | None = None,
         batch_size: int = 2,
@@ -90,6 +92,7 @@ class DetectionDataModule(LightningDataModule):
         group_by_aspect_ratio: bool = True,
         classes: Sequence[str] | None = None,
         exif: Exif = "auto",
+        division: Division | None = None,
     ) -> None:
         super().__init__()
         check_on_error(on_error)
@@ -97,6 +100,7 @@ class DetectionDataModule(LightningDataModule):
         _check_least(0, seed=seed, num_workers=num_workers)
         _check_least(1, batch_size=batch_size, val_batch_size=val_batch_size, repeat=repeat)
         _check_least(1, limit_train=limit_train, limit_val=limit_val)
+        self.division = division
         self.annotations: dict[Split, Annotations] = {}
         self._read_before: dict[Split, Annotations] = {}
         self._told: set[Problem] = set()

@@ -118,6 +118,7 @@ def drop_undecodable(annotations: Annotations) -> Annotations:
         return annotations
     for error in filter(None, errors):
         policy.reject("images undecodable", error)
+    policy.stop({})
     kept = [record for record, error in zip(annotations.records, errors, strict=True) if error is None]
     return annotations._replace(records=kept, counts=annotations.counts | policy.report())
 

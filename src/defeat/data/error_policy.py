@@ -37,15 +37,31 @@ class ErrorPolicy:
         self.problems: list[Problem] = []
         self._skip = on_error == "skip"
         self._first: str | None = None
+        self._rejected: Counter[str] = Counter()
         self._respelt: tuple[str, str] | None = None
 
     def reject(self, reason: str, message: str) -> None:
-        """Raise :class:`DataError` with the message, or count the reason where records are to be skipped."""
-        message = one_line(message)
-        if not self._skip:
-            raise DataError(f"{message} (data.on_error=skip leaves such records out)")
-        self.counts[reason] += 1
-        self._first = self._first or message
+        """Count a record that cannot be used, and keep the message of the first one for :meth:`stop`."""
+        self._rejected[reason] += 1
+        self._first = self._first or one_line(message)
+
+    def stop(self, totals: Mapping[str, int]) -> None:
+        """Raise :class:`DataError` for rejected records unless they are to be skipped: then they are counted.
+
+        Args:
+            totals: how many records there are of the kind of each reason. Where all of one kind were
+                rejected, skipping them is not proposed, for nothing would be left.
+        """
+        if self._rejected and not self._skip:
+            reason, count = next(iter(self._rejected.items()))
+            total = totals.get(reason, count)
+            kind = reason.partition(" ")[0]
+            if count >= total > 1:
+                raise DataError(one_line(f"{self._first} (so are all {total} {kind})"))
+            more = f"{count} of {total} {kind} are like that; " if count > 1 else ""
+            raise DataError(one_line(f"{self._first} ({more}data.on_error=skip leaves such records out)"))
+        self.counts.update(self._rejected)
+        self._rejected.clear()
 
     def fatal(self, message: str) -> NoReturn:
         """Raise whatever the policy: the file as a whole cannot be understood."""

@@ -20,6 +20,9 @@ from defeat.types import ExifRule
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """The formats that are decoded. Pillow knows more; some start other programs (EPS runs Ghostscript)."""
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+"""What the names of pictures end with, in lower case; a picture is looked for in this order."""
+
 AS_STORED = ExifRule()
 """Pictures are turned only where only the turned one has the annotated size."""
 

@@ -88,6 +88,17 @@ def _is_possible(name: str) -> bool:
     return len(name) <= _LONGEST and "\0" not in name
 
 
+def files_below(folder: Path) -> list[str]:
+    """List all files below a folder, sorted, relative to it and with ``/``; hidden ones are left out."""
+    names = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(parent).relative_to(folder).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        names += [f"{prefix}{name}" for name in files if not name.startswith(".")]
+    return sorted(names)
+
+
 class Folder:
     """The files below one root; each folder is listed once, when first asked for.
 

@@ -7,20 +7,18 @@ from array import array
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from defeat.data.error_policy import ErrorPolicy, OnError
 from defeat.data.fields import FieldError, check_classes, unknown_class
-from defeat.data.images import read_header
-from defeat.data.paths import Folder, join
+from defeat.data.images import IMAGE_SUFFIXES, read_header
+from defeat.data.paths import Folder, files_below, join
 from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.data.voc_xml import VocImage, VocObject, parse_voc
 from defeat.errors import ConfigError, DataError
 from defeat.io.safe_read import is_dir, read_regular
 from defeat.io.text import cut, quote
 from defeat.types import Annotations
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 _OF_A_CLASS = re.compile(r"(.*\S)\s+(-1|0|1)")
 """A line of the list of one class: the name, and whether the image holds an object of it."""
@@ -33,15 +31,18 @@ class _Root(NamedTuple):
 
     annotations: Folder
     images: Folder
-    list_file: Path
+    list_file: Path | None
+    """None where all XML files are read."""
 
 
 def read_voc(
     roots: PathOrPaths,
-    image_set: str | Sequence[str],
+    image_set: str | Sequence[str] | None,
     classes: Sequence[str] | None = None,
     on_error: OnError = "raise",
     root: str | PathLike[str] = ".",
+    annotations: str = "Annotations",
+    images: str = "JPEGImages",
 ) -> Annotations:
     """Read one or several VOC folders, for instance 2007 and 2012 ``trainval``, as one data set.
 
@@ -54,10 +55,13 @@ def read_voc(
 
     Args:
         roots: folders with ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
-        image_set: name of the list in ``ImageSets/Main``, without ``.txt``; or one name for each root.
+        image_set: name of the list in ``ImageSets/Main``, without ``.txt``; or one name for each root; None
+            takes every XML file, and asks for no list.
         classes: names in the order of the labels; any other name is an error. By default those found, sorted.
         on_error: ``raise`` or ``skip``.
         root: what the paths start from.
+        annotations: folder of the XML files in each root; ``.`` is the root itself.
+        images: folder of the pictures in each root, ``.`` where they lie beside the XML files.
 
     Returns:
         Annotations whose image ids are the names in the lists, and whose class ids are 1..K.
@@ -68,8 +72,11 @@ def read_voc(
         ConfigError: the arguments make no sense.
     """
     pairs = [(join(root, folder, "roots"), name) for folder, name in _pair(roots, image_set)]
-    policy = ErrorPolicy(" + ".join(f"{folder} ({name})" for folder, name in pairs), on_error)
-    listed = _listed([_open_root(folder, name, policy) for folder, name in pairs], policy)
+    source = " + ".join(f"{folder} ({name or 'all XML files'})" for folder, name in pairs)
+    policy = ErrorPolicy(source, on_error)
+    listed = _listed(
+        [_open_root(folder, name, annotations, images, policy) for folder, name in pairs], policy
+    )
     given = () if classes is None else check_classes(classes)
     label_of = {name: label for label, name in enumerate(given, start=1)}
     rows, columns = _read_files(listed, label_of, not given, policy)
@@ -93,6 +100,7 @@ def _read_files(
     """Read the usable images and their boxes; where it grows, ``label_of`` takes in each new name."""
     rows: list[ImageRow] = []
     columns = BoxColumns()
+    objects = 0
     for stem, root in listed.items():
         file = root.annotations.root / cut(f"{stem}.xml", 100)  # until it is known, for messages
         try:
@@ -104,11 +112,13 @@ def _read_files(
             policy.reject("images skipped", f"{file}: {error}")
             continue
         rows.append(row)
+        objects += len(image.objects)
         for position, item in enumerate(image.objects):
             try:
                 columns.add(len(rows) - 1, *_checked(item, position, label_of, grows))
             except FieldError as error:
                 policy.reject("annotations skipped", f"{file}: {error}")
+    policy.stop({"images skipped": len(listed), "annotations skipped": objects})
     for root in dict.fromkeys(listed.values()):
         policy.respelt(root.annotations.respelt | root.images.respelt)
     return rows, columns
@@ -127,12 +137,15 @@ def _checked(
     return item.xyxy, label_of[item.name], item.difficult
 
 
-def _pair(roots: PathOrPaths, image_set: str | Sequence[str]) -> list[tuple[str | PathLike[str], str]]:
+def _pair(
+    roots: PathOrPaths, image_set: str | Sequence[str] | None
+) -> list[tuple[str | PathLike[str], str | None]]:
     for value, called in ((roots, "roots"), (image_set, "image_set")):
-        if not isinstance(value, str | PathLike | Sequence):
+        if not isinstance(value, str | PathLike | Sequence) and (value is not None or called == "roots"):
             raise ConfigError(f"{called} must be a name or a list of names, got {quote(value)}")
     paths = [roots] if isinstance(roots, str | PathLike) else list(roots)
-    names = [image_set] * len(paths) if isinstance(image_set, str) else list(image_set)
+    one = image_set is None or isinstance(image_set, str)
+    names: list[Any] = [image_set] * len(paths) if one else list(image_set or ())
     if not paths or len(names) != len(paths):
         raise ConfigError(
             f"{len(paths)} VOC roots with {len(names)} image sets: give one name, or one for each root"
@@ -140,14 +153,14 @@ def _pair(roots: PathOrPaths, image_set: str | Sequence[str]) -> list[tuple[str 
     return list(zip(paths, names, strict=True))
 
 
-def _open_root(root: Path, name: str, policy: ErrorPolicy) -> _Root:
-    for folder in ("Annotations", "JPEGImages"):
+def _open_root(root: Path, name: str | None, annotations: str, images: str, policy: ErrorPolicy) -> _Root:
+    for folder in (annotations, images):
         if not is_dir(root / folder):
             policy.fatal(
                 f"{root} has no folder {folder}; a VOC root holds Annotations, ImageSets and JPEGImages"
             )
-    list_file = root / "ImageSets" / "Main" / f"{name}.txt"
-    return _Root(Folder(root / "Annotations"), Folder(root / "JPEGImages"), list_file)
+    list_file = None if name is None else root / "ImageSets" / "Main" / f"{name}.txt"
+    return _Root(Folder(root / annotations), Folder(root / images), list_file)
 
 
 def _listed(roots: Sequence[_Root], policy: ErrorPolicy) -> dict[str, _Root]:
@@ -169,6 +182,8 @@ def _names(root: _Root, policy: ErrorPolicy) -> list[str]:
 
     Where all names end like such a column, the reading is taken by which more of them are annotated.
     """
+    if root.list_file is None:
+        return [str(PurePosixPath(name).with_suffix("")) for name in xml_files(root.annotations.root)]
     try:
         lines = read_regular(root.list_file).decode("utf-8-sig").splitlines()
     except OSError as error:
@@ -183,6 +198,11 @@ def _names(root: _Root, policy: ErrorPolicy) -> list[str]:
     return max(names, first, key=lambda column: sum(_is_annotated(name, root.annotations) for name in column))
 
 
+def xml_files(folder: Path) -> list[str]:
+    """List the XML files below a folder, sorted, relative to it."""
+    return [name for name in files_below(folder) if name.lower().endswith(".xml")]
+
+
 def _is_annotated(stem: str, annotations: Folder) -> bool:
     try:
         return any(PurePosixPath(name).suffix == ".xml" for name in annotations.alike(stem))
@@ -193,7 +213,7 @@ def _is_annotated(stem: str, annotations: Folder) -> bool:
 def _without_suffix(name: str, annotations: Folder) -> str:
     """Return the stem; some lists give the name of the picture or of the XML file itself."""
     path = PurePosixPath(name)
-    is_file = path.suffix.lower() in (*_SUFFIXES, ".xml") and not _is_annotated(name, annotations)
+    is_file = path.suffix.lower() in (*IMAGE_SUFFIXES, ".xml") and not _is_annotated(name, annotations)
     return name[: -len(path.suffix)] if is_file else name
 
 
@@ -218,18 +238,18 @@ def _find_image(stem: str, filename: str, images: Folder) -> Path:
         return images.find(by_stem)
     if filename:
         return images.find(filename)
-    raise DataError(f"no picture {quote(stem)} ({', '.join(_SUFFIXES)}) in {images.root}")
+    raise DataError(f"no picture {quote(stem)} ({', '.join(IMAGE_SUFFIXES)}) in {images.root}")
 
 
 def _any_case(stem: str, images: Folder) -> str | None:
     """Choose the image: best spelt like the stem, then in any case; then in the order of the suffixes."""
-    matches = [name for name in images.alike(stem) if PurePosixPath(name).suffix.lower() in _SUFFIXES]
+    matches = [name for name in images.alike(stem) if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
     return min(matches, key=lambda name: _rank(name, stem), default=None)
 
 
 def _rank(name: str, stem: str) -> tuple[bool, int, str]:
     path = PurePosixPath(name)
-    return str(path.with_suffix("")) != stem, _SUFFIXES.index(path.suffix.lower()), name
+    return str(path.with_suffix("")) != stem, IMAGE_SUFFIXES.index(path.suffix.lower()), name
 
 
 def _sort_labels(columns: BoxColumns, label_of: dict[str, int]) -> tuple[str, ...]:

@@ -56,6 +56,8 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
     set_hardware(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: DetectionDataModule = build(config.data)
+    if resumed and data.division and (divided := resumed.provenance.get("divided")):
+        data.division.take(divided)
     data.setup("fit")
     check_metrics(config, data.classes)
     log_problems(data.read("val").source, crowding_problems(data.read("val"), config.evaluation.max_dets))
@@ -119,6 +121,7 @@ def _provenance(
         "class_ids": list(data.class_ids),
         "teacher": {"source": teacher.source, "sha256": teacher.digest} if teacher else None,
         "data": data.fingerprints(),
+        "divided": data.division and data.division.lists,
         "order": data.order(processes),
         "run": _identity(resumed),
     }

@@ -87,6 +87,7 @@ def describe_data(data: DetectionDataModule) -> dict[str, Any]:
     return {
         "classes": list(data.classes),
         "class_ids": list(data.class_ids),
+        "divided": data.division and data.division.lists,
         "splits": {
             split: {
                 "source": read.source,

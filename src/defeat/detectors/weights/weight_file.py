@@ -31,6 +31,8 @@ class WeightFile(NamedTuple):
     """A torchvision enum's own name (``DEFAULT`` is another name of one)."""
     source: str = ""
     """The name of the source in messages."""
+    divided: dict[str, list[str]] | None = None
+    """The pictures of each part, where the run divided its data set itself, by paths relative to its root."""
 
     def node(self, key: str, instead: str) -> dict[str, Any] | None:
         """A part of the run's configuration that may be built; None where there is none.
@@ -82,4 +84,13 @@ def unwrap(path: Path, content: Any, ema: bool | None = None) -> WeightFile:
         copy_config(path, own.get("config")),
         outputs,
         source=str(path),
+        divided=_lists(path, own.get("divided")),
     )
+
+
+def _lists(path: Path, divided: Any) -> dict[str, list[str]] | None:
+    if divided is None:
+        return None
+    if not isinstance(divided, Mapping) or not all(isinstance(names, list) for names in divided.values()):
+        raise WeightsError(f"{path}: its record of how the data were divided is damaged")
+    return {str(part): list(map(str, names)) for part, names in divided.items()}
