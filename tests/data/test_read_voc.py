@@ -283,7 +283,7 @@ def test_missing_files_are_named(voc) -> None:
     voc.add("a", picture=None, filename=None)
     voc.lines.pop()
     voc.write_list("train")
-    with pytest.raises(DataError, match=r"a\.xml: no picture 'a' \(\.jpg, \.jpeg, \.png, \.bmp\)"):
+    with pytest.raises(DataError, match=r"a\.xml: no picture 'a' \(\.jpg, \.jpeg, "):
         read_voc(voc.root, "train", classes=["cat"])
     xml.unlink()
     with pytest.raises(DataError, match=r"a\.xml: no file 'a\.xml'"):

@@ -219,7 +219,10 @@ def _spellings(name: str) -> Iterator[str]:
     """
     slashed = name.replace("\\", "/")
     yield from dict.fromkeys((name, slashed, unquote(name), unquote(slashed)))
-    yield unquote(slashed).rstrip("/").rpartition("/")[2]
+    last = re.split(r"/|\?d=", unquote(slashed).rstrip("/"))[-1]  # ?d= is of Label Studio's local files
+    yield last
+    if re.match("[0-9a-f]{8}-.", last):  # Label Studio's mark of an upload
+        yield last[9:]
 
 
 def _key(name: str) -> str:
