@@ -348,6 +348,16 @@ def test_an_infinite_variance_is_read(tmp_path: Path) -> None:
         read_weights(tmp_path / "a.safetensors")
 
 
+def test_dead_channels_of_a_backbone_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = faster_rcnn(3, backbone="resnet10", fpn_channels=8).get_submodule("backbone.body").state_dict()
+    state["bn1.running_var"] = torch.tensor([1e6] * 64).half()
+    torch.save(state, tmp_path / "a.pth")
+    build = partial(faster_rcnn, backbone="resnet10", fpn_channels=8)
+    made = create_detector(build, ["a", "b"], backbone_weights=str(tmp_path / "a.pth"))
+    assert made.infinite == ("backbone.body.bn1.running_var",)
+    assert "their channels are dead; take the file in float32" in caplog.text
+
+
 def test_the_suffix_of_a_file_may_be_in_capitals(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(1)}, tmp_path / "a.SAFETENSORS")
     assert read_weights(tmp_path / "a.SAFETENSORS").tensors.keys() == {"w"}

@@ -17,7 +17,7 @@ from defeat.detectors import FrozenTeacher, capture, faster_rcnn, retinanet
 from defeat.distill import DistillBatch, Distiller, FeatureTerm, HeadTerm, Term, conv3x3_relu, shared_mask
 from defeat.errors import ConfigError
 from defeat.training.balance import balanced_weights
-from defeat.training.gradient_tables import as_csv, chart, figures, gradient_tables, short
+from defeat.training.gradient_tables import as_csv, chart, figures, gradient_tables, short, strong_losses
 from defeat.training.loss_gradients import DETECTION, Measurement, measure
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.types import Batch, Target
@@ -335,6 +335,33 @@ def test_half_precision_loses_no_gradient() -> None:
     for name in ("neck_object", "neck_background"):
         a, b = (m.norm(m.start[name], "neck") for m in (exact, half))
         assert b == pytest.approx(a, rel=0.05)
+
+
+def test_losses_that_outweigh_the_students_are_told_with_a_weight_that_does_not(
+    measured: tuple[Distiller, Measurement],
+) -> None:
+    distiller, found = measured
+    name = next(iter(distiller.weights))
+    maps, strides = distiller.gradient_sites[name]
+    detection = found.norm(found.fitted[DETECTION], maps, strides)
+    own = found.norm(found.fitted[name], maps, strides)
+    scale = 50 * detection / own  # as if its weight were so much larger
+    strong = found._replace(
+        fitted={
+            loss: reading._replace(squares=reading.squares * scale**2) if loss == name else reading
+            for loss, reading in found.fitted.items()
+        }
+    )
+    weights = distiller.weights
+    text = dict(strong_losses(strong, distiller))[f"{name} pulls 50 times as hard as the student's own loss"]
+    assert text.startswith(f"distiller.balance=gradient, or a weight of {short(weights[name] / 50)} (")
+    weak = found._replace(
+        fitted={
+            loss: reading if loss == DETECTION else reading._replace(squares=reading.squares * 0)
+            for loss, reading in found.fitted.items()
+        }
+    )
+    assert strong_losses(weak, distiller) == []
 
 
 def test_figures_fill_tables_csv_and_chart(measured: tuple[Distiller, Measurement]) -> None:

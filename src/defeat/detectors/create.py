@@ -42,7 +42,7 @@ class Detector(NamedTuple):
     precision: Precision | None = None
     """The precision of a teacher, see :mod:`~defeat.detectors.teacher_precision`; None for a student."""
     infinite: tuple[str, ...] = ()
-    """Tensors of ``weights`` with infinite values, as they were loaded: what is folded later hides them."""
+    """Tensors of its weights with infinite values, as they were loaded: what is folded later hides them."""
     compile: CompileMode | None = None
     """The mode in which a teacher's backbone is compiled; None for not at all."""
     known_labels: tuple[int, ...] | None = None
@@ -123,7 +123,20 @@ def create_detector(
         built = built._replace(report=report)
     if built.report:
         log.info("%s", built.report)
+        built = built._replace(infinite=_infinite(detector))
+    if built.report and built.infinite:
+        log.warning(
+            "%s: infinite values in %s, too large for the float16 that they were stored in: their channels "
+            "are dead; take the file in float32",
+            built.report.source,
+            few(built.infinite),
+        )
     return built
+
+
+def _infinite(detector: nn.Module) -> tuple[str, ...]:
+    state = detector.state_dict()
+    return tuple(name for name, x in state.items() if not x.is_meta and not x.isfinite().all())
 
 
 def _known(classes: Sequence[str], report: LoadReport) -> tuple[int, ...] | None:
@@ -147,14 +160,12 @@ def _check_choice(key: str, value: str | None, choices: Sequence[str]) -> None:
 def _loaded(built: Detector, source: str, report: LoadReport, file: WeightFile) -> Detector:
     """Note where the weights of a whole detector came from."""
     path = weight_path(source)
-    state = built.model.state_dict()
     return built._replace(
         source=source,
         whole=not report.missing and not report.mismatched,
         digest=sha256(path) if path.is_file() else None,
         report=report,
         file=file._replace(tensors={}),
-        infinite=tuple(name for name, x in state.items() if not x.is_meta and not x.isfinite().all()),
     )
 
 

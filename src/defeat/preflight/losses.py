@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from defeat.distill import Distiller
 from defeat.io.text import few
 from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.step import Steps
+from defeat.training.gradient_tables import strong_losses
 from defeat.training.loss_gradients import DETECTION, Measurement, measure
 from defeat.training.run import Distillation, Run
 from defeat.types import Batch
@@ -22,6 +24,7 @@ def check_losses(
     batches: Sequence[Batch],
     *,
     level_factor: float,
+    fitting: Mapping[str, Any] | None = None,
 ) -> Finding:
     """All losses are finite; a distiller's have a value and a gradient, and no level outweighs the others.
 
@@ -29,6 +32,8 @@ def check_losses(
         steps: real ones, of which the values are.
         batches: of the training, to measure gradients at the student's maps on.
         level_factor: how many times the median of a loss's other levels one of them may have.
+        fitting: ``adapter_steps`` and ``adapter_rate``, as the training measures, to tell of losses that
+            outweigh the student's own; None to leave that out.
     """
     infinite = [name for name, value in steps.losses.items() if not math.isfinite(value)]
     problems = []
@@ -47,8 +52,8 @@ def check_losses(
         measured = measure(
             run.module,
             batches,
-            adapter_steps=0,
-            adapter_rate=1.0,  # of no steps
+            adapter_steps=fitting["adapter_steps"] if fitting else 0,
+            adapter_rate=fitting["adapter_rate"] if fitting else 1.0,
             device=run.device,
             precision=run.precision,
         )
@@ -56,6 +61,9 @@ def check_losses(
         problems += _schedule(distillation.distiller)
         problems += _dead(distillation.distiller, measured, objects)
         problems += _uneven(distillation.distiller, measured, level_factor)
+        if fitting and distillation.distiller.balance != "gradient":
+            strong = strong_losses(measured, distillation.distiller)
+            problems += [Problem(cause, remedy, severe=False) for cause, remedy in strong]
     return Finding("losses", summary, problems, steps.losses)
 
 

@@ -143,7 +143,16 @@ class Preflight:
             steps, half=isinstance(plugin, MixedPrecision) and plugin.precision == "16-mixed"
         )
         yield check_optimizer(steps)
-        yield check_losses(run, run.distillation, steps, drawn.batches, level_factor=self.level_factor)
+        # A training that follows measures them itself.
+        fitting = (run.config.get("callbacks") or {}).get("measure") if self.only else None
+        yield check_losses(
+            run,
+            run.distillation,
+            steps,
+            drawn.batches,
+            level_factor=self.level_factor,
+            fitting=fitting,
+        )
         yield check_cost(run, steps, drawn.image_seconds, len(drawn.batches[0].images))
 
 

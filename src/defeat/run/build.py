@@ -17,6 +17,7 @@ from defeat.detectors import Detector
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
 from defeat.run.check import check_config, check_metrics
+from defeat.run.check_schedule import schedule_problems
 from defeat.run.check_trainer import check_trainer
 from defeat.run.find_checkpoint import find_checkpoint
 from defeat.run.hardware import keep_freed_memory, laid_like_parameters, lay_channels_last, set_hardware
@@ -61,6 +62,9 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
     data.setup("fit")
     check_metrics(config, data.classes)
     log_problems(data.read("val").source, crowding_problems(data.read("val"), config.evaluation.max_dets))
+    if not resumed:
+        images = len(data.read("train").records)
+        log_problems("schedule", schedule_problems(config, images, trainer.world_size))
     student: Detector = build(config.student, classes=list(data.classes))
     teacher, distiller = _build_teacher(config, data.classes, student)
     if config.channels_last:

@@ -131,6 +131,27 @@ def weight_table(measured: Measurement, distiller: Distiller, weights: Mapping[s
     return Table(["loss", "share", "wanted", "weight", "new weight"], rows, "Weights, balanced")
 
 
+PULLS = 5.0
+"""A loss is told if its gradient is this many times that of the student's own loss."""
+
+
+def strong_losses(measured: Measurement, distiller: Distiller) -> list[tuple[str, str]]:
+    """Say which losses outweigh the student's own, the strongest first, and what to do about each."""
+    shares = {
+        f.loss: f.fitted
+        for f in figures(measured, distiller)
+        if f.kind == "share" and _acts_through(distiller, f.loss, f.maps) and f.fitted >= PULLS
+    }
+    return [
+        (
+            f"{loss} pulls {share:.0f} times as hard as the student's own loss",
+            f"distiller.balance=gradient, or a weight of {short(distiller.weights[loss] / share)} "
+            f"({distiller.key(loss)})",
+        )
+        for loss, share in sorted(shares.items(), key=lambda item: -item[1])
+    ]
+
+
 def short(number: float) -> str:
     """Three digits, or two and a power of ten, in at most six characters."""
     if math.isnan(number):

@@ -34,9 +34,14 @@ def check_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             shape = "x".join(map(str, value.shape))
             raise WeightsError(f"{named} claims {shape} numbers, more than the file's {size} bytes hold")
         if value.is_floating_point() and not _is_usable(key, value):
+            overflow = value.dtype == torch.float16 and not value.isnan().any()
             raise WeightsError(
-                f"{named} holds numbers that are not finite: the training that wrote it went wrong; use an "
-                "earlier checkpoint"
+                f"{named} holds numbers that are not finite: "
+                + (
+                    "they were too large for the float16 that the file is stored in; take it in float32"
+                    if overflow
+                    else "the training that wrote it went wrong; use an earlier checkpoint"
+                )
             )
     return tensors
 

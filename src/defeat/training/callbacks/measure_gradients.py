@@ -27,6 +27,7 @@ from defeat.training.gradient_tables import (
     chart,
     figures,
     gradient_tables,
+    strong_losses,
     weight_table,
 )
 from defeat.training.loss_gradients import Measurement, measure, precision_of
@@ -140,7 +141,7 @@ class MeasureGradients(Callback):
         )
         found = list(figures(measured, distiller))
         tables = gradient_tables(measured, distiller)
-        words = ""
+        words = "\n".join(f"{cause}: {remedy}" for cause, remedy in strong_losses(measured, distiller))
         if weights is not None:
             tables.append(weight_table(measured, distiller, weights))
             fixed = " ".join(f"{distiller.key(name)}={weight:g}" for name, weight in weights.items())
