@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from defeat.data import DetectionDataModule, read_coco, read_voc
 from defeat.data.checks import box_problems, crowding_problems
+from defeat.errors import DataError
 
 Boxes = NDArray[np.float64]
 
@@ -30,7 +31,7 @@ def sound(count: int, seed: int = 0) -> Boxes:
 def causes(xywh: Boxes, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
     xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     sizes = (np.full(len(xywh), side) for side in (width, height))
-    return [problem.cause for problem in box_problems(xyxy, *sizes)]
+    return [problem.cause for problem in box_problems(xyxy, *sizes, lambda box: f"{box}.jpg")]
 
 
 def corners(xywh: Boxes) -> Boxes:
@@ -97,11 +98,20 @@ def test_what_is_wrong_is_said_once_for_both_splits(coco, caplog: pytest.LogCapt
     assert "no object is of class animals, 1 of 3 classes" in absent
 
 
-def test_no_objects_at_all(coco, caplog: pytest.LogCaptureFixture) -> None:
-    coco.content["annotations"] = []
-    data_module(coco).setup("fit")
+def test_no_objects_at_all_stop_a_training_and_no_evaluation(coco, caplog: pytest.LogCaptureFixture) -> None:
+    coco.content["annotations"] = coco.content["annotations"][2:3]  # a crowd
+    data_module(coco).setup("validate")
     (line,) = caplog.messages
-    assert "none of 3 images has an object" in line
+    assert "none of 3 images has an object, but for 1 boxes to ignore" in line
+    with pytest.raises(DataError, match="train: none of 3 images has an object"):
+        data_module(coco).setup("fit")
+
+
+def test_the_first_pictures_with_wrong_boxes_are_named(coco) -> None:
+    for annotation in coco.content["annotations"]:
+        annotation["bbox"] = [side / 100 for side in annotation["bbox"]]
+    (problem,) = read_coco(*coco.write()).problems
+    assert "4 of 4 boxes (first in 'b.png', 'a.jpg') end within the first pixel" in problem.cause
 
 
 def test_images_with_more_objects_than_detections(coco) -> None:

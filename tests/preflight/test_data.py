@@ -87,17 +87,6 @@ def test_images_in_both_splits_are_counted(built: Run) -> None:
     assert "3 image files are in the training and in the validation split" in problem.cause
 
 
-def test_a_split_without_objects_is_a_warning(built: Run) -> None:
-    spoil(
-        built,
-        "val",
-        lambda r: r._replace(boxes=r.boxes[:0], labels=r.labels[:0], ignore=r.ignore[:0], area=r.area[:0]),
-    )
-    found = look(built)
-    assert [p.cause for p in found.problems] == ["none of 12 val images has an object"]
-    assert "val 40 images (40 without objects)" in found.summary
-
-
 def test_objects_that_the_resize_makes_tiny_are_a_warning(tmp_path: Path, pictures: Path) -> None:
     # Scenes of 128 pixels at 16: a cell of 4 x 4 pixels was 32 x 32.
     small = built_run(tmp_path, pictures, "student.model.min_size=16", "student.model.max_size=16")

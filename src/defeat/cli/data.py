@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from omegaconf import DictConfig
 
+from defeat.cli import check
 from defeat.cli.launch import launch
 from defeat.cli.overrides import quoted
 from defeat.cli.streams import prepare_streams
@@ -20,6 +21,7 @@ from defeat.render import Table, print_line
 HELP = """\
 defeat-data COMMAND ROOT [KEY=VALUE ...]
 
+  check    count and draw what it holds, and tell what is probably wrong
   split    divide a data set that is one part into training and validation, by lists
 
 ROOT is a folder of COCO JSON, Pascal VOC or YOLO, see data=folder. defeat-data COMMAND --help tells more.
@@ -64,7 +66,7 @@ def split(config: DictConfig) -> None:
     print_line(console, f"written to {config.run_dir}")
 
 
-COMMANDS: dict[str, Callable[[DictConfig], None]] = {"split": split}
+COMMANDS: dict[str, Callable[[DictConfig], None]] = {"check": check.run, "split": split}
 
 
 def _with_root(command: str, words: list[str]) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defeat.io.text import few, one_line
+from defeat.errors import DataError
+from defeat.io.text import one_line
 from defeat.types import Annotations, Problem
 
 _log = logging.getLogger(__name__)
@@ -25,9 +26,16 @@ SOME = 0.01
 FEW_BOXES = 50
 """Fewer boxes than this may all end within 100 pixels by chance."""
 
+FIRST = 100
+"""Boxes among which the first pictures with wrong ones are looked for."""
+
+
+NameOf = Callable[[int], str]
+"""Gives the name of the picture of a box, by the position of the box."""
+
 
 def box_problems(
-    boxes: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64]
+    boxes: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64], name_of: NameOf
 ) -> Iterator[Problem]:
     """Find out from all boxes of a file, before they are cleaned, whether they are in other units or order.
 
@@ -35,30 +43,31 @@ def box_problems(
         boxes: (N, 4) as they were read, xyxy pixels.
         width: (N,) width of the image of each box, pixels.
         height: (N,) the same for its height.
+        name_of: gives the name of a box's picture; only those of the first wrong boxes are asked for.
     """
     if not len(boxes):
         return
-    problem = _wrong_units(boxes, width, height) or _wrong_order(boxes, width, height)
+    problem = _wrong_units(boxes, width, height, name_of) or _wrong_order(boxes, width, height, name_of)
     sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)  # (N,)
-    small = int(((sides > 0) & (sides < 1)).sum())
+    small = (sides > 0) & (sides < 1)
     if problem:
         yield problem
-    elif small > SOME * len(boxes):
+    elif small.sum() > SOME * len(boxes):
         yield Problem(
-            f"{small} of {len(boxes)} boxes are less than a pixel wide or high",
+            f"{_count(small, name_of)} are less than a pixel wide or high",
             "see that they are in pixels of the pictures as annotated, and remove what nobody can see",
             severe=False,
         )
 
 
 def _wrong_units(
-    boxes: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64]
+    boxes: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64], name_of: NameOf
 ) -> Problem | None:
     ends = boxes[:, 2:]  # (N, 2) right and lower border
-    first = int((ends <= 1.05).all(axis=1).sum())
-    if first > MOST * len(boxes):
+    first: NDArray[np.bool_] = np.all(ends <= 1.05, axis=1)
+    if first.mean() > MOST:
         return Problem(
-            f"{first} of {len(boxes)} boxes end within the first pixel of their picture: they seem to be "
+            f"{_count(first, name_of)} end within the first pixel of their picture: they seem to be "
             "normalised, as shares of width and height in 0..1",
             "multiply them by width and height: boxes are in pixels",
             severe=False,
@@ -77,7 +86,7 @@ def _wrong_units(
 
 
 def _wrong_order(
-    boxes: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64]
+    boxes: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64], name_of: NameOf
 ) -> Problem | None:
     size = np.stack([width, height], axis=1)  # (N, 2)
     slack = 1 + 0.01 * size
@@ -85,32 +94,39 @@ def _wrong_order(
     sides = end - corner
     beyond: NDArray[np.bool_] = np.any(end > size + slack, axis=1)  # (N,)
     before: NDArray[np.bool_] = np.any(corner < -slack, axis=1)
-    flat = int((sides <= 0).any(axis=1).sum())
+    flat: NDArray[np.bool_] = np.any(sides <= 0, axis=1)
     are_corners = (sides > corner).all(axis=1) & (sides <= size + slack).all(axis=1)
     if are_corners.mean() > 0.98 and beyond.mean() > MANY:
-        return _out(beyond, "x1, y1, x2, y2")
+        return _out(beyond, name_of, "x1, y1, x2, y2")
     low, high = corner - sides / 2, end - sides / 2
     are_centres = (low >= -slack).all(axis=1) & (high <= size + slack).all(axis=1)
     if are_centres.mean() > 0.995 and beyond.sum() >= 5 and beyond.mean() > 0.05 and not before.any():
-        return _out(beyond, "x and y of the centre, width, height")
+        return _out(beyond, name_of, "x and y of the centre, width, height")
     if (beyond | before).mean() > MOST:
-        return _out(beyond | before)
-    if flat > MANY * len(boxes):
+        return _out(beyond | before, name_of)
+    if flat.mean() > MANY:
         return Problem(
-            f"{flat} of {len(boxes)} boxes have no width or height",
+            f"{_count(flat, name_of)} have no width or height",
             "see that COCO's bbox is x, y, width, height, and that Pascal VOC's xmax and ymax are no sizes",
             severe=False,
         )
     return None
 
 
-def _out(out: NDArray[np.bool_], order: str = "") -> Problem:
+def _out(out: NDArray[np.bool_], name_of: NameOf, order: str = "") -> Problem:
     seems = f": they seem to be {order} where x, y, width, height is read" if order else ""
     return Problem(
-        f"{int(out.sum())} of {len(out)} boxes reach out of their pictures{seems}",
+        f"{_count(out, name_of)} reach out of their pictures{seems}",
         "correct the boxes, or the width and height of the images",
         severe=False,
     )
+
+
+def _count(wrong: NDArray[np.bool_], name_of: NameOf) -> str:
+    """Write how many of how many boxes are wrong, and the pictures of the first."""
+    places = np.flatnonzero(wrong)
+    names = list(dict.fromkeys(name_of(place) for place in places[:FIRST].tolist()))[:3]
+    return f"{len(places)} of {len(wrong)} boxes (first in {', '.join(names)})"
 
 
 def crowding_problems(annotations: Annotations, max_dets: int) -> Iterator[Problem]:
@@ -134,28 +150,8 @@ def log_problems(source: str, problems: Iterable[Problem]) -> None:
         _log.warning("%s", one_line(f"{source}: {problem.cause}: {problem.remedy}"))
 
 
-def class_problems(annotations: Annotations, *, trained: bool) -> Iterator[Problem]:
-    """Tell where there is nothing to find, and which classes a detector cannot learn.
-
-    Args:
-        annotations: a whole split.
-        trained: whether it is trained on; for evaluation it need not hold all classes.
-    """
-    labels = [record.labels[~record.ignore] for record in annotations.records]
-    counts = np.bincount(np.concatenate([[0], *labels]).astype(int), minlength=len(annotations.classes) + 1)[
-        1:
-    ]
-    if not counts.any():
-        yield Problem(
-            f"none of {len(annotations.records)} images has an object",
-            "see that the annotation file is the one of these images",
-            severe=False,
-        )
-        return
-    absent = [name for name, number in zip(annotations.classes, counts, strict=True) if number == 0]
-    if trained and absent:
-        yield Problem(
-            f"no object is of class {few(absent)}, {len(absent)} of {len(counts)} classes",
-            "see that the classes are spelt as in the annotations, or leave these out of data.classes",
-            severe=False,
-        )
+def refuse(where: str, problems: Iterable[Problem]) -> None:
+    """Raise :class:`DataError` for the first problem that a training cannot do without being mended."""
+    for problem in problems:
+        if problem.severe:
+            raise DataError(one_line(f"{where}: {problem.cause}: {problem.remedy}"))

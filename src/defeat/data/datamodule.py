@@ -11,7 +11,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from defeat.data.checks import class_problems, log_problems
+from defeat.data.checks import log_problems, refuse
+from defeat.data.class_checks import class_problems
 from defeat.data.dataset import DetectionDataset, Transforms, collate, drop_undecodable
 from defeat.data.division import Division
 from defeat.data.error_policy import OnError, check_on_error
@@ -125,10 +126,16 @@ class DetectionDataModule(LightningDataModule):
         self._begin = (0, 0)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the splits of a stage: fit, validate, test, or None for all there are."""
+        """Read the splits of a stage: fit, validate, test, or None for all there are.
+
+        Raises:
+            DataError: also where a training would be in vain, for a split of it has no objects.
+        """
         for split in _SPLITS_OF_STAGE[stage]:
             if stage is not None or self._readers[split] is not None:
                 self.read(split)
+        for split in _SPLITS_OF_STAGE["fit"] if stage == "fit" else ():
+            refuse(split, self.annotations[split].problems)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -200,7 +207,7 @@ class DetectionDataModule(LightningDataModule):
     def read(self, split: Split) -> Annotations:
         """Return a split that is ready for use; it is read at the first call."""
         if split not in self.annotations:
-            annotations = decide_exif(self._annotated(split), self._exif, self._other_records(split))
+            annotations = self.whole(split)
             annotations = annotations._replace(records=annotations.records[: self._limits[split]])
             if self._on_error == "skip":
                 annotations = drop_undecodable(annotations)
@@ -208,6 +215,17 @@ class DetectionDataModule(LightningDataModule):
                 raise DataError(f"{annotations.source}: the {split} split holds no usable image")
             self.annotations[split] = annotations
         return self.annotations[split]
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that there is a reader for."""
+        return tuple(split for split, reader in self._readers.items() if reader is not None)
+
+    def whole(self, split: Split) -> Annotations:
+        """Return all images of a split with the rule for their orientation; no image is decoded."""
+        annotations = decide_exif(self._annotated(split), self._exif, self._other_records(split))
+        self._warn(annotations)
+        return annotations
 
     def _other_records(self, split: Split) -> Iterator[Sequence[Record]]:
         """Read the other splits one by one; an evaluation need not have them."""

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from defeat.data.batch_transfer import PackedBatch
 from defeat.data.boxes import MIN_SIDE
+from defeat.data.checks import log_problems
 from defeat.data.error_policy import ErrorPolicy
 from defeat.data.exif import decide_exif
 from defeat.data.images import AS_STORED, read_image
@@ -64,7 +65,11 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         *,
         drop_ignored: bool = False,
     ) -> None:
-        self.annotations = annotations if annotations.exif else decide_exif(annotations)
+        if annotations.exif is None:
+            told = len(annotations.problems)
+            annotations = decide_exif(annotations)
+            log_problems(annotations.source, annotations.problems[told:])
+        self.annotations = annotations
         self.transforms = transforms
         self.drop_ignored = drop_ignored
 
@@ -87,7 +92,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def _read(self, index: int, seed: int | None = None) -> tuple[Tensor, Target]:
         record = self.annotations.records[index]
-        image = _decode(record, self.annotations)
+        image = decode(record, self.annotations)
         target = _target(record, index % len(self), drop_ignored=self.drop_ignored)
         if self.transforms is None:
             return image, target
@@ -123,7 +128,12 @@ def drop_undecodable(annotations: Annotations) -> Annotations:
     return annotations._replace(records=kept, counts=annotations.counts | policy.report())
 
 
-def _decode(record: Record, annotations: Annotations) -> Tensor:
+def decode(record: Record, annotations: Annotations) -> Tensor:
+    """Decode the picture of a record to (3, H, W) uint8 RGB.
+
+    Raises:
+        DataError: it cannot be decoded; the message names data set, image id and file.
+    """
     expected = (record.width, record.height) if record.width and record.height else None
     try:
         return read_image(record.path, expected, annotations.exif or AS_STORED)
@@ -133,7 +143,7 @@ def _decode(record: Record, annotations: Annotations) -> Tensor:
 
 def _decoding_error(record: Record, annotations: Annotations) -> str | None:
     try:
-        _decode(record, annotations)
+        decode(record, annotations)
     except DataError as error:
         return str(error)
     return None

@@ -7,9 +7,8 @@ and height, the annotated size tells which. All other orientations follow the pi
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,16 +17,14 @@ import numpy as np
 
 from defeat.data.images import read_header, turns
 from defeat.errors import ConfigError, DataError
-from defeat.io.text import few, one_line
-from defeat.types import Annotations, ExifRule, Record
+from defeat.io.text import few
+from defeat.types import Annotations, ExifRule, Problem, Record
 
 Exif = Literal["auto", "apply", "ignore"]
 
 SAMPLE = 1000
 """Pictures whose headers are read to decide. A kind of picture that none of them is of makes up less than
 0.3 % of the data set, at 95 % confidence. To open all of COCO takes as long as to read its annotations."""
-
-_log = logging.getLogger(__name__)
 
 
 class _Evidence(NamedTuple):
@@ -52,7 +49,7 @@ def check_exif(exif: object) -> None:
 def decide_exif(
     annotations: Annotations, exif: Exif = "auto", others: Iterable[Sequence[Record]] = ()
 ) -> Annotations:
-    """Decide how the pictures of a data set are read, and warn of what the data do not tell.
+    """Decide how the pictures of a data set are read, and note what the data do not tell as a problem.
 
     The decision depends on the files alone: every process, and a run that is resumed, comes to the same.
 
@@ -63,7 +60,7 @@ def decide_exif(
         others: records of the other splits, which are asked in turn where this one does not tell.
 
     Returns:
-        The annotations with their rule.
+        The annotations with their rule, and with the doubts about it among their problems.
     """
     if exif != "auto":
         return annotations._replace(exif=ExifRule(apply=exif == "apply", by_size=False))
@@ -74,9 +71,8 @@ def decide_exif(
         if telling.stored or telling.turned:
             break
     rule = ExifRule(apply=len(telling.turned) > len(telling.stored))
-    if line := _doubts(evidence, telling, rule):
-        _log.warning("%s", one_line(f"{annotations.source}: {line}"))
-    return annotations._replace(exif=rule)
+    problems = (*annotations.problems, *_doubts(evidence, telling, rule))
+    return annotations._replace(exif=rule, problems=problems)
 
 
 def _look(records: Sequence[Record]) -> _Evidence:
@@ -108,8 +104,8 @@ def _kind(record: Record) -> tuple[str, Path] | None:
     return ("undecided" if len(ways) > 1 else "turned" if ways.pop() else "stored"), record.path
 
 
-def _doubts(evidence: _Evidence, telling: _Evidence, rule: ExifRule) -> str:
-    """Describe what is doubtful; empty where nothing is."""
+def _doubts(evidence: _Evidence, telling: _Evidence, rule: ExifRule) -> Iterator[Problem]:
+    """Describe what is doubtful."""
     way = "turned" if rule.apply else "as stored"
     doubts = []
     if telling.stored and telling.turned:
@@ -125,4 +121,5 @@ def _doubts(evidence: _Evidence, telling: _Evidence, rule: ExifRule) -> str:
             f"their size tells nothing ({few(evidence.undecided)}): read {way}, "
             + (f"like most of the {known} that tell" if known else "for no picture tells how the boxes lie")
         )
-    return f"{'; '.join(doubts)}; data.exif=apply or ignore decides for all" if doubts else ""
+    if doubts:
+        yield Problem("; ".join(doubts), "data.exif=apply or ignore decides for all", severe=False)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from defeat.data.boxes import clean_boxes
 from defeat.data.checks import box_problems
 from defeat.data.error_policy import ErrorPolicy
+from defeat.io.text import quote
 from defeat.types import Record
 
 
@@ -145,7 +146,14 @@ def build_records(images: Sequence[ImageRow], columns: BoxColumns, policy: Error
     xyxy = np.array(columns.xyxy, dtype=np.float64).reshape(-1, 4)
     clean = clean_boxes(xyxy, sizes[owner, 0], sizes[owner, 1])
     policy.add(clean.counts)
-    policy.problems.extend(box_problems(xyxy, sizes[owner, 0], sizes[owner, 1]))
+    policy.problems.extend(
+        box_problems(
+            xyxy,
+            sizes[owner, 0],
+            sizes[owner, 1],
+            lambda box: quote(Path(images[owner[box]].path).name),
+        )
+    )
 
     owner = owner[clean.kept]
     order = np.argsort(owner, kind="stable")

@@ -17,6 +17,7 @@ from defeat.data import worker_errors
 from defeat.evaluation import Evaluation
 from defeat.preflight import Preflight
 from defeat.run.build import build_run
+from defeat.run.look_at_data import look_at_data
 from defeat.run.provenance import write_record
 from defeat.run.resume import take_over
 from defeat.training.run import Run
@@ -82,7 +83,8 @@ class _Clock(pl.Callback):
 
 
 def _begin(run: Run, preflight: Preflight | None) -> None:
-    """Record the run, and check it unless it goes on from another one."""
+    """Look at the data, record the run, and check it unless it goes on from another one."""
+    look_at_data(run)
     write_record(run)
     if run.checkpoint:
         take_over(run.checkpoint, run.run_dir)

@@ -26,7 +26,7 @@ def draw_prediction(image: Tensor, prediction: Prediction, classes: Sequence[str
     """
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     side = min(picture.size)
-    width, font = max(2, round(side / 300)), _font(max(10, round(side / 45)))
+    width, letters = max(2, round(side / 300)), font(max(10, round(side / 45)))
     draw = ImageDraw.Draw(picture)
     drawn = [
         (box, class_colour(label), f"{class_label(classes[label - 1])} {score:.2f}")
@@ -40,7 +40,7 @@ def draw_prediction(image: Tensor, prediction: Prediction, classes: Sequence[str
     for box, colour, _ in drawn:
         draw.rectangle(box, outline=colour, width=width)
     for box, colour, name in drawn:  # names go over all boxes
-        _write_name(draw, box, name, colour, font)
+        _write_name(draw, box, name, colour, letters)
     return picture
 
 
@@ -59,6 +59,6 @@ def _write_name(
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     """The font that comes with matplotlib, which is there on every machine."""
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
