@@ -89,6 +89,8 @@ def test_a_command_can_be_typed_as_it_stands(command: str) -> None:
         composed("train", words[1:])
     elif program == "defeat-report":
         _parser().parse_args(words)
+    elif program == "defeat-data":
+        composed(f"data_{words[0]}", [f"data.root={words[1]}", *words[2:]])
     elif program in HYDRA:
         if not any(
             word.startswith("--config-dir") for word in words

@@ -13,7 +13,7 @@ from defeat.data.datamodule import DetectionDataModule
 from defeat.data.division import PARTS, Division, Lists, check_fractions, divide
 from defeat.data.layouts import recognise
 from defeat.data.layouts.layout import Part, Reader
-from defeat.errors import DataError
+from defeat.errors import ConfigError, DataError
 from defeat.io.text import one_line
 from defeat.types import Annotations
 
@@ -46,6 +46,11 @@ def folder_data(
         DataError: no layout or several are recognised, or there is nothing to validate on.
         ConfigError: an argument makes no sense.
     """
+    if given := {"train", "val", "test"} & settings.keys():
+        raise ConfigError(
+            f"data=folder finds the parts of a folder itself and has no data.{min(given)}: an experiment "
+            "that sets it is for another data set"
+        )
     found = recognise(Path(root), layout, boxes_from_segmentation)
     readers: dict[Part, Reader] = {
         part: Told(f"{root}: {found.name}, {part} ({found.places[part]})", reader)

@@ -31,6 +31,7 @@ def stratify(
     room = shares * sizes.sum()  # (P,)
     part = np.full(len(present), -1, dtype=np.int64)
     order = rng.permutation(len(present))
+    order = order[np.argsort(-sizes[order], kind="stable")]  # large groups while there is room for them
     left = present.copy()
     while (counts := left.sum(axis=0)).any():
         rarest = int(np.where(counts > 0, counts, counts.max() + 1).argmin())
