@@ -16,6 +16,7 @@ from unicodedata import normalize
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -59,6 +60,12 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
             return expand_paths(compose(name, overrides=list(overrides)))
     finally:
         GlobalHydra.instance().hydra = running
+
+
+def text_override(key: str, value: object) -> str:
+    """Write an override that sets a text, such as a path, whatever Hydra would read in it bare."""
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))  # OmegaConf's own escape of an interpolation
+    return f"{key}={QuotedString(text=escaped, quote=Quote.single).with_quotes()}"
 
 
 def expand_paths(config: DictConfig) -> DictConfig:
@@ -197,8 +204,8 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     """Resolve all interpolations into dicts, lists and scalars, which are what a checkpoint may hold.
 
     Raises:
-        ConfigError: a value is nan, or a text holds a zero byte, or ``${`` all the same, which its reader
-            would resolve once more.
+        ConfigError: a value is nan, a whole number has more than 64 bits, or a text holds a zero byte, or
+            ``${`` all the same, which its reader would resolve once more.
     """
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     for key, value in _leaves(plain):
@@ -206,6 +213,8 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"{key}={quote(value)}: no value can hold ${{ or a zero byte")
         if isinstance(value, float) and math.isnan(value):
             raise ConfigError(f"{key}=nan: no value can be nan")
+        if isinstance(value, int) and value.bit_length() > 63:
+            raise ConfigError(f"{key}={quote(value)}: no whole number can have more than 64 bits")
     return plain
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from defeat.config import compose_config
+from defeat.config import compose_config, text_override
 from defeat.demo import SHIPPED_TEACHER, export_teacher, run_demo
 from defeat.demo.demo_teacher import choose_teacher, main
 from defeat.detectors import read_weights
@@ -35,8 +35,10 @@ def test_the_demo_leaves_table_pictures_curves_and_a_dashboard(
         return side_by_side(grid, *others)
 
     monkeypatch.setattr("defeat.demo.results.side_by_side", count)
+    tmp_path = tmp_path / "it's, [1] ${x} 100%"  # what Hydra's grammar does not take bare
     here = tmp_path / "now"
-    words = [f"output={tmp_path}", f"run_dir={here}", "steps=2", "pictures=3", SMALL]
+    folders = [text_override("output", tmp_path), text_override("run_dir", here)]
+    words = [*folders, "steps=2", "pictures=3", SMALL]
     demo = run_demo(compose_config("demo", words), Console(width=100))
     assert [row.name for row in demo.rows] == ["teacher", "plain", "DeFeat"]
     teacher, plain, distilled = demo.rows

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import random
+import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from defeat.cli.error_messages import explain
 from defeat.cli.overrides import check_types
 from defeat.config import build, build_factory, compose_config, to_plain
 from defeat.detectors import Detector
+from defeat.predict.predict import predict
 from defeat.run.check import check_config
 from defeat.run.check_trainer import check_trainer
+from defeat.run.evaluate import evaluate
+from defeat.run.train import train
 from defeat.run.trainer import build_trainer
 from tests.helpers.distillation import distillation
 from tests.helpers.trials import Tally, time_limit
@@ -72,16 +76,25 @@ def build_part(config: DictConfig, key: str, models: dict[str, nn.Module]) -> No
 
 
 def outcome(config: DictConfig, key: str, value: Any, models: dict[str, nn.Module]) -> str:
+    def build_run(changed: DictConfig) -> None:
+        to_plain(changed)
+        check_config(changed)
+        build_part(changed, key, models)
+
+    return outcome_of("train", build_run, config, key, value)
+
+
+def outcome_of(
+    command: str, run: Callable[[DictConfig], object], config: DictConfig, key: str, value: Any
+) -> str:
     changed = copy.deepcopy(config)
     OmegaConf.set_struct(changed, False)
     try:
         OmegaConf.update(changed, key, value, merge=False)
         check_types(changed, config)
-        to_plain(changed)
-        check_config(changed)
-        build_part(changed, key, models)
+        run(changed)
     except Exception as error:
-        line = explain(error, "train", ())
+        line = explain(error, command, ())
         told = "".join(traceback.format_exception(error))[-2500:]
         assert line is not None, f"{key}={value!r}: {told}"
         assert line.isprintable()
@@ -134,3 +147,55 @@ def test_every_key(
     torch.manual_seed(0)
     assert not defects, "\n\n".join(defects)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    plain = [
+        word for word in distillation(root) if not word.startswith(("detector@teacher", "dist", "teach"))
+    ]
+    short = ["trainer=cpu", "trainer.max_steps=1", "data.batch_size=1", "student.model.min_size=32"]
+    run = train(compose_config("train", [*plain, *short, "~callbacks.progress", "preflight=off"]))
+    return run.run_dir / "checkpoints" / "last.ckpt"
+
+
+COMMANDS: dict[str, tuple[Callable[[DictConfig], object], str]] = {
+    "eval": (evaluate, "trainer.accelerator=cpu"),
+    "predict": (predict, "device=cpu"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("step", "most"), [(3, 1), pytest.param(1, len(VALUES), marks=pytest.mark.slow)], ids=["quick", "full"]
+)
+def test_every_key_of_the_commands_after_a_training(
+    step: int,
+    most: int,
+    command: str,
+    checkpoint: Path,
+    tally: Tally,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    run, word = COMMANDS[command]
+    words = [f"checkpoint={checkpoint}", f"run_dir={tmp_path / 'results'}", f"output_root={tmp_path}", word]
+    if command == "predict":
+        words.append(f"source={checkpoint.parents[2] / 'a.jpg'}")
+    config = compose_config(command, words)
+    defects: list[str] = []
+    for key in list(leaves(config))[::step]:
+        for value in random.Random(key).sample(VALUES, most):
+            try:
+                with time_limit():
+                    tally.outcomes["keys"][
+                        outcome_of(command, run, config, key, value).partition(": ")[0]
+                    ] += 1
+            except AssertionError as error:
+                defects.append(str(error))
+            shutil.rmtree(tmp_path / "results", ignore_errors=True)
+    assert not defects, "\n\n".join(defects)

@@ -12,6 +12,7 @@ from rich.console import Console
 from defeat.cli import run_dir  # noqa: F401 - registers the resolver that makes folders
 from defeat.config import compose_config
 from defeat.evaluation import evaluation_table
+from defeat.predict.predict import predict
 from defeat.report import make_report
 from defeat.run.evaluate import evaluate
 from defeat.run.train import train
@@ -32,13 +33,13 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_its_evaluation_and_its_report(
+def test_runs_evaluation_report_and_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DEFEAT_SECRET", SECRET)
     data, here = tmp_path / "data", tmp_path / "here"
-    data.mkdir()
-    here.mkdir()
+    for folder in (data, here, tmp_path / "other"):
+        folder.mkdir()
     monkeypatch.chdir(here)
     words = [
         word
@@ -69,6 +70,24 @@ def test_a_run_its_evaluation_and_its_report(
         compose_config("eval", [f"checkpoint={last}", "run_dir=.", "trainer.accelerator=cpu"])
     )
     assert list(evaluated.evaluation.per_class) == list(NAMES)
+    distilled = [*distillation(tmp_path / "other"), *words, *short, f"run_dir={tmp_path / 'run2'}"]
+    again = [*distilled, f"teacher.weights={last}", "~callbacks.progress", "preflight=off"]
+    train(compose_config("train", again))
+    resumed = [*again, "trainer.max_steps=2", f"ckpt_path={tmp_path / 'run2' / 'checkpoints' / 'last.ckpt'}"]
+    train(compose_config("train", [*resumed, f"run_dir={tmp_path / 'run3'}"]))
+    found = predict(
+        compose_config(
+            "predict",
+            [
+                f"checkpoint={last}",
+                f"source={data}",
+                "score_threshold=0",
+                f"run_dir={tmp_path / 'found'}",
+                "device=cpu",
+            ],
+        )
+    )
+    assert not found.failed
     console = Console(file=io.StringIO(), width=100)
     console.print(evaluation_table(evaluated.evaluation))
     make_report([run], tmp_path / "report", resamples=5, console=console)
@@ -81,6 +100,15 @@ def test_a_run_its_evaluation_and_its_report(
     ):
         assert "\x1b[2J" not in text
     assert contents(data) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "here", "report", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "data",
+        "found",
+        "here",
+        "other",
+        "report",
+        "run",
+        "run2",
+        "run3",
+    ]
     assert not any(here.iterdir())
     assert not [path for path, text in contents(tmp_path).items() if SECRET.encode() in text]

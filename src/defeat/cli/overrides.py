@@ -70,7 +70,7 @@ SWEEP = ("-m", "--multirun")
 SET = ("name", "output_root", "run_dir", "output")
 """Keys of texts that a run cannot do without."""
 
-REQUIRED = ("student", "data", "optim", "trainer")
+REQUIRED = ("student", "data", "optim", "trainer", "evaluation")
 """Groups that a run cannot do without; null leaves the others out."""
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 from rich.console import Console
 
-from defeat.config import compose_config
+from defeat.config import compose_config, text_override
 from defeat.demo.demo_teacher import choose_teacher
 from defeat.demo.results import Row, draw_detections, results_table
 from defeat.io.run_dirs import refuse_overwriting
@@ -44,7 +44,7 @@ def run_demo(config: DictConfig, console: Console | None = None) -> Demo:
     table, detections, curves = here / "results.md", here / "detections.png", here / "curves.png"
     # The students' folders too: a demo that was stopped has these alone.
     refuse_overwriting(table, detections, curves, here / "plain", here / "DeFeat")
-    shared = [f"data.root={output / 'scenes'}", f"seed={config.seed}", *config.overrides]
+    shared = [text_override("data.root", output / "scenes"), f"seed={config.seed}", *config.overrides]
 
     def train_teacher() -> Path:
         console.rule(f"teacher, {config.teacher_steps} steps")
@@ -57,7 +57,12 @@ def run_demo(config: DictConfig, console: Console | None = None) -> Demo:
     plain = _train("scenes_plain", here / "plain", [*shared, *_length(config.steps)])
     console.rule(f"DeFeat student, {config.steps} steps")
     # The configuration's weights are for COCO: its background term alone would outweigh all else here.
-    lesson = [*shared, *_length(config.steps), f"teacher.weights={weights}", "distiller.balance=gradient"]
+    lesson = [
+        *shared,
+        *_length(config.steps),
+        text_override("teacher.weights", weights),
+        "distiller.balance=gradient",
+    ]
     distilled = _train("scenes", here / "DeFeat", lesson)
     console.rule("comparison")
     teacher, annotations = _evaluate_teacher(weights, here, shared)
@@ -78,7 +83,9 @@ def _length(steps: int) -> list[str]:
 
 def _train(experiment: str, run_dir: Path, overrides: list[str]) -> Row:
     """Train an experiment as `defeat-train` would; the row is named like the run's folder."""
-    config = compose_config("train", [f"+experiment={experiment}", f"run_dir={run_dir}", *overrides])
+    config = compose_config(
+        "train", [f"+experiment={experiment}", text_override("run_dir", run_dir), *overrides]
+    )
     keeper = KeepPredictions()
     outcome = train(config, [keeper])
     assert outcome.evaluation is not None
@@ -87,9 +94,16 @@ def _train(experiment: str, run_dir: Path, overrides: list[str]) -> Row:
 
 def _evaluate_teacher(weights: Path, run_dir: Path, overrides: list[str]) -> tuple[Row, Annotations]:
     """Evaluate the teacher on the students' validation images."""
-    students = compose_config("train", ["+experiment=scenes_plain", f"run_dir={run_dir}", *overrides])
+    students = compose_config(
+        "train", ["+experiment=scenes_plain", text_override("run_dir", run_dir), *overrides]
+    )
     config = compose_config(
-        "eval", [f"checkpoint={weights}", f"run_dir={run_dir}", "detector@student=scenes_teacher"]
+        "eval",
+        [
+            text_override("checkpoint", weights),
+            text_override("run_dir", run_dir),
+            "detector@student=scenes_teacher",
+        ],
     )
     config.data = students.data
     config.trainer = students.trainer

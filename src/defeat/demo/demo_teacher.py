@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from defeat.config import compose_config
+from defeat.config import compose_config, text_override
 from defeat.detectors import read_weights
 from defeat.detectors.weights import ASSETS
 from defeat.errors import ConfigError
@@ -79,8 +79,8 @@ def main() -> None:
         "train",
         [
             "+experiment=scenes_teacher",
-            f"run_dir={run_dir}",
-            f"data.root={given.scenes}",
+            text_override("run_dir", run_dir),
+            text_override("data.root", given.scenes),
             *given.overrides,
         ],
     )

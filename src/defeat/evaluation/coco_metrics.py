@@ -69,11 +69,11 @@ def check_max_dets(number: object) -> int:
     """Return ``number`` if COCO figures can be computed with it.
 
     Raises:
-        ConfigError: it is no whole number of at least 10, which AR10 needs.
+        ConfigError: it is no whole number, or less than 10, which AR10 needs, or more than a million.
     """
-    if not isinstance(number, int) or number < FEWER_DETECTIONS[-1]:
+    if not isinstance(number, int) or not FEWER_DETECTIONS[-1] <= number <= 1_000_000:
         raise ConfigError(
-            f"evaluation.max_dets={number} must be a whole number of at least 10; COCO's is 100"
+            f"evaluation.max_dets={number} must be a whole number from 10 to a million; COCO's is 100"
         )
     return number
 

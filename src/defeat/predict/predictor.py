@@ -142,6 +142,8 @@ class Predictor:
 
     def _labels(self, classes: Sequence[str] | None) -> list[int]:
         names = [classes] if isinstance(classes, str) else classes
+        if names is not None and not isinstance(names, Sequence):
+            raise ConfigError(f"classes={names} must be the name of a class, or a list of names")
         unknown = [name for name in names or () if name not in self.classes]
         if unknown:
             raise ConfigError(f"there is no class {unknown[0]!r}, only {', '.join(self.classes)}")
