@@ -35,7 +35,7 @@ def test_the_demo_leaves_table_pictures_curves_and_a_dashboard(
         return side_by_side(grid, *others)
 
     monkeypatch.setattr("defeat.demo.results.side_by_side", count)
-    tmp_path = tmp_path / "it's, [1] ${x} 100%"  # what Hydra's grammar does not take bare
+    tmp_path = tmp_path / "it's, [1] 100%"  # what Hydra's grammar does not take bare
     here = tmp_path / "now"
     folders = [text_override("output", tmp_path), text_override("run_dir", here)]
     words = [*folders, "steps=2", "pictures=3", SMALL]
