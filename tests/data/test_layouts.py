@@ -253,6 +253,16 @@ def test_yolo_without_names_and_with_wrong_lines(tmp_path: Path) -> None:
     assert len(objects(data.annotations["train"])["a b"]) == 1
 
 
+def test_lists_of_yolo_do_not_lead_outside(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    yolo_lists(root)
+    outside = save_picture(tmp_path / "outside.jpg")
+    for name in (str(outside), "../outside.jpg", "images/../../outside.jpg"):
+        (root / "train.txt").write_text(f"images/a b.jpg\n{name}\n")
+        with pytest.raises(DataError, match="outside"):
+            folder_data(str(root)).setup("fit")
+
+
 def test_skipping_is_not_proposed_where_nothing_would_be_left(tmp_path: Path) -> None:
     coco_beside(tmp_path)
     for stem in ("a b", "münze"):

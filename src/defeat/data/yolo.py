@@ -13,7 +13,7 @@ from defeat.data.images import IMAGE_SUFFIXES, read_header
 from defeat.data.paths import Folder, files_below, join
 from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.errors import DataError
-from defeat.io.safe_read import is_dir, read_regular
+from defeat.io.safe_read import is_dir, is_file, read_regular
 from defeat.io.text import quote
 from defeat.types import Annotations
 
@@ -78,7 +78,7 @@ def read_yolo(
     lines_seen = 0
     for name in dict.fromkeys(listed):
         try:
-            located = name if (base / name).is_file() else _by_end(folder, name)
+            located = _by_end(folder, name)
             width, height = read_header(base / located).turned_size
             lines = _lines(base / label_file(base, located))
         except (FieldError, DataError) as error:
@@ -145,7 +145,7 @@ def _by_end(folder: Folder, name: str) -> str:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     for first in range(len(parts)):
         end = PurePosixPath(*parts[first:])
-        if not end.is_absolute() and ".." not in end.parts and (folder.root / end).is_file():
+        if not end.is_absolute() and ".." not in end.parts and is_file(folder.root / end):
             return folder.locate(str(end))
     for first in range(len(parts) - 1):  # in any spelling
         try:
