@@ -44,10 +44,17 @@ print(json.dumps(answers))
 """
 
 LOOK = (["--help"], ["--version"])
-HYDRA = (*LOOK, ["--cfg", "job"])
+HYDRA = (*LOOK, ["--help-all"], ["--cfg", "job"])
 LOOKS = {"report": LOOK, "data": (*LOOK, ["split", "--help"])}
 WRONG = {
-    "train": (["optim.optmizer.lr=1"], ["+experiment=scenes_plan"], [], ["data.root=x", "seed=abc"]),
+    "train": (
+        ["optim.optmizer.lr=1"],
+        ["--experiment", "x"],
+        ["student=frcnn_r50", "data.root=x"],
+        ["+experiment=scenes_plan"],
+        [],
+        ["data.root=x", "seed=abc"],
+    ),
     "evaluate": (["chekpoint=x"], ["data=cocoo"], ["data=coco"], ["save_results=1"]),
     "predict": (["chekpoint=x"], ["checkpoint=x"], ["checkpoint=x", "source=y", "batch_size=many"]),
     "data": (["split"], ["splt", "x"], ["split", "x"], ["split", ".", "seeed=1"]),
@@ -72,5 +79,7 @@ def test_looks_and_mistakes_import_nothing_heavy(command: str, tmp_path: Path) -
     assert [status for status, _, _ in answers] == [0] * len(looks) + [1] * len(WRONG[command])
     text = [out for _, out, _ in answers]
     assert re.match(rf"defeat {re.escape(defeat.__version__)} \(torch \d\S*, torchvision ", text[1])
+    assert len(text[0].splitlines()) < 120, "the keys that matter"
+    assert max(map(len, text[0].splitlines())) <= 80
     assert all(re.fullmatch(r"error: .+\n", line) for line in text[len(looks) :]), text
     assert not any(path.is_file() for path in tmp_path.rglob("*"))

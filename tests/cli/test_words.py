@@ -11,8 +11,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from defeat.cli.overrides import NAMES, quote_texts, spelled, unreadable
+from defeat.cli.overrides import NAMES, in_order, quote_texts, spelled, unreadable
 from defeat.config import compose_config, expand_paths
+from defeat.errors import ConfigError
 from defeat.evaluation import check_backend
 from tests.helpers.console import Run
 
@@ -116,3 +117,29 @@ def test_types_are_checked_in_a_configuration_of_the_users_own(tmp_path: Path, s
     line = script("defeat-train", "--config-dir", str(tmp_path), "--config-name", "mine", "data.root=x").line
     assert line.startswith("seed must be a whole number, got ")
     assert not any(path.is_dir() for path in tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "ordered"),
+    [
+        ("+experiment=a -m seed=1,2", "+experiment=a seed=1,2 -m"),
+        ("--cfg job name=a --resolve seed=1", "name=a seed=1 --cfg job --resolve"),
+        ("--config-dir=x name=a", "name=a --config-dir=x"),
+        ("name=a --help-all", "name=a --help"),
+    ],
+)
+def test_options_may_stand_anywhere(words: str, ordered: str) -> None:
+    assert in_order(words.split()) == ordered.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--experiment x", r"written without dashes, \+experiment=x"),
+        ("--data-root=x", "written without dashes, data_root=x"),
+        ("-m --cfg job", "-m and --cfg do not go together"),
+    ],
+)
+def test_words_that_are_no_options_are_told(words: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        in_order(words.split())

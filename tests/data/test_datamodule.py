@@ -311,3 +311,11 @@ def test_counts_must_be_positive(readers, name) -> None:
 def test_other_options_must_make_sense(readers, options) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         DetectionDataModule(**readers, **options)
+
+
+def test_no_more_workers_than_batches_and_a_word_that_is_none(coco) -> None:
+    reader = partial(read_coco, *coco.write())
+    module = DetectionDataModule(train=reader, val=reader, num_workers=50, val_batch_size=2)
+    assert 0 < module.val_dataloader().num_workers <= -(-len(module.read("val").records) // 2) < 50
+    with pytest.raises(ConfigError, match="whole number or auto, got many"):
+        DetectionDataModule(train=reader, val=reader, num_workers="many")  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from defeat.data import collate, worker_errors
 from defeat.data import loader as module
-from defeat.data.loader import WatchedDataLoader, keep_out_of_signals
+from defeat.data.loader import WatchedDataLoader, auto_workers, keep_out_of_signals
 from defeat.errors import WorkerError
 from defeat.types import Batch, Target
 
@@ -149,3 +149,21 @@ def test_a_worker_that_is_stuck_ends_when_its_parent_says_so() -> None:
     process.terminate()
     process.join(5)
     assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "gpu", "workers"),
+    [
+        (16, 1, True, 8),
+        (6, 1, True, 5),
+        (16, 4, True, 3),
+        (1, 1, True, 0),
+        (4, 8, True, 0),
+        (16, 1, False, 0),
+    ],
+)
+def test_auto_leaves_a_core_to_each_process(
+    cores: int, processes: int, gpu: bool, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    assert auto_workers(processes, gpu=gpu) == workers

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 
 from defeat.config import compose_config
+from defeat.memory import largest_batch
 from defeat.preflight.cost import check_cost, duration, plan
 from defeat.preflight.step import Gradients, Steps, Teacher
 from defeat.run.build import build_run
@@ -67,7 +68,7 @@ def test_the_plan_is_what_the_trainer_does(settings: list[str], tmp_path: Path, 
 
 
 def steps(*seconds: float, val: float = 0.5, peak: float = 2.0**30) -> Steps:
-    return Steps({}, Gradients([], [], [], [], []), Teacher([], [], []), list(seconds), val, peak)
+    return Steps({}, Gradients([], [], [], [], []), Teacher([], [], []), list(seconds), val, 7, peak)
 
 
 def test_the_estimate_adds_up(healthy: Run) -> None:
@@ -79,6 +80,7 @@ def test_the_estimate_adds_up(healthy: Run) -> None:
     assert found.figures["validation_seconds"] == pytest.approx(40 * 0.75)
     assert found.figures["whole_seconds"] == pytest.approx(400 * 3 + 4 * 30)
     assert "1.00 GiB resident memory of the process" in found.summary
+    assert "data.batch_size=7" in found.summary
     assert "400 steps in about 22 min 0 s" in found.summary
     assert found.result == "ok"
 
@@ -115,3 +117,12 @@ def test_a_run_without_end_and_a_platform_without_figures(tmp_path: Path, pictur
 )
 def test_durations_have_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_largest_batch_is_in_proportion_to_the_free_memory() -> None:
+    gib = 2.0**30
+    # 4 images took 2 GiB; of 20 GiB nine tenths are 18, for 36 images
+    assert largest_batch(4, 2 * gib, 20 * gib) == 36
+    assert largest_batch(4, 2 * gib, 0.1 * gib) == 1
+    assert largest_batch(4, math.nan, gib) is largest_batch(4, gib, math.nan) is None
+    assert largest_batch(4, 0.0, gib) is None, "an earlier peak hid it"

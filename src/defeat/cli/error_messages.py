@@ -109,12 +109,14 @@ def _without_traceback(text: str) -> str:
 
 
 def _unknown_key(key: str, text: str, config_name: str, words: Sequence[str]) -> str:
-    if found := re.search(r"Did you mean to override (?:one of )?([^?]+)\?", text):
+    found = re.search(r"Did you mean to override (?:one of )?([^?]+)\?", text)
+    if found and key not in found[1].split(", "):
         return f"unknown key {key}: did you mean {found[1].replace(', ', ' or ')}?"
     if found := re.search(r"To append to your default list use (\S+)", text):
         return f"{key} has no choice yet that could be replaced: write {found[1]}"
-    close = difflib.get_close_matches(key, _known_keys(key, config_name, words), n=1)
-    hint = f"did you mean {close[0]}?" if close else "--help lists all keys"
+    known = [name for name in _known_keys(key, config_name, words) if name != key]
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else "--help-all lists all keys"
     return f"unknown key {key}: {hint} (+{key}=... would add a new one)"
 
 

@@ -16,7 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from defeat.cli.error_messages import explain
-from defeat.cli.overrides import check_choices, check_types, is_choice, parse, quote_texts
+from defeat.cli.help import help_text
+from defeat.cli.overrides import check_choices, check_types, in_order, is_choice, parse, quote_texts
 from defeat.cli.ranks import process_rank
 from defeat.cli.run_dir import RefusedError, register, remove_unused
 from defeat.cli.streams import prepare_streams
@@ -38,10 +39,18 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
     program and keeps its traceback.
     """
     prepare_streams()
-    words = sys.argv[1:] = quote_texts(sys.argv[1:])
+    words = quote_texts(sys.argv[1:])
     if "--version" in words:  # Hydra would give its own
         print(version_text())
         return
+    if "--help" in words or "-h" in words:
+        print(help_text(config_name))
+        return
+    try:
+        words = in_order(words)
+    except ConfigError as error:
+        _end(error, config_name, words)
+    sys.argv[1:] = words
     full_error = os.environ.get(FULL_ERROR)
     verbose = full_error is not None or any(map(_is_verbose, words))
 

@@ -33,6 +33,7 @@ ALTERNATIVES: dict[str, tuple[type, ...]] = {
     "image_set": (str, ListConfig),
     "layout": (NoneType,),
     "min_size": (int, ListConfig),
+    "num_workers": (str,),
     "precision": (int,),
     "roots": (str, ListConfig),
     "split": (NoneType,),
@@ -67,6 +68,29 @@ TEXTS = (
 
 SWEEP = ("-m", "--multirun")
 
+PLAIN_OPTIONS = ("--resolve", "--hydra-help", "--run", "-r", "--shell-completion", "-sc", "--info", "-i")
+"""Other options of Hydra that stand alone."""
+
+MODES = (*SWEEP, "--cfg", "-c", "--run", "-r", "--info", "-i", "--shell-completion", "-sc")
+"""Options of which Hydra takes one."""
+
+VALUE_OPTIONS = (
+    *(
+        "--cfg",
+        "-c",
+        "--package",
+        "-p",
+        "--config-path",
+        "-cp",
+        "--config-name",
+        "-cn",
+        "--config-dir",
+        "-cd",
+    ),
+    *("--experimental-rerun",),
+)
+"""Those that a value follows."""
+
 SET = ("name", "output_root", "run_dir", "output")
 """Keys of texts that a run cannot do without."""
 
@@ -83,6 +107,39 @@ def parse(words: Sequence[str]) -> Iterator[tuple[str, Override]]:
                 yield word, parser.parse_override(word)
             except HydraException:
                 continue
+
+
+def in_order(words: Sequence[str]) -> list[str]:
+    """Put options behind the overrides, as Hydra's parser wants them, and give it those that it knows.
+
+    Raises:
+        ConfigError: a word begins like an option and is none.
+    """
+    overrides, options = [], []
+    waiting = iter(words)
+    for word in waiting:
+        name, equals, _ = word.partition("=")
+        if not word.startswith("-"):
+            overrides.append(word)
+        elif name == "--help-all":
+            options.append("--help")
+        elif name in VALUE_OPTIONS and not equals:
+            options += [word, *([value] if (value := next(waiting, None)) is not None else [])]
+        elif name in VALUE_OPTIONS or word in (*SWEEP, *PLAIN_OPTIONS):
+            options.append(word)
+        else:
+            raise ConfigError(_no_option(word, next(waiting, "")))
+    modes = [word for word in options if word.partition("=")[0] in MODES]
+    if len(modes) > 1:
+        raise ConfigError(f"{' and '.join(modes)} do not go together: leave one of them out")
+    return [*overrides, *options]
+
+
+def _no_option(word: str, following: str) -> str:
+    name, _, value = word.lstrip("-").partition("=")
+    value = value or following or "..."
+    written = f"{'+' if name == 'experiment' else ''}{name.replace('-', '_')}={value}"
+    return f"{word} is no option: keys are written without dashes, {written}; --help lists keys and options"
 
 
 def quote_texts(words: Sequence[str]) -> list[str]:
@@ -177,6 +234,8 @@ def check_types(config: DictConfig, defaults: DictConfig, prefix: str = "") -> N
         if isinstance(value, DictConfig) and isinstance(default, DictConfig):
             if value.get("_target_") == default.get("_target_"):  # another one has arguments of its own
                 check_types(value, default, f"{key}.")
+        elif isinstance(value, str) and (key == "student" or (key == "teacher" and "optim" in config)):
+            raise ConfigError(f"{key}={value}: a detector is chosen by detector@{key}={value}")
         elif key in NAMES and value not in NAMES[key]:
             raise ConfigError(f"{key}={value} is none of {', '.join(NAMES[key])}")
         elif not _fits(key, value, default):

@@ -13,9 +13,11 @@ from defeat.cli.version import version_text
 from defeat.errors import ConfigError
 
 EPILOG = """\
-RUN is a run folder (runs/NAME/TIME), or any folder with runs below it: that of a sweep, runs/NAME, or runs.
-Runs count by the last validation's detections.safetensors in their folder; neither the data set nor a
-checkpoint is read. Runs that were validated on other images than most are left out, with a warning.
+RUN is a run folder (runs/NAME/TIME), or any folder with runs below it: that of
+a sweep, runs/NAME, or runs. Runs count by the last validation's
+detections.safetensors in their folder; neither the data set nor a checkpoint
+is read. Runs that were validated on other images than most are left out, with
+a warning.
 
   defeat-report runs/scenes_plain runs/scenes
   defeat-report runs/sweeps/TIME --baseline scenes_plain --output report
@@ -62,8 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="defeat-report",
         description=(
-            "Compare runs: COCO figures over seeds, differences to a baseline on the same images, AP by\n"
-            "size and by class, parameters and FLOPs, and what kinds of errors are made (TIDE)."
+            "Compare runs: COCO figures over seeds, differences to a baseline on the same\n"
+            "images, AP by size and by class, parameters and FLOPs, and what kinds of errors\n"
+            "are made (TIDE)."
         ),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -19,7 +20,7 @@ from defeat.data.error_policy import OnError, check_on_error
 from defeat.data.exif import Exif, check_exif, decide_exif
 from defeat.data.fields import check_classes
 from defeat.data.fingerprint import fingerprint
-from defeat.data.loader import POLL_SECONDS, WatchedDataLoader, keep_out_of_signals
+from defeat.data.loader import POLL_SECONDS, WatchedDataLoader, auto_workers, keep_out_of_signals
 from defeat.data.sampler import TrainingSampler, orientations
 from defeat.errors import ConfigError, DataError
 from defeat.types import Annotations, Batch, Problem, Record
@@ -51,7 +52,8 @@ class DetectionDataModule(LightningDataModule):
         root: folder that the readers' paths start from; None leaves it to them.
         batch_size: images in a training batch.
         val_batch_size: images in a validation or test batch; ``batch_size`` by default.
-        num_workers: processes that decode; 0 decodes in the main process.
+        num_workers: processes that decode; 0 decodes in the main process; ``auto`` see
+            :func:`~defeat.data.loader.auto_workers`. No more are started than there are batches.
         train_transforms: see :class:`~defeat.data.dataset.DetectionDataset`; training only.
         pin_memory: copy batches into page-locked memory, which a GPU reads while it computes; without one
             there is nothing to lock for, and nothing is done.
@@ -82,7 +84,7 @@ class DetectionDataModule(LightningDataModule):
         root: str | None = None,
         batch_size: int = 2,
         val_batch_size: int | None = None,
-        num_workers: int = 0,
+        num_workers: int | Literal["auto"] = 0,
         train_transforms: Transforms | None = None,
         pin_memory: bool = False,
         on_error: OnError = "raise",
@@ -98,6 +100,10 @@ class DetectionDataModule(LightningDataModule):
         super().__init__()
         check_on_error(on_error)
         check_exif(exif)
+        if isinstance(num_workers, str):
+            if num_workers != "auto":
+                raise ConfigError(f"num_workers must be a whole number or auto, got {num_workers}")
+            num_workers = auto_workers(1, gpu=torch.accelerator.is_available())
         _check_least(0, seed=seed, num_workers=num_workers)
         _check_least(1, batch_size=batch_size, val_batch_size=val_batch_size, repeat=repeat)
         _check_least(1, limit_train=limit_train, limit_val=limit_val)
@@ -264,14 +270,16 @@ class DetectionDataModule(LightningDataModule):
     def _loader(
         self, dataset: Dataset[Any], batch_size: int, sampler: Sampler[Any] | None = None
     ) -> DataLoader[Batch]:
+        images = len(dataset) if sampler is None else len(sampler)  # type: ignore[arg-type]
+        workers = min(self._num_workers, -(-images // batch_size))
         return WatchedDataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
             collate_fn=collate,
-            num_workers=self._num_workers,
-            persistent_workers=self._num_workers > 0,
-            timeout=POLL_SECONDS if self._num_workers else 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            timeout=POLL_SECONDS if workers else 0,
             worker_init_fn=keep_out_of_signals,
             pin_memory=self._pin_memory and self._on_gpu(),
         )

@@ -24,6 +24,24 @@ suspended makes one of them at most.
 """
 
 
+MOST_WORKERS = 8
+"""Worker processes that ``auto`` starts at most; more seldom decode faster than one GPU computes."""
+
+
+def auto_workers(processes: int, *, gpu: bool) -> int:
+    """Choose the number of worker processes: a core each, one being left to the process that computes.
+
+    Args:
+        processes: processes of the training on this machine, which share its cores.
+        gpu: whether they compute on GPUs; where they compute on the CPU, workers would take its cores away.
+    """
+    if not gpu:
+        return 0
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(0, min(MOST_WORKERS, cores // processes - 1))
+
+
 class WatchedDataLoader(DataLoader[Batch]):
     """torch's data loader, which ends with an error where its worker processes give no batch any more.
 

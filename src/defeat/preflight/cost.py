@@ -80,6 +80,7 @@ def check_cost(run: Run, steps: Steps, image_seconds: float, batch_images: int) 
     speed = batch_images * run.trainer.world_size / batch
     summary = [
         describe_memory(steps.peak, run.device),
+        *_largest_batch(run, steps),
         f"{batch:.3g} s a batch ({speed:.3g} images/s)",
         f"{planned.validations} validations of {duration(validation)}",
         "no end is set" if math.isinf(whole) else f"{planned.steps:.0f} steps in about {duration(whole)}",
@@ -106,6 +107,7 @@ def check_cost(run: Run, steps: Steps, image_seconds: float, batch_images: int) 
         )
     figures = {
         "peak_bytes": steps.peak,
+        "largest_batch": math.nan if steps.largest_batch is None else float(steps.largest_batch),
         "batch_seconds": batch,
         "compute_seconds": computed,
         "decode_seconds": decoded,
@@ -117,6 +119,17 @@ def check_cost(run: Run, steps: Steps, image_seconds: float, batch_images: int) 
     }
     finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
     return Finding("cost", "; ".join(summary), problems, finite)
+
+
+def _largest_batch(run: Run, steps: Steps) -> list[str]:
+    """Say how many images fit, and how sure that is."""
+    if steps.largest_batch is None:
+        return []
+    if run.device.type == "cuda":
+        return [f"data.batch_size up to about {steps.largest_batch} fits, of images like these"]
+    return [
+        f"the free memory may do for data.batch_size={steps.largest_batch}, roughly: other programs share it"
+    ]
 
 
 def _device_memory(device: torch.device) -> float:

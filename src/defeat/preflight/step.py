@@ -13,7 +13,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 from torch.optim import Optimizer
 
-from defeat.memory import peak_memory
+from defeat.memory import free_memory, held_memory, largest_batch, peak_memory
 from defeat.training.loss_gradients import SCALE, Precision
 from defeat.training.module import DetectionModule
 from defeat.training.run import Run
@@ -60,6 +60,8 @@ class Steps(NamedTuple):
     """Seconds of each step, without decoding; the first warms up."""
     val_seconds: float
     """Seconds for one image of a validation, without decoding."""
+    largest_batch: int | None
+    """Images that fit into the memory, see :func:`~defeat.memory.largest_batch`."""
     peak: float
     """Bytes, see :func:`~defeat.memory.peak_memory`; nan where it is not known."""
 
@@ -75,6 +77,7 @@ def take_steps(run: Run, batches: Sequence[Batch], steps: int, over: Callable[[]
         over: whether the time is up; one step is taken, whatever it takes.
     """
     probe = run.module.copy_but_teacher().to(run.device)
+    before, free = held_memory(run.device), free_memory(run.device)
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)
     detector = probe.teacher.detector if probe.teacher else None
@@ -97,7 +100,11 @@ def take_steps(run: Run, batches: Sequence[Batch], steps: int, over: Callable[[]
         gradients = record.names(optimizer)
         teacher = Teacher(in_training_mode, _requiring_gradients(detector), changes())
     peak = peak_memory(run.device)
-    return Steps(losses, gradients, teacher, seconds, _validate(run, probe, batches[0]), peak)
+    if run.device.type == "cuda":  # a process's own memory does not shrink again
+        optimizer.zero_grad()
+        before, free = held_memory(run.device), free_memory(run.device)
+    most = largest_batch(len(batches[0].images), peak - before, free)
+    return Steps(losses, gradients, teacher, seconds, _validate(run, probe, batches[0]), most, peak)
 
 
 def _optimizer_at_rate_0(probe: DetectionModule) -> Optimizer:

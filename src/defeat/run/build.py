@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from defeat.config import build, build_factory, to_plain
 from defeat.data import DetectionDataModule
 from defeat.data.checks import crowding_problems, log_problems
+from defeat.data.loader import auto_workers
 from defeat.detectors import Detector
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
@@ -56,6 +57,10 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
         trainer.ckpt_path = resumed.path
     set_hardware(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    if config.data.get("num_workers") == "auto":
+        on_gpu = trainer.strategy.root_device.type != "cpu"
+        config.data.num_workers = auto_workers(max(1, trainer.world_size // trainer.num_nodes), gpu=on_gpu)
+        log.info("data.num_workers=auto: %d", config.data.num_workers)
     data: DetectionDataModule = build(config.data)
     if resumed and data.division and (divided := resumed.provenance.get("divided")):
         data.division.take(divided)

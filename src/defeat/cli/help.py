@@ -1,0 +1,120 @@
+"""``--help`` of the commands that Hydra configures: what they do, their keys and groups, at 80 columns."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+
+import yaml  # type: ignore[import-untyped]
+
+from defeat.config import conf_dir
+
+_WIDTH = 79
+_KEY = re.compile(r"^( *)([\w.]+):(.*?)(?:\s+#\s*(.*))?$")
+
+OF_GROUPS = {
+    "data.root=": "folder of the data set",
+    "data.batch_size=": "images of a step, in each process",
+    "data.num_workers=": "processes that decode images, or auto",
+    "student.weights=": "what the student starts from: a checkpoint or a torchvision name",
+    "teacher.weights=": "checkpoint of the trained teacher",
+    "optim.optimizer.lr=": "learning rate",
+    "trainer.max_epochs=": "length; trainer.max_steps too",
+    "trainer.precision=": "32-true, bf16-mixed or 16-mixed",
+}
+"""Keys of a training that come with the files of its groups and are set most often."""
+
+
+def help_text(config_name: str) -> str:
+    """Write the help of a command from its configuration file, whose comments say what its keys mean.
+
+    Keys that other files bring along are left to ``--help-all``.
+    """
+    text = (conf_dir() / f"{config_name}.yaml").read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    template: str = content["hydra"]["help"]["template"]
+    usage = re.split(r"^(?:Choices|Any key|----)", template.partition("Usage\n")[2], flags=re.MULTILINE)[0]
+    lines = [*textwrap.wrap(content["hydra"]["help"]["header"], _WIDTH), "", "Usage"]
+    lines += [part for line in usage.rstrip().splitlines() for part in _usage(line)]
+    lines += ["", "Keys (KEY=VALUE)", *_keys(text)]
+    if config_name == "train":
+        lines += [line for key, meaning in OF_GROUPS.items() for line in _entry(key, meaning)]
+    groups = list(_groups(content.get("defaults", []), config_name))
+    lines += ["", "Groups (GROUP=NAME)", *groups] if groups else []
+    return "\n".join([*lines, "", *_options(config_name)])
+
+
+def _usage(line: str) -> Iterator[str]:
+    """Put what a command is for below it, where both do not fit beside each other."""
+    command, _, meaning = line.strip().partition("   ")
+    if len(line) <= _WIDTH:
+        yield line
+        return
+    words = textwrap.wrap(command, _WIDTH - 4, break_long_words=False, break_on_hyphens=False)
+    yield from (f"  {'' if i == 0 else '    '}{word}{' ' + chr(92)}" for i, word in enumerate(words[:-1]))
+    yield f"  {'    ' if len(words) > 1 else ''}{words[-1]}"
+    if meaning.strip():
+        yield f"      {meaning.strip()}"
+
+
+def _keys(text: str) -> Iterator[str]:
+    """List the keys that have a comment, with their defaults."""
+    body = text.partition("\nhydra:\n")[0]
+    body = re.sub(r"^defaults:\n(?:[ -].*\n)*", "", body, flags=re.MULTILINE)
+    parents: list[str] = []
+    for line in body.splitlines():
+        found = _KEY.match(line)
+        if not found:
+            continue
+        parents = [*parents[: len(found[1]) // 2], found[2]]
+        value, meaning = found[3].strip(), found[4]
+        key = ".".join(parents)
+        if meaning and key != "run_dir" and (value or len(parents) == 1):
+            shown = "" if value.startswith("$") else value.replace("???", "")
+            yield from _entry(f"{key}={shown}", meaning)
+        elif value and len(parents) > 1 and meaning:
+            yield from _entry(f"{key}={value}", meaning)
+
+
+def _groups(defaults: list[object], config_name: str) -> Iterator[str]:
+    """List the groups that the command's file chooses from, and their files."""
+    chosen = [next(iter(entry.items())) for entry in defaults if isinstance(entry, dict)]
+    if config_name == "train":
+        chosen = [("experiment", None), *chosen, ("transforms@data.train_transforms", None)]
+    for key, choice in chosen:
+        folder = conf_dir() / str(key).partition("@")[0]
+        names = sorted(path.stem for path in folder.glob("*.yaml"))
+        label = "+experiment" if key == "experiment" else str(key)
+        yield f"  {label}{f'  (default: {choice})' if choice else ''}"
+        yield from textwrap.wrap(
+            ", ".join(names),
+            _WIDTH,
+            initial_indent=" " * 6,
+            subsequent_indent=" " * 6,
+            break_on_hyphens=False,
+        )
+
+
+def _entry(key: str, meaning: str) -> Iterator[str]:
+    indent = " " * 28
+    first = f"  {key}".ljust(28)
+    wrapped = textwrap.wrap(meaning, _WIDTH - 28)
+    if len(first) > 28 or first[-1] != " ":
+        yield first.rstrip()
+        yield from (indent + line for line in wrapped)
+    else:
+        yield first + wrapped[0]
+        yield from (indent + line for line in wrapped[1:])
+
+
+def _options(config_name: str) -> list[str]:
+    several = ["  -m                        one run for each combination of values with commas"]
+    return [
+        "Options",
+        "  --help-all                all keys, with their values",
+        "  --cfg job --resolve       what these words compose; nothing is run",
+        *(several if config_name == "train" else []),
+        "  --version                 versions of this project and of its libraries",
+        "  hydra.verbose=true        show where an error came from",
+    ]
