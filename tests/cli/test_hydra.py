@@ -15,15 +15,18 @@ from tests.helpers.tiny import tiny, tiny_teacher
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("defeat-train", ["data: bccd, coco, scenes, voc0712", "scenes_plain, ", "ckpt_path=last"]),
-        ("defeat-eval", ["detector: fcos, ", "results=results.json"]),
+        (
+            "defeat-train",
+            ["bccd, coco, folder, scenes, voc0712", "scenes_plain, ", "ckpt_path=last", "seed=0"],
+        ),
+        ("defeat-eval", ["detector@student", "results=results.json", "split=val "]),
         ("defeat-demo", ["teacher=train"]),
     ],
 )
 def test_help(name: str, parts: list[str], script: Run, tmp_path: Path) -> None:
     ended = script(name, "--help")
     assert (ended.status, ended.err) == (0, "")
-    assert [part for part in (f"{name} ", "Usage", "seed: 0", *parts) if part not in ended.out] == []
+    assert [part for part in (f"{name} ", "Usage", "Keys", *parts) if part not in ended.out] == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,9 +22,11 @@ HELP = """\
 defeat-data COMMAND ROOT [KEY=VALUE ...]
 
   check    count and draw what it holds, and tell what is probably wrong
-  split    divide a data set that is one part into training and validation, by lists
+  split    divide a data set that is one part into training and validation,
+           by lists
 
-ROOT is a folder of COCO JSON, Pascal VOC or YOLO, see data=folder. defeat-data COMMAND --help tells more.
+ROOT is a folder of COCO JSON, Pascal VOC or YOLO, see data=folder.
+defeat-data COMMAND --help tells more.
 """
 
 

@@ -51,6 +51,9 @@ def _usage(line: str) -> Iterator[str]:
     if len(line) <= _WIDTH:
         yield line
         return
+    if not command.startswith("defeat-"):
+        yield from textwrap.wrap(line.strip(), _WIDTH, initial_indent="  ", subsequent_indent="  ")
+        return
     words = textwrap.wrap(command, _WIDTH - 4, break_long_words=False, break_on_hyphens=False)
     yield from (f"  {'' if i == 0 else '    '}{word}{' ' + chr(92)}" for i, word in enumerate(words[:-1]))
     yield f"  {'    ' if len(words) > 1 else ''}{words[-1]}"
