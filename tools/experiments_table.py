@@ -21,6 +21,7 @@ DATA = {
     "VOC": "Pascal VOC 07+12",
     "scenes": "Generated scenes, as in the demo",
     "BCCD": "Blood cells",
+    "folder": "Your own pictures",
 }
 """Titles of the sections, by what the file says the data are, in their order."""
 FAMILIES = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS"}

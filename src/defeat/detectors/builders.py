@@ -11,8 +11,8 @@ these arguments, beside torchvision's settings for sampling and filtering under 
     norm: ``frozen``, ``batch`` or ``sync``.
     stride_in_1x1: see :func:`defeat.detectors.backbones.fpn_backbone`.
     min_size: length of the shorter image side in pixels; several values are drawn from in training and the
-        last one is used in evaluation.
-    max_size: bound on the longer side in pixels.
+        last one is used in evaluation; None means 800.
+    max_size: bound on the longer side in pixels; None means 1333.
     size_divisible: in pixels, a multiple of 32. A batch is padded to the next multiple of its longest sides,
         so larger ones make fewer shapes, and every padded pixel costs as much as another: with 448 the 300
         shapes of batches of 800 x 800 to 800 x 1333 become 4, at 1.4 times the pixels of 800 x 1066.
@@ -51,8 +51,8 @@ def faster_rcnn(
     trainable_layers: int = 3,
     norm: Norm = "frozen",
     stride_in_1x1: bool = False,
-    min_size: int | Sequence[int] = 800,
-    max_size: int = 1333,
+    min_size: int | Sequence[int] | None = 800,
+    max_size: int | None = 1333,
     size_divisible: int = 32,
     anchor_sizes: Sizes | None = None,
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
@@ -112,8 +112,8 @@ def retinanet(
     trainable_layers: int = 3,
     norm: Norm = "frozen",
     stride_in_1x1: bool = False,
-    min_size: int | Sequence[int] = 800,
-    max_size: int = 1333,
+    min_size: int | Sequence[int] | None = 800,
+    max_size: int | None = 1333,
     size_divisible: int = 32,
     anchor_sizes: Sizes | None = None,
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
@@ -159,8 +159,8 @@ def fcos(
     trainable_layers: int = 3,
     norm: Norm = "frozen",
     stride_in_1x1: bool = False,
-    min_size: int | Sequence[int] = 800,
-    max_size: int = 1333,
+    min_size: int | Sequence[int] | None = 800,
+    max_size: int | None = 1333,
     size_divisible: int = 32,
     anchor_sizes: Sizes | None = None,
     center_sampling_radius: float = 1.5,
@@ -241,15 +241,22 @@ def _strides(returned_layers: Sequence[int], extra: int) -> list[int]:
     return [2 ** (layer + 1) for layer in (*returned_layers, *range(deepest + 1, deepest + 1 + extra))]
 
 
-def _transform(min_size: int | Sequence[int], max_size: int, size_divisible: int) -> dict[str, Any]:
+def _transform(
+    min_size: int | Sequence[int] | None, max_size: int | None, size_divisible: int
+) -> dict[str, Any]:
     """Settings of torchvision's transform."""
     # Levels whose cells would cover no whole number of pixels have their anchors beside the features.
     if size_divisible < 32 or size_divisible % 32:
         raise ConfigError(
             f"size_divisible={size_divisible}: give a multiple of 32, the stride of the deepest stage"
         )
+    min_size = 800 if min_size is None else min_size
     sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)
-    return {"min_size": sizes, "max_size": max_size, "size_divisible": size_divisible}
+    return {
+        "min_size": sizes,
+        "max_size": 1333 if max_size is None else max_size,
+        "size_divisible": size_divisible,
+    }
 
 
 def _anchors(sizes: Sizes, ratios: Sequence[float], strides: list[int]) -> Float32AnchorGenerator:

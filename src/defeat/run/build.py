@@ -21,6 +21,7 @@ from defeat.run.check import check_config, check_metrics
 from defeat.run.check_schedule import schedule_problems
 from defeat.run.check_trainer import check_trainer
 from defeat.run.find_checkpoint import find_checkpoint
+from defeat.run.fit_to_data import fit_to_data
 from defeat.run.hardware import keep_freed_memory, laid_like_parameters, lay_channels_last, set_hardware
 from defeat.run.prepare_teacher import prepare_teacher
 from defeat.run.resume import Resumed, check_same, keep_weights, read_resumed
@@ -67,6 +68,8 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
     data.setup("fit")
     check_metrics(config, data.classes)
     log_problems(data.read("val").source, crowding_problems(data.read("val"), config.evaluation.max_dets))
+    if config.get("fit_to_data"):
+        config = OmegaConf.create(fit_to_data(to_plain(config), data.read("train").records))
     if not resumed:
         images = len(data.read("train").records)
         log_problems("schedule", schedule_problems(config, images, trainer.world_size))
