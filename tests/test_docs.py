@@ -68,11 +68,12 @@ def composed(name: str, words: list[str]) -> DictConfig:
 
 
 def check_processes(config: DictConfig, words: list[str]) -> None:
-    """The launcher starts the processes that the trainer expects, and a step has the recipe's 16 images."""
+    """The launcher starts the processes that the trainer expects, and a step has the paper's 16 images."""
     trainer, launcher = config.trainer, config.hydra.launcher
     if "SlurmLauncher" in launcher._target_ and trainer.num_nodes > 1:
         assert (launcher.nodes, launcher.tasks_per_node) == (trainer.num_nodes, trainer.devices)
-    if any(word.startswith("data.batch_size") for word in words) and isinstance(trainer.devices, int):
+    recipe = config.optim.optimizer._target_.endswith("SGD") and isinstance(trainer.devices, int)
+    if any(word.startswith("data.batch_size") for word in words) and recipe:
         assert config.data.batch_size * trainer.devices * trainer.num_nodes == 16
 
 
