@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from defeat.data import DetectionDataModule, read_coco, read_voc
-from defeat.data.checks import box_problems, crowding_problems
+from defeat.data.checks import box_problems, crowding_problems, refuse
 from defeat.errors import DataError
 
 Boxes = NDArray[np.float64]
@@ -100,11 +100,12 @@ def test_what_is_wrong_is_said_once_for_both_splits(coco, caplog: pytest.LogCapt
 
 def test_no_objects_at_all_stop_a_training_and_no_evaluation(coco, caplog: pytest.LogCaptureFixture) -> None:
     coco.content["annotations"] = coco.content["annotations"][2:3]  # a crowd
-    data_module(coco).setup("validate")
+    data = data_module(coco)
+    data.setup("validate")
     (line,) = caplog.messages
     assert "none of 3 images has an object, but for 1 boxes to ignore" in line
     with pytest.raises(DataError, match="train: none of 3 images has an object"):
-        data_module(coco).setup("fit")
+        refuse("train", data.read("train").problems)
 
 
 def test_the_first_pictures_with_wrong_boxes_are_named(coco) -> None:

@@ -38,7 +38,7 @@ def class_problems(annotations: Annotations, *, trained: bool) -> Iterator[Probl
         but = f", but for {ignored} boxes to ignore" if ignored else ""
         yield Problem(
             f"none of {len(annotations.records)} images has an object{but}",
-            "see that the annotation file is the one of these images",
+            "see that the annotation file is the one of these images (preflight=off trains all the same)",
         )
         return
     if not trained:

@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from defeat.data.checks import log_problems, refuse
+from defeat.data.checks import log_problems
 from defeat.data.class_checks import class_problems
 from defeat.data.dataset import DetectionDataset, Transforms, collate, drop_undecodable
 from defeat.data.division import Division
@@ -132,16 +132,10 @@ class DetectionDataModule(LightningDataModule):
         self._begin = (0, 0)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the splits of a stage: fit, validate, test, or None for all there are.
-
-        Raises:
-            DataError: also where a training would be in vain, for a split of it has no objects.
-        """
+        """Read the splits of a stage: fit, validate, test, or None for all there are."""
         for split in _SPLITS_OF_STAGE[stage]:
             if stage is not None or self._readers[split] is not None:
                 self.read(split)
-        for split in _SPLITS_OF_STAGE["fit"] if stage == "fit" else ():
-            refuse(split, self.annotations[split].problems)
 
     @property
     def classes(self) -> tuple[str, ...]:

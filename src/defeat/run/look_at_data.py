@@ -19,13 +19,21 @@ DECODED = 500
 log = logging.getLogger(__name__)
 
 
-def look_at_data(run: Run) -> None:
+def look_at_data(run: Run, *, strict: bool = True) -> None:
     """Log what there is to learn from, warn of what is probably wrong, and decode the validation pictures.
 
+    Args:
+        run: the run that is about to begin.
+        strict: refuse a split without objects, from which nothing is learnt or told, rather than warn of it.
+
     Raises:
-        DataError: a picture cannot be decoded, which would end the run at the first validation.
+        DataError: a picture cannot be decoded, which would end the run at the first validation; or, if
+            ``strict``, a split has no objects.
     """
     train, val = run.data.read("train"), run.data.read("val")
+    if strict:
+        refuse("train", train.problems)
+        refuse("val", val.problems if run.trainer.limit_val_batches else ())
     sizes = object_sizes(train, run.module.student)
     log.info("train: %s", describe(train))
     log.info("val: %s", describe(val))

@@ -84,7 +84,7 @@ class _Clock(pl.Callback):
 
 def _begin(run: Run, preflight: Preflight | None) -> None:
     """Look at the data, record the run, and check it unless it goes on from another one."""
-    look_at_data(run)
+    look_at_data(run, strict=preflight is not None)
     write_record(run)
     if run.checkpoint:
         take_over(run.checkpoint, run.run_dir)
