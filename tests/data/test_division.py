@@ -117,6 +117,26 @@ def test_a_checkpoint_is_evaluated_on_its_own_division_wherever_the_data_lie(tmp
     root.rename(moved)
     layouts.voc(moved / "Annotations", moved / "images", {f"new{i}": [] for i in range(9)})
     settings = [f"checkpoint={tmp_path / 'x.ckpt'}", f"data.root={moved}", f"run_dir={tmp_path / 'eval'}"]
-    evaluated = evaluate(compose_config("eval", [*settings, "trainer=cpu"]))
-    names = [record.path.relative_to(moved).as_posix() for record in evaluated.annotations.records]
-    assert names == divided["val"]
+    for data in ([], ["data=folder", "data.split_seed=7"]):
+        evaluated = evaluate(compose_config("eval", [*settings, "trainer=cpu", *data]))
+        names = [record.path.relative_to(moved).as_posix() for record in evaluated.annotations.records]
+        assert names == divided["val"]
+
+
+def test_a_recorded_division_of_other_pictures_is_told_and_given_lists_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    layouts.voc(tmp_path / "Annotations", tmp_path / "images", pictures(8))
+    (tmp_path / "mine").mkdir()
+    for part, stem in (("train", "p0"), ("val", "p1")):
+        (tmp_path / f"mine/{part}.txt").write_text(f"images/{stem}.jpg\n")
+    division = folder_data(str(tmp_path), split="mine").division
+    assert division is not None
+    division.take_if_there({"train": ["images/p1.jpg", "images/p2.jpg"], "val": ["images/p0.jpg"]})
+    assert division.lists == {"train": ["images/p0.jpg"], "val": ["images/p1.jpg"]}
+    assert "1 of its val pictures were trained on (images/p1.jpg)" in caplog.text
+    division = folder_data(str(tmp_path)).division
+    assert division is not None
+    division.take_if_there({"train": ["images/p1.jpg", "x.jpg", "y.jpg"], "val": ["z.jpg"]})
+    assert division.lists is None
+    assert "1 of the 4 pictures that the checkpoint knows are there" in caplog.text

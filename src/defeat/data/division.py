@@ -26,6 +26,9 @@ PARTS: tuple[Part, ...] = ("train", "val", "test")
 LISTS = "splits"
 """The folder below a data set's root in which ``defeat-data split`` writes its lists."""
 
+MOST = 0.5
+"""With more of a checkpoint's pictures in a folder than this, the folder is the data set of its training."""
+
 Lists = dict[Part, list[str]]
 """The pictures of each part, by their paths relative to the data set's root."""
 
@@ -50,6 +53,7 @@ class Division:
         self._root = root
         self._fractions = tuple(fractions)
         self._seed = seed
+        self._by_given_lists = split != "auto"
         self._read: Annotations | None = None
         self.lists: Lists | None = None
         """Set once they are known: from files, from a checkpoint, or when first read."""
@@ -74,6 +78,28 @@ class Division:
     def take(self, recorded: Mapping[str, Sequence[str]]) -> None:
         """Divide as a checkpoint says that it was, whatever has come to the folder since."""
         self.lists = {part: list(recorded[part]) for part in PARTS if part in recorded}
+
+    def take_if_there(self, recorded: Mapping[str, Sequence[str]]) -> None:
+        """Divide as a checkpoint says if the folder holds most of its pictures; otherwise warn.
+
+        Lists that were asked for by name are kept: then it is told if they evaluate on training pictures.
+        """
+        names = [name for part in recorded.values() for name in part]
+        there = sum(is_file(self._root / name) for name in names)
+        if self._by_given_lists and self.lists:
+            trained = set(recorded.get("train", ()))
+            for part in PARTS[1:]:
+                if both := [name for name in self.lists.get(part, []) if name in trained]:
+                    line = f"{len(both)} of its {part} pictures were trained on ({few(both)})"
+                    _log.warning("%s", one_line(f"{self._root}: {line}: figures are too good"))
+        elif there > MOST * len(names):
+            self.take(recorded)
+            _log.info(
+                "%s", one_line(f"{self._root} is divided as the checkpoint says that it was in training")
+            )
+        else:
+            line = f"{there} of the {len(names)} pictures that the checkpoint knows are there"
+            _log.warning("%s", one_line(f"{self._root}: {line}: divided without regard to its training"))
 
     def _read_part(
         self, part: Part, classes: Sequence[str] | None = None, on_error: OnError = "raise", root: str = "."

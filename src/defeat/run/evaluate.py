@@ -115,8 +115,9 @@ def _data(config: DictConfig, file: WeightFile) -> DetectionDataModule:
     # The checkpoint's classes in its order, so that labels mean the same and training data need not be read.
     extra: dict[str, Any] = {} if file.classes is None else {"classes": list(file.classes)}
     data: DetectionDataModule = build(node, **extra)
-    if file.divided and data.division and not _names_data(config):
-        data.division.take(file.divided)
+    if file.divided and data.division:
+        take = data.division.take_if_there if _names_data(config) else data.division.take
+        take(file.divided)
     return data
 
 
