@@ -166,7 +166,8 @@ def cvat_coco(root: Path) -> None:
 def cvat_voc(root: Path) -> None:
     layouts.voc(root / "Annotations", root / "JPEGImages", TRAIN)
     (root / "ImageSets/Main").mkdir(parents=True)
-    (root / "ImageSets/Main/default.txt").write_text("\n".join(TRAIN))
+    names = (f'"{stem}.jpg" -1' if " " in stem else f"{stem}.jpg  1" for stem in TRAIN)
+    (root / "ImageSets/Main/default.txt").write_text("\n".join(names))
     (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\ncat:::\n")
 
 
@@ -176,6 +177,31 @@ def label_studio_voc(root: Path) -> None:
 
 def xml_beside(root: Path) -> None:
     layouts.voc(root, root, TRAIN)
+
+
+def test_pictures_without_xml_are_told(tmp_path: Path) -> None:
+    xml_beside(tmp_path / "beside")
+    label_studio_voc(tmp_path / "apart")
+    voc_subfolders(tmp_path / "parts")  # the pictures of one part have their XML in the folder of the other
+    for picture in (tmp_path / "parts/images").glob("*/*"):
+        picture.rename(tmp_path / "parts/images" / picture.name)
+    for folder in ("train", "val"):
+        (tmp_path / "parts/images" / folder).rmdir()
+    told = {
+        name: [
+            problem.cause
+            for problem in folder_data(str(tmp_path / name)).read("train").problems
+            if "no XML" in problem.cause
+        ]
+        for name in ("beside", "apart", "parts")
+    }
+    assert told == {"beside": [], "apart": [], "parts": []}
+    for folder in ("beside", "apart/images"):
+        save_picture(tmp_path / folder / "new.jpg")
+        data = folder_data(str(tmp_path / folder.split("/")[0]))
+        (told_of_new,) = (p.cause for p in data.read("train").problems if "no XML" in p.cause)
+        assert told_of_new.startswith("1 of 4 pictures")
+        assert "(new.jpg)" in told_of_new
 
 
 def label_studio_yolo(root: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -17,8 +17,8 @@ from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.data.voc_xml import VocImage, VocObject, parse_voc
 from defeat.errors import ConfigError, DataError
 from defeat.io.safe_read import is_dir, read_regular
-from defeat.io.text import cut, quote
-from defeat.types import Annotations
+from defeat.io.text import cut, few, quote
+from defeat.types import Annotations, Problem
 
 _OF_A_CLASS = re.compile(r"(.*\S)\s+(-1|0|1)")
 """A line of the list of one class: the name, and whether the image holds an object of it."""
@@ -83,6 +83,10 @@ def read_voc(
     if not label_of:
         policy.fatal("holds no object, and the classes come from there; give classes")
     names = given or _sort_labels(columns, label_of)
+    if image_set is None:
+        for folder, _ in pairs:
+            used = {Path(row.path) for row in rows}
+            policy.problems.extend(_unannotated_problems(folder, annotations, images, used))
     records = build_records(rows, columns, policy)
     return Annotations(
         records,
@@ -190,17 +194,37 @@ def _names(root: _Root, policy: ErrorPolicy) -> list[str]:
         policy.fatal(f"the list {root.list_file} cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
         policy.fatal(f"the list {root.list_file} cannot be read: {error}")
-    names = [_without_suffix(line.strip(), root.annotations) for line in lines if line.strip()]
-    columns = [_OF_A_CLASS.fullmatch(name) for name in names]
+    lines = [line.strip() for line in lines if line.strip()]
+    names = [_stem(line, root.annotations) for line in lines]
+    columns = [_OF_A_CLASS.fullmatch(line) for line in lines]
     if not all(columns):
         return names
-    first = [column[1] for column in columns if column]
+    first = [_stem(column[1], root.annotations) for column in columns if column]
     return max(names, first, key=lambda column: sum(_is_annotated(name, root.annotations) for name in column))
 
 
 def xml_files(folder: Path) -> list[str]:
     """List the XML files below a folder, sorted, relative to it."""
     return [name for name in files_below(folder) if name.lower().endswith(".xml")]
+
+
+def _unannotated_problems(root: Path, annotations: str, images: str, used: set[Path]) -> Iterator[Problem]:
+    """Tell of pictures without an XML file; those of other parts have theirs further up or beside."""
+    top = next(iter(PurePosixPath(annotations).parts), ".")
+    annotated = {PurePosixPath(name).stem.casefold() for name in xml_files(root / top)}
+    pictures = [name for name in files_below(root / images) if name.lower().endswith(IMAGE_SUFFIXES)]
+    without = [
+        name
+        for name in pictures
+        if PurePosixPath(name).stem.casefold() not in annotated and root / images / name not in used
+    ]
+    if without:
+        yield Problem(
+            f"{len(without)} of {len(pictures)} pictures in {root / images} have no XML file "
+            f"({few(without)}) and are left out",
+            "a picture without objects needs an XML file without object",
+            severe=False,
+        )
 
 
 def _is_annotated(stem: str, annotations: Folder) -> bool:
@@ -210,8 +234,13 @@ def _is_annotated(stem: str, annotations: Folder) -> bool:
         return False
 
 
-def _without_suffix(name: str, annotations: Folder) -> str:
-    """Return the stem; some lists give the name of the picture or of the XML file itself."""
+def _stem(name: str, annotations: Folder) -> str:
+    """Return the stem of a name in a list.
+
+    Some lists give the name of the picture or of the XML file itself, and CVAT quotes names with blanks.
+    """
+    if name[:1] == name[-1:] == '"' and len(name) > 2 and not _is_annotated(name, annotations):
+        name = name[1:-1]
     path = PurePosixPath(name)
     is_file = path.suffix.lower() in (*IMAGE_SUFFIXES, ".xml") and not _is_annotated(name, annotations)
     return name[: -len(path.suffix)] if is_file else name
