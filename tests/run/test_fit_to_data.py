@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from defeat.detectors import faster_rcnn, fcos, retinanet
+from defeat.errors import DataError
 from defeat.run.fit_to_data import fit_to_data, fitted_sizes
 from defeat.types import Record
 
@@ -46,15 +48,32 @@ def test_every_family_is_built_of_its_sizes(builder: Any) -> None:
 
 
 def config(**model: Any) -> dict[str, Any]:
-    model = {"_target_": "defeat.detectors.faster_rcnn", "norm": "frozen", "trainable_layers": 3, **model}
+    model = {
+        "_target_": "defeat.detectors.faster_rcnn",
+        "_partial_": True,
+        "norm": "frozen",
+        "trainable_layers": 3,
+        **model,
+    }
     return {"student": {"model": model, "weights": None, "backbone_weights": "x"}, "teacher": None}
+
+
+def test_pictures_tell_the_size_that_records_do_not(tmp_path: Path) -> None:
+    Image.new("RGB", (320, 240)).save(tmp_path / "a.png")
+    unknown = [record._replace(width=0, height=0, path=tmp_path / "a.png") for record in records(1, 1, 20)]
+    broken = unknown[0]._replace(path=tmp_path / "b.png")
+    builder = "defeat.detectors.retinanet"
+    assert fitted_sizes(builder, [broken, *unknown]) == fitted_sizes(builder, records(320, 240, 20))
+    with pytest.raises(DataError, match="no picture tells its size"):
+        fitted_sizes(builder, [broken])
 
 
 def test_what_is_given_stays_and_norms_of_random_weights_learn(tmp_path: Path) -> None:
     given = config(min_size=100, max_size=None, anchor_sizes=None)
-    model = fit_to_data(given, records(320, 240, 30))["student"]["model"]
+    model = fit_to_data(given, records(320, 240, 20))["student"]["model"]
     assert model["min_size"] == 100
-    assert model["max_size"] == 384  # 256 * 1.125 * 4 / 3
+    assert model["max_size"] == 160  # 100 * 4 / 3, in steps of 32
+    assert model["anchor_sizes"][0] == [8]  # objects of 20 * 100 / 240 pixels
     assert model["norm"] == "frozen"
     assert given["student"]["model"]["max_size"] is None
     given["student"]["backbone_weights"] = None
@@ -62,17 +81,39 @@ def test_what_is_given_stays_and_norms_of_random_weights_learn(tmp_path: Path) -
     assert (model["norm"], model["trainable_layers"]) == ("batch", 5)
 
 
-def test_a_teacher_has_the_sizes_of_its_training(tmp_path: Path) -> None:
-    trained = {"student": {"model": {"min_size": [96, 128], "anchor_sizes": [[8]], "norm": "batch"}}}
-    own = {"classes": ["a"], "config": trained}
-    torch.save({"state_dict": {"student.x": torch.zeros(1)}, "defeat": own}, tmp_path / "t.ckpt")
-    node = config(min_size=None, max_size=None, anchor_sizes=None)
-    node["teacher"] = {
-        "model": dict(node["student"]["model"]),
-        "weights": str(tmp_path / "t.ckpt"),
-        "download": False,
-    }
-    model = fit_to_data(node, records(320, 240, 30))["teacher"]["model"]
-    assert (model["min_size"], model["anchor_sizes"]) == ([96, 128], [[8]])
-    assert "max_size" not in model, "the builder's own"
-    assert model["norm"] == "frozen"
+def distilled(teacher: dict[str, Any], weights: str | None) -> dict[str, Any]:
+    student = config(min_size=None, max_size=None, anchor_sizes=None)
+    return {**student, "teacher": {"model": teacher, "weights": weights, "download": False}}
+
+
+def test_the_teacher_has_the_sizes_of_its_training_and_the_student_its_resize(tmp_path: Path) -> None:
+    sizes = {"min_size": [96, 128], "max_size": 200, "anchor_sizes": [[8], [16], [32], [64], [128]]}
+    recorded = {"classes": ["a"], "config": {"student": {"model": {**sizes, "norm": "batch"}}}}
+    torch.save({"state_dict": {"student.x": torch.zeros(1)}, "defeat": recorded}, tmp_path / "t.ckpt")
+    node = config(backbone="resnet10", min_size=None, max_size=None, anchor_sizes=None)["student"]["model"]
+    fitted = fit_to_data(distilled(node, str(tmp_path / "t.ckpt")), records(320, 240, 60))
+    teacher, student = fitted["teacher"]["model"], fitted["student"]["model"]
+    assert (teacher["min_size"], teacher["anchor_sizes"]) == ([96, 128], sizes["anchor_sizes"])
+    assert teacher["norm"] == "frozen"
+    assert (student["min_size"], student["max_size"]) == ([96, 128], 200)
+    assert student["anchor_sizes"][0] == [32]  # 60 * 128 / 240
+
+
+@pytest.mark.parametrize(
+    ("teacher", "size", "longest"),
+    [
+        ({"_target_": "defeat.detectors.retinanet", "backbone": "resnet10"}, 800, 1333),
+        ({"_target_": "torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn"}, 320, 640),
+        # of one size for every image, which no other detector has
+        ({"_target_": "torchvision.models.detection.ssdlite320_mobilenet_v3_large"}, 256, 384),
+    ],
+)
+def test_a_teacher_that_records_no_size_has_its_builders(
+    teacher: dict[str, Any], size: int, longest: int
+) -> None:
+    node = {"_partial_": True, "min_size": None, "max_size": None, "anchor_sizes": None, **teacher}
+    fitted = fit_to_data(distilled(node, None), records(320, 240, 60))
+    assert not {"min_size", "max_size", "anchor_sizes"} & fitted["teacher"]["model"].keys()
+    model = fitted["student"]["model"]
+    assert (model["min_size"][-1], model["max_size"]) == (size, longest)
+    assert len(model["min_size"]) == 4

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import torch
+from omegaconf import OmegaConf
 
+from defeat.config import build, build_factory
+from defeat.data.images import read_header
+from defeat.data.pictures import spread
 from defeat.detectors import read_weights
+from defeat.errors import DataError
 from defeat.types import Record
 
 log = logging.getLogger(__name__)
 
-SIZES = ("min_size", "max_size", "anchor_sizes")
+RESIZE = ("min_size", "max_size")
+
+SIZES = (*RESIZE, "anchor_sizes")
+
+MEASURED = 200
+"""Pictures whose headers are read where the records tell no sizes."""
 
 LARGEST = 640
 """Pixels of the shorter side, at most, unless small objects need more."""
@@ -29,40 +43,77 @@ MOST_ENLARGED = 2.0
 
 
 def fit_to_data(config: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
-    """Fill in what the student leaves to the data (null), and take the teacher's sizes from its checkpoint.
+    """Fill in what the detectors of a run leave open (null).
+
+    The teacher's resize is that of its checkpoint, or else that of its configuration or builder. The student
+    takes it over, since the teacher is shown the student's images; without a teacher the data decide.
 
     Args:
         config: of a run, in plain containers.
         records: of the training split, in which the same settings follow from the same records.
 
     Returns:
-        A copy with the student's null sizes filled in. A student without weights whose norms would be frozen
-        learns them and all layers. The sizes of a teacher whose checkpoint records them are those.
+        A copy with the null sizes filled in. A student without weights whose norms would be frozen learns
+        them and all layers.
+
+    Raises:
+        DataError: no record and no picture tells its size.
     """
     fitting = copy.deepcopy(dict(config))
-    student = fitting["student"]
-    fitted = fitted_sizes(student["model"]["_target_"], records)
-    filled = {key: fitted[key] for key in fitted if key in student["model"] and student["model"][key] is None}
+    student, teacher = fitting["student"], fitting.get("teacher")
     model = student["model"]
+    if teacher:
+        teacher["model"] = _sized_by_training(teacher)
+        if not any(model.get(key, 0) for key in RESIZE):
+            _fill("teacher", model, _teacher_resize(teacher["model"]))
+    given = {key: model.get(key) for key in RESIZE}
+    filled: dict[str, Any] = fitted_sizes(model["_target_"], records, **given)
     if not student.get("weights") and not student.get("backbone_weights") and model.get("norm") == "frozen":
+        model |= {"norm": None, "trainable_layers": None}
         filled |= {"norm": "batch", "trainable_layers": 5}
-    model.update(filled)
-    if filled:
-        log.info("from the data: %s", " ".join(f"student.model.{k}={v}" for k, v in filled.items()))
-    teacher = fitting.get("teacher")
-    if teacher and teacher.get("weights"):
-        recorded = (read_weights(teacher["weights"], download=teacher["download"]).config or {}).get(
-            "student"
-        )
-        trained = (recorded or {}).get("model", {})
-        node = teacher["model"]
-        node |= {key: trained[key] for key in SIZES if key in trained and key in node}
-        # Where nothing says more, a builder's own: torchvision's take no null.
-        teacher["model"] = {key: x for key, x in node.items() if x is not None or key not in SIZES}
+    _fill("data", model, filled)
     return fitting
 
 
-def fitted_sizes(builder: str, records: Sequence[Record]) -> dict[str, Any]:
+def _fill(origin: str, model: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Set what a detector has and leaves open, and log it."""
+    filled = {key: value for key, value in settings.items() if key in model and model[key] is None}
+    model.update(filled)
+    if filled:
+        log.info("from the %s: %s", origin, " ".join(f"student.model.{k}={v}" for k, v in filled.items()))
+
+
+def _sized_by_training(teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a teacher the sizes that its checkpoint records; where nothing says any, those of its builder."""
+    node = dict(teacher["model"])
+    if teacher.get("weights"):
+        recorded = read_weights(teacher["weights"], download=teacher["download"]).config or {}
+        trained = recorded.get("student", {}).get("model", {})
+        node |= {key: trained[key] for key in SIZES if key in trained and key in node}
+    # torchvision's builders take no null
+    return {key: value for key, value in node.items() if value is not None or key not in SIZES}
+
+
+def _teacher_resize(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The resize of a detector, with jitter in training; none for one whose images all have one size."""
+    node = OmegaConf.create({"teacher": {"model": dict(model)}}).teacher.model
+    parameters = inspect.signature(build(node).func).parameters
+    without = {key: None for key in ("weights", "weights_backbone") if key in parameters}
+    with torch.device("meta"):
+        transform = getattr(build_factory(node)(num_classes=2, **without), "transform", None)
+    if transform is None or transform.fixed_size:
+        return {}
+    *drawn, size = transform.min_size
+    drawn = drawn or [_multiple(size * factor, 32) for factor in JITTER[:-1]]
+    return {"min_size": [*drawn, size], "max_size": transform.max_size}
+
+
+def fitted_sizes(
+    builder: str,
+    records: Sequence[Record],
+    min_size: int | Sequence[int] | None = None,
+    max_size: int | None = None,
+) -> dict[str, Any]:
     """Choose resize and anchors for a training split.
 
     The shorter side is the median one of the pictures, at most 640 pixels, and up to twice as large where a
@@ -72,27 +123,49 @@ def fitted_sizes(builder: str, records: Sequence[Record]) -> dict[str, Any]:
 
     Args:
         builder: the detector's ``_target_``, such as ``defeat.detectors.retinanet``.
-        records: at least one; those of unknown size do not count.
+        records: at least one. Where none tells its size, some of the pictures do.
+        min_size: pixels of the shorter side, where they are given; the last one is that of evaluation.
+        max_size: pixels of the longer side at most, where they are given.
+
+    Raises:
+        DataError: no record and no picture tells its size.
     """
-    known = [record for record in records if record.width and record.height]
-    sides = np.array([[record.height, record.width] for record in known] or [[480, 640]], dtype=float)
+    known = [record for record in records if record.width and record.height] or _measured(records)
+    sides = np.array([(record.height, record.width) for record in known], dtype=float)
     short, long = sides.min(1), sides.max(1)  # (N,) each
     shares = [_object_sides(record) / min(record.height, record.width) for record in known]
     objects = np.concatenate([np.empty(0), *shares])  # (M,), of the shorter side
-    size = min(float(np.median(short)), LARGEST)
     small = float(np.percentile(objects, 10)) if len(objects) else 0.1  # of the shorter side
-    if small > 0:
-        size *= min(max(1.0, SMALL_OBJECT / (small * size)), MOST_ENLARGED)
-    size = _multiple(size, 32)
-    aspect = float(np.percentile(long / short, 95))
-    longest = _multiple(size * max(JITTER) * aspect, 32)
-    finest = float(np.clip(small * size, 8, 32))
+    if min_size is None:
+        size = min(float(np.median(short)), LARGEST)
+        if small > 0:
+            size *= min(max(1.0, SMALL_OBJECT / (small * size)), MOST_ENLARGED)
+        size = _multiple(size, 32)
+        min_size = [_multiple(size * factor, 32) for factor in JITTER]
+    sizes = [min_size] if isinstance(min_size, int) else list(min_size)
+    if max_size is None:
+        max_size = 32 * math.ceil(max(sizes) * float(np.percentile(long / short, 95)) / 32)
+    size = min(sizes[-1], max_size / float(np.median(long / short)))
     family = builder.rpartition(".")[2]
-    return {
-        "min_size": [_multiple(size * factor, 32) for factor in JITTER],
-        "max_size": longest,
-        "anchor_sizes": _anchor_sizes(family, finest),
-    }
+    finest = float(np.clip(small * size, 8, 32))
+    return {"min_size": sizes, "max_size": max_size, "anchor_sizes": _anchor_sizes(family, finest)}
+
+
+def _measured(records: Sequence[Record]) -> list[Record]:
+    """Give some records, from all over, the sizes that their pictures' headers tell."""
+    measured = []
+    for record in (records[i] for i in spread(len(records), MEASURED)):
+        with suppress(DataError):
+            width, height = read_header(record.path).turned_size
+            measured.append(record._replace(width=width, height=height))
+    if not measured:
+        raise DataError(
+            f"no picture tells its size, such as {records[0].path}: correct the paths, or set "
+            "student.model.min_size, max_size and anchor_sizes"
+            if records
+            else "fit_to_data=true has no training image to go by"
+        )
+    return measured
 
 
 def _anchor_sizes(family: str, finest: float) -> list[list[int]]:
