@@ -104,6 +104,13 @@ class MeasureGradients(Callback):
     ) -> dict[str, float] | str | None:
         """Measure and report; return balanced weights if they are asked for, or why there are none."""
         started = time.perf_counter()
+        # The first line of a run that may need minutes for this on a CPU.
+        log.info(
+            "measuring the gradients of %d losses on %d batches, and after %d steps of the adapters",
+            len(distiller.weights),
+            self.batches,
+            self.adapter_steps,
+        )
         measured = measure(
             module,
             self._first_batches(trainer),
