@@ -447,9 +447,9 @@ def test_the_anchor_term_equals_the_loops(
         background_temperature=temperatures[1],
     )
     student: Any = SimpleNamespace(proposal_matcher=Matcher(0.5, 0.4, allow_low_quality_matches=True))
-    teacher: Any = SimpleNamespace(anchor_logits=lambda neck: t)
+    teacher: Any = SimpleNamespace(anchor_logits=lambda neck: t, known_labels=None)
     captured = Captured(
-        targets=[{"boxes": b} for b in case.tensors],  # type: ignore[typeddict-item]
+        targets=[{"boxes": b, "labels": torch.ones(len(b), dtype=torch.int64)} for b in case.tensors],  # type: ignore[typeddict-item]
         anchors=[torch.tensor(laid, dtype=torch.float64)] * len(case.boxes),
         anchor_logits=s,
     )

@@ -60,6 +60,8 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on_as_if_never_stopped(
     signum: signal.Signals, hook: str, step: int, images: Path, tmp_path: Path
 ) -> None:
     before = signal.getsignal(signum)
+    if before == signal.SIG_IGN:
+        pytest.skip(f"{signum.name} is ignored here, as nohup has it, and stays so")
     with pytest.raises(StoppedError, match=f"stopped by {signum.name} after step {step}; go on with"):
         run(tmp_path / "a", images, watch=(Send(signum, hook, step),))
     assert signal.getsignal(signum) is before

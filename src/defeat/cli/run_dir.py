@@ -131,7 +131,7 @@ def remove_unused() -> None:
     if not HydraConfig.initialized() or process_rank().rank > 0:
         return
     hydra = HydraConfig.get()
-    if hydra.mode != RunMode.RUN:
+    if hydra.mode != RunMode.RUN or OmegaConf.is_missing(hydra.runtime, "output_dir"):
         return
     folder = Path(hydra.runtime.output_dir)
     if {path.name for path in folder.iterdir()} <= {hydra.output_subdir, f"{hydra.job.name}.log"}:

@@ -73,7 +73,8 @@ def check_max_dets(number: object) -> int:
     """
     if not isinstance(number, int) or not FEWER_DETECTIONS[-1] <= number <= 1_000_000:
         raise ConfigError(
-            f"evaluation.max_dets={number} must be a whole number from 10 to a million; COCO's is 100"
+            f"evaluation.max_dets={number} must be a whole number of at least 10 and at most a million; "
+            "COCO's is 100"
         )
     return number
 
