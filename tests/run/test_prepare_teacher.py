@@ -11,17 +11,22 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
-from defeat.config import compose_config
+import defeat
+from defeat.config import build_factory, compose_config
 from defeat.data import DetectionDataModule
+from defeat.data.images import read_image
 from defeat.detectors import Detector, read_weights, teacher_precision
 from defeat.detectors.builders import faster_rcnn
 from defeat.detectors.frozen_teacher import Arithmetic
 from defeat.detectors.teacher_precision import Float32
 from defeat.errors import ConfigError, DataError
+from defeat.report.report import make_report
+from defeat.run.evaluate import evaluate
 from defeat.run.prepare_teacher import prepare_teacher
-from defeat.run.train import train
+from defeat.run.train import Outcome, train
 from tests.helpers.tiny import tiny, tiny_teacher
 
 
@@ -156,3 +161,44 @@ def test_more_error_than_auto_would_accept_is_warned_of(caplog: pytest.LogCaptur
         prepare_teacher(made(other := detector(), "float32"), detector(), data, torch.device("cpu"))
     assert not any("errs" in m for m in caplog.messages)
     assert not any(isinstance(m, Float32) for m in other.modules())
+
+
+def test_a_teacher_of_other_classes_serves_a_run_from_training_to_prediction(
+    scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    content = torch.load(teacher, weights_only=True)
+    classes = content["defeat"]["classes"]  # disc, square, ..., crescent, arrow
+    content["defeat"]["classes"] = ["coin", *classes[1:-1], "lorry"]
+    torch.save(content, tmp_path / "teacher.ckpt")
+    words = [*tiny_teacher(tmp_path / "teacher.ckpt"), "+teacher.class_map={disc: coin}"]
+
+    def trained(name: str, *more: str, steps: int) -> Outcome:
+        settings = tiny(tmp_path / name, scenes, *words, *more, steps=steps)
+        return train(compose_config("train", ["+experiment=scenes", *settings]))
+
+    first = trained("first", steps=2)
+    checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    resumed = trained("second", f"ckpt_path={checkpoint}", steps=4)
+    assert (resumed.steps, resumed.metrics["train/head_object"] > 0) == (4, True)
+
+    config = compose_config("eval", [f"checkpoint={checkpoint}", f"run_dir={tmp_path}"])
+    assert first.evaluation is not None
+    assert repr(evaluate(config).evaluation) == repr(first.evaluation)  # nan is not equal to itself
+    report = make_report([tmp_path / "first"], tmp_path / "report", resamples=2)
+    assert [len(group.runs) for group in report.groups] == [1]
+
+    # The teacher among all of its own classes, by torchvision's softmax; the best 100 of those known here.
+    node = OmegaConf.create(content["defeat"]["config"]["student"]["model"])
+    whole = build_factory(node)(num_classes=9, box_detections_per_img=9999).eval()
+    whole.load_state_dict({k.removeprefix("student."): v for k, v in content["state_dict"].items()})
+    picture = scenes / "val" / "000000.png"
+    with torch.no_grad():
+        expected = whole([read_image(picture) / 255])[0]
+    known = (expected["labels"] < 8).nonzero().flatten()[:100]
+    predictor = defeat.load(checkpoint, teacher=True, device="cpu")
+    (prediction,) = predictor.predict([picture], score_threshold=0)
+    assert predictor.classes == tuple(classes)
+    assert len(known) == len(prediction["labels"]) > 0
+    torch.testing.assert_close(prediction["scores"], expected["scores"][known])
+    torch.testing.assert_close(prediction["boxes"], expected["boxes"][known])
+    assert prediction["labels"].tolist() == expected["labels"][known].tolist()
