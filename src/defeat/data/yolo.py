@@ -181,7 +181,7 @@ def _parse(line: str, keypoints: bool) -> _Line:
             f"got {len(words)}: {quote(line)}"
         )
     shares = values[:4] if is_box else values
-    if number != int(number) or number < 0:
+    if not number.is_integer() or number < 0:
         raise FieldError(f"the class must be a whole number from 0 on, got {quote(words[0])}")
     if not all(-_BORDER <= value <= 1 + _BORDER for value in shares):
         raise FieldError(f"numbers must be shares of width and height in 0..1, got {quote(line)}")

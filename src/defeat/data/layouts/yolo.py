@@ -102,9 +102,10 @@ def _places(root: Path, file: Path, content: dict[str, Any], given: Any) -> list
     ``path`` may be of another machine, and Roboflow writes ``../train/images`` for a folder beside the file.
     """
     places = []
-    for name in [given] if isinstance(given, str) else given:
-        if not isinstance(name, str):
-            raise DataError(f"{file}: train, val and test must be folders or lists, got {quote(given)}")
+    named = given if isinstance(given, list) else [given]
+    if not all(isinstance(name, str) for name in named):
+        raise DataError(f"{file}: train, val and test must be folders or lists, got {quote(given)}")
+    for name in named:
         tried = list(dict.fromkeys(_below(root, str(content.get("path") or "."), name)))
         there = [place for place in tried if is_dir(root / place) or is_file(root / place)]
         if not there:
