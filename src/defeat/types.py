@@ -41,6 +41,8 @@ class Problem(NamedTuple):
     remedy: str
     severe: bool = True
     """True if the run is refused; otherwise it is a warning."""
+    of_boxes: bool = False
+    """True if the boxes as a whole are probably wrong; then nothing more is said of their sizes."""
 
 
 class ExifRule(NamedTuple):

@@ -118,6 +118,7 @@ RIGHT = [
         ([], RIGHT),
         ([], ["trainer.devices=[0,1]", "~callbacks.progress"]),
         (["trainer=ddp"], ["trainer.devices=2"]),
+        (["data=folder"], ["data.num_workers=0"]),
     ],
 )
 def test_types_that_are_right_beside_the_default(choices: list[str], values: list[str]) -> None:

@@ -28,6 +28,24 @@ def sound(count: int, seed: int = 0) -> Boxes:
     return np.concatenate([corners, sides], axis=1)
 
 
+def causes_of_yolo(numbers: Boxes) -> list[str]:
+    """Read (N, 4) pixels as a centre and two sides."""
+    half = numbers[:, 2:] / 2
+    xyxy = np.concatenate([numbers[:, :2] - half, numbers[:, :2] + half], axis=1)
+    sizes = (np.full(len(xyxy), side) for side in (WIDTH, HEIGHT))
+    return [p.cause for p in box_problems(xyxy, *sizes, lambda box: f"{box}.jpg", "cxcywh")]
+
+
+def test_boxes_of_yolo_in_another_order() -> None:
+    boxes = sound(400)
+    centres = np.concatenate([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], axis=1)
+    assert causes_of_yolo(centres) == []
+    (cause,) = causes_of_yolo(boxes)
+    assert "seem to be x, y, width, height where x and y of the centre, width, height is read" in cause
+    (cause,) = causes_of_yolo(corners(boxes))
+    assert "seem to be x1, y1, x2, y2 where" in cause
+
+
 def causes(xywh: Boxes, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
     xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     sizes = (np.full(len(xywh), side) for side in (width, height))
@@ -103,7 +121,7 @@ def test_no_objects_at_all_stop_a_training_and_no_evaluation(coco, caplog: pytes
     data = data_module(coco)
     data.setup("validate")
     (line,) = caplog.messages
-    assert "none of 3 images has an object, but for 1 boxes to ignore" in line
+    assert "none of 3 images has an object, but for 1 box to ignore" in line
     with pytest.raises(DataError, match="train: none of 3 images has an object"):
         refuse("train", data.read("train").problems)
 

@@ -209,7 +209,7 @@ def test_drop_undecodable_leaves_out_and_counts(annotations, coco, caplog) -> No
     assert data.counts == {"boxes clipped": 4, "images undecodable": 1}
     assert len(caplog.records) == 1
     assert (
-        f"{coco.file}: 1 images undecodable; the first one skipped: {coco.file}: image id 900" in caplog.text
+        f"{coco.file}: 1 image undecodable; the first one skipped: {coco.file}: image id 900" in caplog.text
     )
 
 

@@ -72,7 +72,7 @@ def test_bad_boxes_are_reported_in_one_line(coco, caplog) -> None:
     assert data.records[2].boxes.tolist() == [[50, 30, 60, 35]]
     assert data.records[2].area.tolist() == [50]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{coco.file}: 1 boxes clipped, 1 boxes outside dropped, 2 degenerate boxes dropped"
+        f"{coco.file}: 1 box clipped, 1 box outside dropped, 2 degenerate boxes dropped"
     ]
 
 

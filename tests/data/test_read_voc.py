@@ -169,7 +169,7 @@ def test_bad_boxes_are_reported_in_one_line(voc, caplog) -> None:
     assert data.records[0].boxes.tolist() == [[49, 29, 60, 35], [0, 0, 7, 7], [0.5, 1, 9.5, 8]]
     assert len(caplog.records) == 1
     assert (
-        f"{voc.root} (train): 2 boxes clipped, 1 boxes outside dropped, 3 degenerate boxes dropped"
+        f"{voc.root} (train): 2 boxes clipped, 1 box outside dropped, 3 degenerate boxes dropped"
         in caplog.text
     )
 

@@ -77,7 +77,7 @@ def test_pictures_of_equal_content_are_found_whatever_their_names(tmp_path: Path
     train = annotated(*[record(path, 1, 2) for path in paths[:3]])
     val = annotated(record(copy, 1, 2), record(paths[3], 1, 2))
     (cause,) = causes(*split_problems(train, val))
-    assert cause == "1 image files are in the training and in the validation split (0.png = copy.png)"
+    assert cause == "training and validation share 1 picture (0.png = copy.png)"
     assert causes(*split_problems(train, val, most_files=4)) == []
     (twice,) = causes(*split_problems(train, train))
     assert (

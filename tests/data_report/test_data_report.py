@@ -85,6 +85,14 @@ def lost_picture(folder: Path) -> None:
     (folder / "images" / "a.jpg").unlink()
 
 
+def outlines_alone(folder: Path) -> None:
+    content = json.loads((folder / "train.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[1, 1, 20, 1, 20, 20]]
+        del annotation["bbox"]
+    (folder / "train.json").write_text(json.dumps(content))
+
+
 def no_json(folder: Path) -> None:
     (folder / "val.json").write_text("{")
 
@@ -94,7 +102,8 @@ def no_json(folder: Path) -> None:
     [
         (without_objects, "val", "none of 3 images has an object"),
         (cut_picture, "val", "1 of 3 val pictures cannot be used"),
-        (lost_picture, "train", "1 images skipped in all, 2 images are left"),
+        (lost_picture, "train", "1 image skipped in all, 2 images left"),
+        (outlines_alone, "train", "it has a segmentation and no bbox"),
         (no_json, "val", "is not valid JSON"),
     ],
 )
@@ -105,7 +114,7 @@ def test_what_would_stop_a_training_ends_with_status_1(
     report = check(tmp_path)
     assert report["status"] == 1
     severe = [problem for problem in report["problems"] if problem["severe"]]
-    assert severe[0]["split"] == split
+    assert [problem["split"] for problem in severe] == [split]  # one cause, one line
     assert told in severe[0]["cause"] + severe[0]["remedy"]
 
 

@@ -84,7 +84,7 @@ def test_images_in_both_splits_are_counted(built: Run) -> None:
     built.data.annotations["val"] = both
     (problem,) = look(built).problems
     assert not problem.severe
-    assert "3 image files are in the training and in the validation split" in problem.cause
+    assert "training and validation share 3 pictures" in problem.cause
 
 
 def test_objects_that_the_resize_makes_tiny_are_a_warning(tmp_path: Path, pictures: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from defeat.errors import ConfigError
-from defeat.io.text import one_line
+from defeat.io.text import counted, one_line
 from defeat.render import print_line
 
 
@@ -37,8 +37,7 @@ def run(config: DictConfig) -> None:
             console.print(table.as_rich())
     for split in report.splits:
         if changed := report.splits[split].annotations.counts:
-            counted = ", ".join(f"{count} {reason}" for reason, count in changed.items())
-            print_line(console, f"{split}: {counted}")
+            print_line(console, f"{split}: {', '.join(counted(n, reason) for reason, n in changed.items())}")
     for located in report.problems:
         problem = located.problem
         kind, style = ("error", "red") if problem.severe else ("warning", "yellow")
@@ -47,6 +46,6 @@ def run(config: DictConfig) -> None:
         )
     write_report(report, folder)
     ending = "a training would fail" if report.fails else "a training can begin"
-    print_line(console, f"{ending}; {len(report.problems)} findings; written to {folder}")
+    print_line(console, f"{ending}; {counted(len(report.problems), 'findings')}; written to {folder}")
     if report.fails:
         sys.exit(1)

@@ -33,7 +33,7 @@ ALTERNATIVES: dict[str, tuple[type, ...]] = {
     "image_set": (str, ListConfig),
     "layout": (NoneType,),
     "min_size": (int, ListConfig),
-    "num_workers": (str,),
+    "num_workers": (int, str),
     "precision": (int,),
     "roots": (str, ListConfig),
     "split": (NoneType,),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from defeat.io.text import few, quote
+from defeat.io.text import counted, few, quote
 from defeat.types import Annotations, Problem
 
 FEW_BOXES = 5
@@ -35,7 +35,7 @@ def class_problems(annotations: Annotations, *, trained: bool) -> Iterator[Probl
     counts = count_boxes(annotations)
     if not counts.any():
         ignored = sum(len(record.labels) for record in annotations.records)
-        but = f", but for {ignored} boxes to ignore" if ignored else ""
+        but = f", but for {counted(ignored, 'boxes to ignore')}" if ignored else ""
         yield Problem(
             f"none of {len(annotations.records)} images has an object{but}",
             "see that the annotation file is the one of these images (preflight=off trains all the same)",
@@ -68,10 +68,11 @@ def spelling_problems(counts: Mapping[str, int]) -> Iterator[Problem]:
     """
     pairs = similar_names(list(counts))
     if pairs:
-        shown = few([f"{quote(a)} ({counts[a]} boxes) and {quote(b)} ({counts[b]})" for a, b in pairs])
+        shown = few(
+            [f"{quote(a)} ({counted(counts[a], 'boxes')}) and {quote(b)} ({counts[b]})" for a, b in pairs]
+        )
         yield Problem(
-            f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of classes differ by case, blanks or one "
-            f"letter: {shown}",
+            f"{counted(len(pairs), 'pairs of classes')} that differ by case, blanks or one letter: {shown}",
             "if they are one class, give it one name in the annotations: a detector learns them as two",
             severe=False,
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Literal, NoReturn
 
 from defeat.errors import ConfigError, DataError
-from defeat.io.text import one_line, quote
+from defeat.io.text import counted, one_line, quote
 from defeat.types import Problem
 
 OnError = Literal["raise", "skip"]
@@ -79,7 +79,7 @@ class ErrorPolicy:
     def report(self) -> dict[str, int]:
         """Log one warning with all counts, if there are any, and return them."""
         if self.counts:
-            parts = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
+            parts = ", ".join(counted(count, reason) for reason, count in sorted(self.counts.items()))
             first = f"; the first one skipped: {self._first}" if self._first else ""
             if self._respelt:
                 file, name = self._respelt

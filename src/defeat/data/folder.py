@@ -14,7 +14,7 @@ from defeat.data.division import PARTS, Division, Lists, check_fractions, divide
 from defeat.data.layouts import recognise
 from defeat.data.layouts.layout import Part, Reader
 from defeat.errors import ConfigError, DataError
-from defeat.io.text import one_line
+from defeat.io.text import counted, one_line
 from defeat.types import Annotations
 
 _log = logging.getLogger(__name__)
@@ -104,6 +104,7 @@ class Told:
         """Read, and tell how many images, boxes and classes there are."""
         annotations = self._reader(**arguments)
         boxes = sum(len(record.boxes) for record in annotations.records)
-        counts = f"{len(annotations.records)} images, {boxes} boxes, {len(annotations.classes)} classes"
+        numbers = {"images": len(annotations.records), "boxes": boxes, "classes": len(annotations.classes)}
+        counts = ", ".join(counted(number, what) for what, number in numbers.items())
         _log.info("%s", one_line(f"{self._place}: {counts}"))
         return annotations

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defeat.data.boxes import clean_boxes
-from defeat.data.checks import box_problems
+from defeat.data.checks import BoxOrder, box_problems
 from defeat.data.error_policy import ErrorPolicy
 from defeat.io.text import quote
 from defeat.types import Record
@@ -133,13 +133,16 @@ class Records(Sequence[Record]):
         )
 
 
-def build_records(images: Sequence[ImageRow], columns: BoxColumns, policy: ErrorPolicy) -> Records:
+def build_records(
+    images: Sequence[ImageRow], columns: BoxColumns, policy: ErrorPolicy, box_order: BoxOrder = "xywh"
+) -> Records:
     """Clean all boxes at once and hand each image its own, in the order of the images.
 
     Args:
         images: every image, also those without boxes.
         columns: their boxes in any order, labels already 1..K.
         policy: receives the counts of boxes clipped and dropped, and what is probably wrong with them.
+        box_order: the numbers of a box in the file, for messages.
     """
     owner = np.array(columns.owner, dtype=np.int64)
     sizes = np.array([(row.width, row.height) for row in images], dtype=np.int64).reshape(-1, 2)
@@ -152,6 +155,7 @@ def build_records(images: Sequence[ImageRow], columns: BoxColumns, policy: Error
             sizes[owner, 0],
             sizes[owner, 1],
             lambda box: quote(Path(images[owner[box]].path).name),
+            box_order,
         )
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from defeat.data.class_checks import count_boxes, spelling_problems, split_class_problems
 from defeat.data.pictures import Pictures, nearly_same
 from defeat.io.safe_read import open_regular
-from defeat.io.text import few, quote
+from defeat.io.text import counted, few, quote
 from defeat.types import Annotations, Problem
 
 MOST_FILES = 2000
@@ -68,7 +68,7 @@ def _shared_pictures(train: Annotations, val: Annotations, most_files: int | Non
         )
     elif pairs:
         yield Problem(
-            f"{len(pairs)} image files are in the training and in the validation split ({_shown(pairs)})",
+            f"training and validation share {counted(len(pairs), 'pictures')} ({_shown(pairs)})",
             _TOO_GOOD,
             severe=False,
         )

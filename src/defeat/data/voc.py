@@ -87,7 +87,7 @@ def read_voc(
         for folder, _ in pairs:
             used = {Path(row.path) for row in rows}
             policy.problems.extend(_unannotated_problems(folder, annotations, images, used))
-    records = build_records(rows, columns, policy)
+    records = build_records(rows, columns, policy, "xyxy")
     return Annotations(
         records,
         names,

@@ -99,7 +99,7 @@ def read_yolo(
                 columns.add(len(rows) - 1, box, label, False)
     policy.stop({"images skipped": len(set(listed)), "annotations skipped": lines_seen})
     policy.respelt(folder.respelt)
-    records = build_records(rows, columns, policy)
+    records = build_records(rows, columns, policy, "cxcywh")
     return Annotations(
         records,
         given,

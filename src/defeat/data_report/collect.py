@@ -18,6 +18,7 @@ from defeat.data.pictures import Pictures, look_at, spread, undecodable_problems
 from defeat.data.split_checks import nearly_same_problems, split_problems
 from defeat.detectors import Detector
 from defeat.errors import DataError
+from defeat.io.text import counted
 from defeat.preflight.object_sizes import ObjectSizes, object_sizes, size_problems
 from defeat.types import Annotations, Problem
 
@@ -70,7 +71,7 @@ def inspect_data(config: Any, *, decoded: int | None = None) -> DataReport:
     for name, split in splits.items():
         of_split = [
             *split.annotations.problems,
-            *(size_problems(name, split.sizes) if name == "train" else ()),
+            *(size_problems(name, split.annotations, split.sizes) if name == "train" else ()),
             *undecodable_problems(split.pictures, name, skip=skip),
         ]
         problems += [Located(name, _as_of(name, problem)) for problem in of_split]
@@ -93,7 +94,11 @@ def _read(data: DetectionDataModule, config: dict[str, Any]) -> tuple[dict[str, 
             rest, also = _read_rest(lenient, split)
             problem = Problem(str(error), _extent(rest, also), severe=split != "test")
             if rest is not None:
-                read[split] = rest
+                # without any object since none can be read: that is told as the problem
+                told = tuple(
+                    p for p in rest.problems if not (p.severe and rest.counts.get("annotations skipped"))
+                )
+                read[split] = rest._replace(problems=told)
             if all(problem.cause != located.problem.cause for located in problems):
                 problems.append(Located(split, problem))
             continue
@@ -116,9 +121,11 @@ def _read_rest(lenient: DetectionDataModule, split: Split) -> tuple[Annotations 
 def _extent(rest: Annotations | None, error: str) -> str:
     if rest is None:
         return f"correct the annotations or the paths; reading on: {error}"
-    skipped = [f"{count} {reason}" for reason, count in rest.counts.items() if "skipped" in reason]
-    counted = f"{' and '.join(skipped)} in all, {len(rest.records)} images are left: " if skipped else ""
-    return f"{counted}correct them"
+    skipped = [counted(count, reason) for reason, count in rest.counts.items() if "skipped" in reason]
+    in_all = (
+        f"{' and '.join(skipped)} in all, {counted(len(rest.records), 'images')} left: " if skipped else ""
+    )
+    return f"{in_all}correct them"
 
 
 def _detector(config: dict[str, Any], classes: Sequence[str]) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 from defeat.data.class_checks import count_boxes
 from defeat.data_report.collect import DataReport, SplitReport
 from defeat.io.atomic_write import write_text
+from defeat.io.text import counted
 from defeat.render import Table, escape_markdown
 from defeat.visual.contact_sheet import contact_sheet
 from defeat.visual.histograms import plot_classes, plot_sizes
@@ -118,7 +119,7 @@ def _markdown(report: DataReport, pictures: dict[str, str]) -> Iterator[str]:
         yield from ("", "## Splits", "", overview(report).as_markdown())
         for name, split in report.splits.items():
             changed = (
-                ", ".join(f"{n} {reason}" for reason, n in split.annotations.counts.items()) or "nothing"
+                ", ".join(counted(n, reason) for reason, n in split.annotations.counts.items()) or "nothing"
             )
             yield f"- {name}, {escape_markdown(split.annotations.source)}: changed {changed}; "
             yield f"  {len(split.pictures.positions)} pictures decoded"

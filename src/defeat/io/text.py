@@ -8,6 +8,8 @@ from collections.abc import Sequence
 LINE = 500
 """Characters that a message about a file may have."""
 
+_ONE_OF = {"boxes": "box", "classes": "class", "categories": "category"}
+
 _brief = reprlib.Repr()  # stops early, where repr runs through all of a nested or endless value
 _brief.maxlevel = 4
 _brief.maxstring = _brief.maxother = _brief.maxlong = 400
@@ -31,6 +33,14 @@ def few(names: Sequence[object], most: int = 3) -> str:
     """Return the first of many names, and how many more there are."""
     more = len(names) - most
     return ", ".join(map(str, names[:most])) + (f" and {more} more" if more > 0 else "")
+
+
+def counted(count: int, what: str) -> str:
+    """Write a number and what it counts, given in the plural: ``1 box dropped`` for ``boxes dropped``."""
+    if count != 1:
+        return f"{count:,} {what}"
+    first, *rest = what.split(" ")
+    return " ".join(["1", _ONE_OF.get(first, first.removesuffix("s")), *rest])
 
 
 def printable(text: str, keep: str = "") -> str:

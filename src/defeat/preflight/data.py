@@ -71,7 +71,7 @@ def check_data(run: Run, *, images: int, seconds: float) -> Finding:
         splits[name] = _look(annotations[name], (s for s, _ in samples), seconds / 2)
     problems = [
         *(p for name, split in splits.items() for p in _sample_problems(name, split)),
-        *(p for name in splits for p in size_problems(name, sizes[name])),
+        *(p for name in splits for p in size_problems(name, annotations[name], sizes[name])),
         *(p for read in annotations.values() for p in read.problems),
         *split_problems(annotations["train"], annotations["val"]),
     ]

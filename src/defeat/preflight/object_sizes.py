@@ -63,9 +63,11 @@ def object_sizes(annotations: Annotations, detector: nn.Module) -> ObjectSizes:
     )
 
 
-def size_problems(split: str, sizes: ObjectSizes) -> Iterator[Problem]:
-    """Tell of a split of which many objects are too small to be found."""
+def size_problems(split: str, annotations: Annotations, sizes: ObjectSizes) -> Iterator[Problem]:
+    """Tell of a split of which many objects are too small to be found, unless its boxes are wrong anyway."""
     cell = sizes.strides[0]
+    if any(problem.of_boxes for problem in annotations.problems):
+        return
     if sizes.tiny > TINY_SHARE * len(sizes.sides):
         yield Problem(
             f"{sizes.tiny} of {len(sizes.sides)} {split} objects are smaller than a cell of {cell} x {cell} "

@@ -8,7 +8,7 @@ from defeat.data.checks import log_problems, refuse
 from defeat.data.class_checks import count_boxes
 from defeat.data.pictures import look_at, spread, undecodable_problems
 from defeat.data.split_checks import split_problems
-from defeat.io.text import few, printable
+from defeat.io.text import counted, few, printable
 from defeat.preflight.object_sizes import object_sizes, size_problems
 from defeat.training.run import Run
 from defeat.types import Annotations
@@ -38,7 +38,8 @@ def look_at_data(run: Run, *, strict: bool = True) -> None:
     log.info("train: %s", describe(train))
     log.info("val: %s", describe(val))
     log.info("train objects by pyramid level after the resize: %s", sizes)
-    log_problems("train and val", [*split_problems(train, val), *size_problems("train", sizes)])
+    log_problems("train and val", split_problems(train, val))
+    log_problems("train", size_problems("train", train, sizes))
     pictures = look_at(val, spread(len(val.records), DECODED))
     refuse(val.source, undecodable_problems(pictures, "val"))
 
@@ -50,6 +51,6 @@ def describe(annotations: Annotations) -> str:
     most = sorted(zip(counts.tolist(), annotations.classes, strict=True), key=lambda pair: -pair[0])
     named = few([f"{printable(name)} {count:,}" for count, name in most], 5)
     return (
-        f"{len(annotations.records):,} images ({empty:,} without objects), {counts.sum():,} boxes of "
-        f"{len(counts)} classes: {named}"
+        f"{counted(len(annotations.records), 'images')} ({empty:,} without objects), "
+        f"{counted(int(counts.sum()), 'boxes')} of {counted(len(counts), 'classes')}: {named}"
     )
