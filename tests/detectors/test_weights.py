@@ -358,6 +358,24 @@ def test_dead_channels_of_a_backbone_are_told(tmp_path: Path, caplog: pytest.Log
     assert "their channels are dead; take the file in float32" in caplog.text
 
 
+def test_layers_without_statistics_are_told_and_single_silent_channels_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = partial(faster_rcnn, backbone="resnet10", fpn_channels=8, box_head_channels=8)
+    tensors = model(num_classes=2).state_dict()
+    layer = "backbone.body.layer1.0.bn1"
+    for name in ("weight", "bias", "running_var"):
+        tensors[f"{layer}.{name}"][3] = 0
+    tensors["backbone.body.bn1.running_var"][5] = 0
+    torch.save(tensors, tmp_path / "w.pth")
+    create_detector(model, ["a"], weights=str(tmp_path / "w.pth"))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    tensors[f"{layer}.running_var"].zero_()
+    torch.save(tensors, tmp_path / "w.pth")
+    create_detector(model, ["a"], weights=str(tmp_path / "w.pth"))
+    assert f"w.pth: all variances are 0 in {layer}.running_var:" in caplog.text
+
+
 def test_the_suffix_of_a_file_may_be_in_capitals(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(1)}, tmp_path / "a.SAFETENSORS")
     assert read_weights(tmp_path / "a.SAFETENSORS").tensors.keys() == {"w"}

@@ -131,7 +131,25 @@ def create_detector(
             built.report.source,
             few(built.infinite),
         )
+    if built.report and (zero := _zero_variances(detector)):
+        log.warning(
+            "%s: all variances are 0 in %s: the statistics of its normalisation were not saved, and its "
+            "outputs would be hundreds of times too large; take a file that has them",
+            built.report.source,
+            few(zero),
+        )
     return built
+
+
+def _zero_variances(detector: nn.Module) -> list[str]:
+    """Name the layers whose variances are all 0; in trained networks, single channels often never vary."""
+    state = detector.state_dict()
+    names = [name for name, x in state.items() if name.endswith("running_var") and not x.is_meta]
+    # a layer that was pruned away, with weights of 0, may lack statistics
+    weights = {name: state.get(name.removesuffix("running_var") + "weight") for name in names}
+    return [
+        name for name, weight in weights.items() if not state[name].any() and (weight is None or weight.any())
+    ]
 
 
 def _infinite(detector: nn.Module) -> tuple[str, ...]:
