@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from defeat.data import folder_data
-from defeat.errors import DataError
+from defeat.errors import ConfigError, DataError
 from defeat.types import Annotations
 from tests.helpers import layouts
 from tests.helpers.data_sets import save_picture
@@ -264,7 +264,7 @@ def test_yolo_without_names_and_with_wrong_lines(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     label = tmp_path / "labels/train/a b.txt"
     for line, message in (
-        ("2 0.5 0.5 0.1 0.1", r"line 1: class 2 is not among the 2"),
+        ("2 0.5 0.5 0.1 0.1\r", r"line 1: class 2 is not among the 2"),
         ("0 40 25 8 5", r"line 1: numbers must be shares of width and height in 0\.\.1"),
         ("0 0.5 0.5 0.1", r"line 1: must have 5 numbers"),
         ("0 0.5 0.5 0.1 nan", r"line 1: numbers must be shares"),
@@ -277,6 +277,38 @@ def test_yolo_without_names_and_with_wrong_lines(tmp_path: Path) -> None:
     data.setup("fit")
     assert data.annotations["train"].counts == {"annotations skipped": 1}
     assert len(objects(data.annotations["train"])["a b"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nc: 3\nnames: [cat, dog]", r"data\.yaml: nc is 3, but names holds 2 names"),
+        ("names: [cat, cat]", r"data\.yaml names 'cat' twice"),
+        ("names: {0: cat, 2: dog}", r"data\.yaml: names must be numbered from 0 on without gaps, got 0, 2"),
+        ("names: []", r"data\.yaml names no class"),
+    ],
+)
+def test_wrong_names_of_yolo(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "data.yaml").write_text(f"train: images\nval: images\n{line}\n")
+    with pytest.raises(DataError, match=message):
+        folder_data(str(tmp_path))
+
+
+def test_labels_without_a_picture_are_told(tmp_path: Path) -> None:
+    yolo_lists(tmp_path)  # the lists of two parts name pictures of one folder
+    assert folder_data(str(tmp_path)).read("train").problems == ()
+    (tmp_path / "labels/lost.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (cause,) = (p.cause for p in folder_data(str(tmp_path)).read("train").problems)
+    assert cause == "1 label without a picture (labels/lost.txt)"
+
+
+def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
+    yolo_plain(tmp_path)
+    for label in (tmp_path / "labels/train").glob("*.txt"):
+        label.unlink()
+    with pytest.raises(ConfigError, match="has no train split, only val"):
+        folder_data(str(tmp_path)).setup("fit")
 
 
 def test_lists_of_yolo_do_not_lead_outside(tmp_path: Path) -> None:

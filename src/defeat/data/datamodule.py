@@ -258,7 +258,11 @@ class DetectionDataModule(LightningDataModule):
     def _reader(self, split: Split) -> Callable[..., Annotations]:
         reader = self._readers[split]
         if reader is None:
-            raise ConfigError(f"the data has no {split} split; give the data module a reader for it")
+            where = f"in {self._root['root']} " if self._root else ""
+            parts = ", ".join(self.splits) or "nothing"
+            raise ConfigError(
+                f"the data {where}has no {split} split, only {parts}: see that its annotations are there"
+            )
         return reader
 
     def _loader(

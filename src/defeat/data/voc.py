@@ -178,6 +178,8 @@ def _listed(roots: Sequence[_Root], policy: ErrorPolicy) -> dict[str, _Root]:
                 )
             listed[stem] = root
             root.annotations.names.add(f"{stem}.xml")
+    if not listed:
+        policy.fatal("lists no image")
     return listed
 
 

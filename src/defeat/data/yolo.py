@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from defeat.data.paths import Folder, files_below, join
 from defeat.data.records import BoxColumns, ImageRow, build_records
 from defeat.errors import DataError
 from defeat.io.safe_read import is_dir, is_file, read_regular
-from defeat.io.text import quote
-from defeat.types import Annotations
+from defeat.io.text import counted, few, quote
+from defeat.types import Annotations, Problem
 
 _MOST = 2**24  # bytes of a label file
 _BORDER = 0.01
@@ -71,34 +71,10 @@ def read_yolo(
     given = check_classes(classes) if classes is not None else known
     label_of = {name: label for label, name in enumerate(given, start=1)}
     labels = [label_of.get(name, 0) for name in known]
-    folder = Folder(base)
-    rows: list[ImageRow] = []
-    columns = BoxColumns()
-    listed = [name for place in places for name in _pictures(base, place, policy)]
-    lines_seen = 0
-    for name in dict.fromkeys(listed):
-        try:
-            located = _by_end(folder, name)
-            width, height = read_header(base / located).turned_size
-            lines = _lines(base / label_file(base, located))
-        except (FieldError, DataError) as error:
-            policy.reject("images skipped", f"{policy.source}: {quote(name, 160)}: {error}")
-            continue
-        rows.append(ImageRow(located, base / located, width, height))
-        lines_seen += len(lines)
-        for number, line in lines:
-            try:
-                item = _parse(line, keypoints)
-                label = _label(item.number, labels, known, label_of)
-            except FieldError as error:
-                where = f"{base / label_file(base, located)}, line {number}"
-                policy.reject("annotations skipped", f"{where}: {error}")
-            else:
-                x1, y1, x2, y2 = item.box
-                box = (x1 * width, y1 * height, x2 * width, y2 * height)
-                columns.add(len(rows) - 1, box, label, False)
-    policy.stop({"images skipped": len(set(listed)), "annotations skipped": lines_seen})
-    policy.respelt(folder.respelt)
+    rows, columns = _read_pictures(
+        base, places, policy, lambda line: _object(line, keypoints, labels, known, label_of)
+    )
+    policy.problems.extend(_orphan_problems(base, [str(row.image_id) for row in rows]))
     records = build_records(rows, columns, policy, "cxcywh")
     return Annotations(
         records,
@@ -108,6 +84,59 @@ def read_yolo(
         policy.report(),
         problems=tuple(policy.problems),
     )
+
+
+def _read_pictures(
+    base: Path, places: Sequence[str], policy: ErrorPolicy, parse: Callable[[str], tuple[XYXY, int]]
+) -> tuple[list[ImageRow], BoxColumns]:
+    """Read the usable pictures and their boxes; ``parse`` turns a line into a box, in shares, and a label."""
+    folder = Folder(base)
+    rows: list[ImageRow] = []
+    columns = BoxColumns()
+    listed = dict.fromkeys(name for place in places for name in _pictures(base, place, policy))
+    lines_read = 0
+    for name in listed:
+        try:
+            located = _by_end(folder, name)
+            width, height = read_header(base / located).turned_size
+            lines = _lines(base / label_file(base, located))
+        except (FieldError, DataError) as error:
+            policy.reject("images skipped", f"{policy.source}: {quote(name, 160)}: {error}")
+            continue
+        rows.append(ImageRow(located, base / located, width, height))
+        lines_read += len(lines)
+        for number, line in lines:
+            try:
+                (x1, y1, x2, y2), label = parse(line)
+            except FieldError as error:
+                where = f"{base / label_file(base, located)}, line {number}"
+                policy.reject("annotations skipped", f"{where}: {error}")
+            else:
+                columns.add(len(rows) - 1, (x1 * width, y1 * height, x2 * width, y2 * height), label, False)
+    policy.stop({"images skipped": len(listed), "annotations skipped": lines_read})
+    policy.respelt(folder.respelt)
+    return rows, columns
+
+
+def _orphan_problems(base: Path, pictures: Sequence[str]) -> Iterator[Problem]:
+    """Tell of label files without a picture, in folders of label files alone."""
+    folders = {
+        (PurePosixPath(label_file(base, name)).parent, PurePosixPath(name).parent) for name in pictures
+    }
+    orphans = [
+        str(labels / file.name)
+        for labels, images in sorted(folders)
+        if labels != images
+        for stems in [{path.stem.casefold() for path in (base / images).iterdir()}]
+        for file in sorted((base / labels).glob("*.txt"))
+        if file.name != "classes.txt" and file.stem.casefold() not in stems
+    ]
+    if orphans:
+        yield Problem(
+            f"{counted(len(orphans), 'labels')} without a picture ({few(orphans)})",
+            "add the pictures, or see that both are called alike",
+            severe=False,
+        )
 
 
 def label_file(root: Path, picture: str) -> str:
@@ -190,6 +219,14 @@ def _parse(line: str, keypoints: bool) -> _Line:
         return _Line(int(number), (x - width / 2, y - height / 2, x + width / 2, y + height / 2))
     xs, ys = shares[0::2], shares[1::2]
     return _Line(int(number), (min(xs), min(ys), max(xs), max(ys)))
+
+
+def _object(
+    line: str, keypoints: bool, labels: Sequence[int], names: Sequence[str], known: dict[str, int]
+) -> tuple[XYXY, int]:
+    """Return the box of a line, xyxy in shares of width and height, and its label."""
+    item = _parse(line, keypoints)
+    return item.box, _label(item.number, labels, names, known)
 
 
 def _label(number: int, labels: Sequence[int], names: Sequence[str], known: dict[str, int]) -> int:

@@ -15,7 +15,7 @@ from defeat.data.paths import files_below
 from defeat.data.yolo import label_file, read_yolo
 from defeat.errors import DataError
 from defeat.io.safe_read import is_dir, is_file, load_json, read_regular
-from defeat.io.text import few, quote
+from defeat.io.text import counted, few, quote
 
 _PARTS: tuple[Part, ...] = ("train", "val", "test")
 _NAMES = ("classes.txt", "obj.names", "*.names", "labels/classes.txt", "train/classes.txt")
@@ -56,6 +56,10 @@ def _by_yaml(root: Path) -> Layout | None:
         if not listed.get("val") and content.get("valid"):
             listed["val"] = _places(root, path, content, content["valid"])
         names = _listed_names(path, content["names"])
+        if content.get("nc", len(names)) != len(names):
+            raise DataError(
+                f"{path}: nc is {quote(content['nc'])}, but names holds {counted(len(names), 'names')}"
+            )
         keypoints = bool(content.get("kpt_shape"))
         readers = {
             part: partial(read_yolo, where, names, keypoints=keypoints) for part, where in listed.items()
@@ -91,9 +95,17 @@ def _listed_names(path: Path, names: Any) -> list[str]:
                 f"{path}: names must be numbered from 0 on without gaps, got {few(sorted(by_number), 8)}"
             )
         names = [by_number[number] for number in range(len(by_number))]
-    if not isinstance(names, list) or not names:
+    if not isinstance(names, list):
         raise DataError(f"{path}: names must be a list or a map, got {quote(names)}")
-    return [str(name) for name in names]
+    return _checked_names(path, [str(name) for name in names])
+
+
+def _checked_names(path: Path, names: list[str]) -> list[str]:
+    if not names:
+        raise DataError(f"{path} names no class")
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise DataError(f"{path} names {quote(twice[0])} twice: each name stands for one number")
+    return names
 
 
 def _places(root: Path, file: Path, content: dict[str, Any], given: Any) -> list[str]:
@@ -181,7 +193,7 @@ def _names(root: Path) -> list[str] | None:
     for pattern in _NAMES:
         for path in sorted(root.glob(pattern)):
             text = read_regular(path, 2**24).decode("utf-8-sig", "replace")
-            return [line.strip() for line in text.splitlines() if line.strip()]
+            return _checked_names(path, [line.strip() for line in text.splitlines() if line.strip()])
     if is_file(root / "notes.json"):  # Label Studio's
         try:
             items = load_json(root / "notes.json")["categories"]
