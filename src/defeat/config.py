@@ -7,6 +7,7 @@ import math
 import os
 import pkgutil
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -62,10 +63,23 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         GlobalHydra.instance().hydra = running
 
 
+def quoted(value: str, quote: Quote = Quote.single) -> str:
+    """Write a text as Hydra's grammar has it."""
+    return QuotedString(text=value, quote=quote).with_quotes()
+
+
+def spelled(key: str, value: object) -> str:
+    """Write an override whose value is a text so that it can be copied into a shell."""
+    word = f"{key}={quoted(str(value))}"
+    if not re.search(r"[$`\"!\\]", word):
+        return f'"{word}"'
+    return shlex.quote(f"{key}={quoted(str(value), Quote.double)}")
+
+
 def text_override(key: str, value: object) -> str:
     """Write an override that sets a text, such as a path, whatever Hydra would read in it bare."""
     escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))  # OmegaConf's own escape of an interpolation
-    return f"{key}={QuotedString(text=escaped, quote=Quote.single).with_quotes()}"
+    return f"{key}={quoted(escaped)}"
 
 
 def expand_paths(config: DictConfig) -> DictConfig:

@@ -60,7 +60,7 @@ def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> 
     assert ended.status == 0, ended.err
     run_dir = Path("whole").resolve()
     best = run_dir / "checkpoints" / "best.ckpt"
-    assert f"evaluate    defeat-eval checkpoint={best}\n" in ended.out
+    assert "evaluate    defeat-eval checkpoint=whole/checkpoints/best.ckpt\n" in ended.out
     assert list(logged(run_dir, "train/neck_object")) == list(range(20))
 
     # the command that the summary gives

@@ -11,8 +11,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from defeat.cli.overrides import NAMES, in_order, quote_texts, spelled, unreadable
-from defeat.config import compose_config, expand_paths
+from defeat.cli.overrides import NAMES, in_order, quote_texts, unreadable
+from defeat.config import compose_config, expand_paths, spelled
 from defeat.errors import ConfigError
 from defeat.evaluation import check_backend
 from tests.helpers.console import Run

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from defeat.cli import check
 from defeat.cli.launch import launch
-from defeat.cli.overrides import quoted
 from defeat.cli.streams import prepare_streams
 from defeat.cli.version import version_text
+from defeat.config import quoted
 from defeat.io.atomic_write import write_text
 from defeat.io.text import one_line
 from defeat.render import Table, print_line

@@ -12,8 +12,8 @@ from hydra.errors import HydraException, InstantiationException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from defeat.cli.overrides import spelled, unreadable
-from defeat.config import compose_config
+from defeat.cli.overrides import unreadable
+from defeat.config import compose_config, spelled
 from defeat.errors import DefeatError
 from defeat.io.atomic_write import cannot_write
 from defeat.io.text import one_line

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from types import NoneType
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from defeat.config import conf_dir
+from defeat.config import conf_dir, quoted, spelled
 from defeat.errors import ConfigError
 
 KINDS = {
@@ -165,19 +164,6 @@ def _quote_text(word: str, sweep: bool) -> str:
         if sweep and "," in value:
             return word
     return f"{key}={quoted(value)}"
-
-
-def quoted(value: str, quote: Quote = Quote.single) -> str:
-    """Write a text as Hydra's grammar has it."""
-    return QuotedString(text=value, quote=quote).with_quotes()
-
-
-def spelled(key: str, value: object) -> str:
-    """Write an override whose value is a text so that it can be copied into a shell."""
-    word = f"{key}={quoted(str(value))}"
-    if not re.search(r"[$`\"!\\]", word):
-        return f'"{word}"'
-    return shlex.quote(f"{key}={quoted(str(value), Quote.double)}")
 
 
 def unreadable(word: str) -> str:

@@ -15,9 +15,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from defeat.cli.overrides import quoted
 from defeat.cli.ranks import process_rank
-from defeat.config import expand_paths
+from defeat.config import expand_paths, quoted
 from defeat.errors import ConfigError
 from defeat.io.run_dirs import claim_folder, make_free_folder, put_aside
 
