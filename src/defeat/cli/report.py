@@ -97,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _path(text: str) -> Path:
+    key, equals, value = text.partition("=")
+    if equals and key in ("run_dir", "output"):  # as the other commands have it
+        raise argparse.ArgumentTypeError(f"the folder of a report is given by --output {value}")
     return Path(text).expanduser()
 
 
