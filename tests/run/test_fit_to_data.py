@@ -97,6 +97,16 @@ def test_the_teacher_has_the_sizes_of_its_training_and_the_student_its_resize(tm
     assert teacher["norm"] == "frozen"
     assert (student["min_size"], student["max_size"]) == ([96, 128], 200)
     assert student["anchor_sizes"][0] == [32]  # 60 * 128 / 240
+    # A student that goes on from a detector keeps the anchors that its boxes are relative to.
+    going_on = {"model": node, "weights": str(tmp_path / "t.ckpt"), "download": False}
+    continued = fit_to_data({"student": going_on}, records(320, 240, 60))["student"]["model"]
+    assert continued["anchor_sizes"] == sizes["anchor_sizes"]
+    assert continued["min_size"][-1] == 256  # of the data: 240 as a multiple of 32
+    torch.save({"x": torch.zeros(1)}, tmp_path / "foreign.pth")
+    foreign = {**going_on, "weights": str(tmp_path / "foreign.pth")}
+    assert (
+        fit_to_data({"student": foreign}, records(320, 240, 60))["student"]["model"]["anchor_sizes"] is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,9 @@ def fit_to_data(config: Mapping[str, Any], records: Sequence[Record]) -> dict[st
         records: of the training split, in which the same settings follow from the same records.
 
     Returns:
-        A copy with the null sizes filled in. A student without weights whose norms would be frozen learns
-        them and all layers.
+        A copy with the null sizes filled in; a student that starts from a whole detector's weights keeps the
+        anchors of their training. A student without weights whose norms would be frozen learns them and all
+        layers.
 
     Raises:
         DataError: no record and no picture tells its size.
@@ -68,6 +69,9 @@ def fit_to_data(config: Mapping[str, Any], records: Sequence[Record]) -> dict[st
             _fill("teacher", model, _teacher_resize(teacher["model"]))
     given = {key: model.get(key) for key in RESIZE}
     filled: dict[str, Any] = fitted_sizes(model["_target_"], records, **given)
+    if student.get("weights"):  # whose boxes are relative to the anchors of their training
+        del filled["anchor_sizes"]
+        _fill("weights", model, {"anchor_sizes": _trained_sizes(student).get("anchor_sizes")})
     if not student.get("weights") and not student.get("backbone_weights") and model.get("norm") == "frozen":
         model |= {"norm": None, "trainable_layers": None}
         filled |= {"norm": "batch", "trainable_layers": 5}
@@ -77,7 +81,7 @@ def fit_to_data(config: Mapping[str, Any], records: Sequence[Record]) -> dict[st
 
 def _fill(origin: str, model: dict[str, Any], settings: Mapping[str, Any]) -> None:
     """Set what a detector has and leaves open, and log it."""
-    filled = {key: value for key, value in settings.items() if key in model and model[key] is None}
+    filled = {k: v for k, v in settings.items() if v is not None and k in model and model[k] is None}
     model.update(filled)
     if filled:
         log.info("from the %s: %s", origin, " ".join(f"student.model.{k}={v}" for k, v in filled.items()))
@@ -87,11 +91,16 @@ def _sized_by_training(teacher: Mapping[str, Any]) -> dict[str, Any]:
     """Give a teacher the sizes that its checkpoint records; where nothing says any, those of its builder."""
     node = dict(teacher["model"])
     if teacher.get("weights"):
-        recorded = read_weights(teacher["weights"], download=teacher["download"]).config or {}
-        trained = recorded.get("student", {}).get("model", {})
-        node |= {key: trained[key] for key in SIZES if key in trained and key in node}
+        node |= {key: value for key, value in _trained_sizes(teacher).items() if key in node}
     # torchvision's builders take no null
     return {key: value for key, value in node.items() if value is not None or key not in SIZES}
+
+
+def _trained_sizes(detector: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes that the checkpoint of a detector records, of this project alone."""
+    recorded = read_weights(detector["weights"], download=detector["download"]).config or {}
+    trained = recorded.get("student", {}).get("model", {})
+    return {key: trained[key] for key in SIZES if key in trained}
 
 
 def _teacher_resize(model: Mapping[str, Any]) -> dict[str, Any]:
