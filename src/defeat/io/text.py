@@ -39,8 +39,10 @@ def counted(count: int, what: str) -> str:
     """Write a number and what it counts, given in the plural: ``1 box dropped`` for ``boxes dropped``."""
     if count != 1:
         return f"{count:,} {what}"
-    first, *rest = what.split(" ")
-    return " ".join(["1", _ONE_OF.get(first, first.removesuffix("s")), *rest])
+    words = what.split(" ")
+    noun = next(at for at, word in enumerate(words) if word.endswith("s"))
+    words[noun] = _ONE_OF.get(words[noun], words[noun].removesuffix("s"))
+    return " ".join(["1", *words])
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -99,6 +99,7 @@ def _tile(record: Record, image: Image.Image, label: int, name: str) -> Image.Im
     boxes = record.boxes * scale
     is_named = (record.labels == label) & ~record.ignore
     for box in boxes[~is_named].tolist():
+        draw.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline="#0c0c0c", width=1)
         draw.rectangle(box, outline=IGNORED_COLOUR, width=1)
     for box in boxes[is_named].tolist():
         draw.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline="#0c0c0c", width=4)

@@ -116,7 +116,8 @@ def _dress(axes: Axes, title: str, grid: str) -> None:
     axes.grid(True, axis="x" if grid == "x" else "y", color="#e3e5e8", linewidth=0.9)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
-    axes.legend(frameon=False, fontsize=9.5, loc="lower right" if grid == "x" else "center right")
+    place = "lower right" if grid == "x" else "center right"
+    axes.legend(edgecolor="white", framealpha=1, fontsize=9.5, handlelength=1, loc=place)
 
 
 def _save(figure: Figure, path: Path) -> None:
