@@ -117,7 +117,8 @@ def _dress(axes: Axes, title: str, grid: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
     place = "lower right" if grid == "x" else "center right"
-    axes.legend(edgecolor="white", framealpha=1, fontsize=9.5, handlelength=1, loc=place)
+    legend = axes.legend(framealpha=1, fontsize=9.5, handlelength=1, loc=place)
+    legend.get_frame().set_edgecolor("white")
 
 
 def _save(figure: Figure, path: Path) -> None:
