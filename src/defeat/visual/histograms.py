@@ -116,8 +116,9 @@ def _dress(axes: Axes, title: str, grid: str) -> None:
     axes.grid(True, axis="x" if grid == "x" else "y", color="#e3e5e8", linewidth=0.9)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
-    place = "lower right" if grid == "x" else "center right"
-    legend = axes.legend(framealpha=1, fontsize=9.5, handlelength=1, loc=place)
+    legend = axes.legend(
+        framealpha=1, fontsize=9.5, handlelength=1, loc="lower right" if grid == "x" else "center right"
+    )
     legend.get_frame().set_edgecolor("white")
 
 
