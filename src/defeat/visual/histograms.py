@@ -116,9 +116,7 @@ def _dress(axes: Axes, title: str, grid: str) -> None:
     axes.grid(True, axis="x" if grid == "x" else "y", color="#e3e5e8", linewidth=0.9)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
-    legend = axes.legend(
-        framealpha=1, fontsize=9.5, handlelength=1, loc="lower right" if grid == "x" else "center right"
-    )
+    legend = axes.legend(fontsize=9.5, handlelength=1, loc="lower right" if grid == "x" else "center left")
     legend.get_frame().set_edgecolor("white")
 
 
