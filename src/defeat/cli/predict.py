@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
+from defeat.io.text import counted
 from defeat.render import print_line
 
 
@@ -27,7 +28,11 @@ def run(config: DictConfig) -> None:
     filter_warnings()
     predicted = predict(config)
     console = Console()
-    console.print(predicted.summary().as_rich())
+    if predicted.objects:
+        console.print(predicted.summary().as_rich())
+    else:
+        looked = counted(len(predicted.entries), "images")
+        print_line(console, f"no object in {looked} has a score of {config.score_threshold} or more")
     if predicted.failed:
         console.print(f"{len(predicted.failed)} files could not be read; the log names them")
     print_line(console, f"written to {config.run_dir}")

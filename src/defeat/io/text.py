@@ -8,7 +8,7 @@ from collections.abc import Sequence
 LINE = 500
 """Characters that a message about a file may have."""
 
-_ONE_OF = {"boxes": "box", "classes": "class", "categories": "category"}
+_ONE_OF = {"boxes": "box", "batches": "batch", "losses": "loss", "classes": "class", "categories": "category"}
 
 _brief = reprlib.Repr()  # stops early, where repr runs through all of a nested or endless value
 _brief.maxlevel = 4

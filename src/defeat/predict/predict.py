@@ -23,7 +23,7 @@ from defeat.config import to_plain
 from defeat.errors import ConfigError, DataError
 from defeat.io.atomic_write import replacing, write_text
 from defeat.io.run_dirs import refuse_overwriting
-from defeat.io.text import one_line
+from defeat.io.text import counted, one_line
 from defeat.predict.extra import supervision
 from defeat.predict.predictor import Predictor, from_hwc, load, to_image
 from defeat.predict.sources import Source, find_sources
@@ -62,11 +62,16 @@ class Predicted(NamedTuple):
     failed: list[Path]
     """Files that could not be read."""
 
+    @property
+    def objects(self) -> int:
+        """How many detections there are."""
+        return sum(len(entry.prediction["labels"]) for entry in self.entries)
+
     def summary(self) -> Table:
         """Count the detections of each class."""
         counts = Counter(label for entry in self.entries for label in entry.prediction["labels"].tolist())
         rows = [(self.classes[label - 1], counts[label]) for label in sorted(counts)]
-        looked = f"{sum(counts.values())} objects in {len(self.entries)} pictures and frames"
+        looked = f"{counted(self.objects, 'objects')} in {counted(len(self.entries), 'images')}"
         return Table(("class", "objects"), rows, looked)
 
 

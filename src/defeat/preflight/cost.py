@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from lightning.pytorch import Trainer
 
+from defeat.io.text import counted
 from defeat.memory import describe_memory
 from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.step import Steps
@@ -82,7 +83,7 @@ def check_cost(run: Run, steps: Steps, image_seconds: float, batch_images: int) 
         describe_memory(steps.peak, run.device),
         *_largest_batch(run, steps),
         f"{batch:.3g} s a batch ({speed:.3g} images/s)",
-        f"{planned.validations} validations of {duration(validation)}",
+        f"{counted(planned.validations, 'validations')} of {duration(validation)}",
         "no end is set" if math.isinf(whole) else f"{planned.steps:.0f} steps in about {duration(whole)}",
     ]
     problems = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from defeat.io.text import printable
+from defeat.io.text import counted, printable
 from defeat.preflight.finding import Finding
 from defeat.render import Table, escape_markdown
 
@@ -19,7 +19,9 @@ COLOURS: dict[str, str] = {"ok": "green", "warning": "yellow", "tolerated": "yel
 def title(findings: Sequence[Finding], seconds: float) -> str:
     """One line: how many checks, how many of them failed or warn, how long it took."""
     results = [finding.result for finding in findings]
-    bad = [f"{results.count(word)} {word}" for word in ("failed", "tolerated", "warning") if word in results]
+    bad = [f"{results.count(word)} {word}" for word in ("failed", "tolerated") if word in results]
+    if "warning" in results:
+        bad.append(counted(results.count("warning"), "warnings"))
     return f"Pre-flight: {len(findings)} checks, {', '.join(bad) or 'all ok'}, {seconds:.1f} s"
 
 

@@ -21,6 +21,7 @@ from defeat.config import write_config
 from defeat.distill import Distiller
 from defeat.errors import ConfigError
 from defeat.io.atomic_write import write_text
+from defeat.io.text import counted
 from defeat.training.balance import balanced_weights, with_weights
 from defeat.training.gradient_tables import (
     as_csv,
@@ -106,10 +107,10 @@ class MeasureGradients(Callback):
         started = time.perf_counter()
         # The first line of a run that may need minutes for this on a CPU.
         log.info(
-            "measuring the gradients of %d losses on %d batches, and after %d steps of the adapters",
-            len(distiller.weights),
-            self.batches,
-            self.adapter_steps,
+            "measuring the gradients of %s on %s, and after %s of the adapters",
+            counted(len(distiller.weights), "losses"),
+            counted(self.batches, "batches"),
+            counted(self.adapter_steps, "steps"),
         )
         measured = measure(
             module,
@@ -143,8 +144,8 @@ class MeasureGradients(Callback):
         seconds: float,
     ) -> None:
         title = (
-            f"Losses on {measured.images} images ({measured.batches} batches), adapters fitted for "
-            f"{self.adapter_steps} steps, {seconds:.1f} s"
+            f"Losses on {counted(measured.images, 'images')} ({counted(measured.batches, 'batches')}), "
+            f"adapters fitted for {counted(self.adapter_steps, 'steps')}, {seconds:.1f} s"
         )
         found = list(figures(measured, distiller))
         tables = gradient_tables(measured, distiller)
