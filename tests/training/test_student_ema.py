@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -112,4 +113,7 @@ def test_a_training_without_gain_stops_and_says_what_to_do(
     print_summary(outcome)
     shown = capsys.readouterr().out
     assert "stopped early" in shown
-    assert f"defeat-eval 'checkpoint={tmp_path}/my run/checkpoints/best.ckpt'" in shown
+    (line,) = (line for line in shown.splitlines() if "defeat-eval" in line)
+    *_, word = shlex.split(line)  # as a shell reads it
+    composed = compose_config("eval", [word, "run_dir=x"])
+    assert composed.checkpoint == f"{tmp_path}/my run/checkpoints/best.ckpt"

@@ -179,7 +179,11 @@ def _listed(roots: Sequence[_Root], policy: ErrorPolicy) -> dict[str, _Root]:
             listed[stem] = root
             root.annotations.names.add(f"{stem}.xml")
     if not listed:
-        policy.fatal("lists no image")
+        policy.fatal(
+            "; ".join(
+                f"{root.list_file or f'{root.annotations.root} (*.xml)'} lists no image" for root in roots
+            )
+        )
     return listed
 
 
