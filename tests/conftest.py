@@ -5,11 +5,17 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from defeat.warning_filters import IGNORED
+
+# Extras that some of the tests need: the others are collected without them.
+EXTRAS = {"optuna": "cli/test_search.py", "nbformat": "test_notebooks.py"}
+
+collect_ignore = [path for package, path in EXTRAS.items() if find_spec(package) is None]
 
 # Each pytest process (xdist starts one a core) computes on one core. torch reads this when it is imported,
 # which the fixtures leave to themselves: the process that hands out the tests needs none of it.
