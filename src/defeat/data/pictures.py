@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.fft import dctn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,7 +45,11 @@ class Pictures(NamedTuple):
 
 
 def look_at(
-    annotations: Annotations, positions: Sequence[int], advance: Callable[[], None] = lambda: None
+    annotations: Annotations,
+    positions: Sequence[int],
+    advance: Callable[[], None] = lambda: None,
+    *,
+    compared: bool = True,
 ) -> Pictures:
     """Decode pictures as the training does, on all cores, and describe each by its coarse light and shade.
 
@@ -54,22 +57,25 @@ def look_at(
         annotations: a split whose rule for orientations is decided.
         positions: which of its records.
         advance: is called after each picture.
+        compared: False leaves the descriptors zero, for pictures that are not compared with others.
     """
     errors: dict[int, str] = {}
+    nothing = np.zeros(WAVES**2 - 1, dtype=np.float32)
 
     def look(position: int) -> NDArray[np.float32]:
         try:
-            return _describe(decode(annotations.records[position], annotations))
+            image = decode(annotations.records[position], annotations)
+            return _describe(image) if compared else nothing
         except DataError as error:
             errors[position] = str(error)
-            return np.zeros(WAVES**2 - 1, dtype=np.float32)
+            return nothing
         finally:
             advance()
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         described = list(pool.map(look, positions))
-    empty = np.zeros((0, WAVES**2 - 1), dtype=np.float32)
-    return Pictures(positions, dict(sorted(errors.items())), np.stack(described) if described else empty)
+    descriptors = np.stack(described) if described else nothing[None][:0]
+    return Pictures(positions, dict(sorted(errors.items())), descriptors)
 
 
 def undecodable_problems(pictures: Pictures, split: str, *, skip: bool = False) -> Iterator[Problem]:
@@ -113,6 +119,8 @@ def spread(images: int, most: int) -> Sequence[int]:
 
 
 def _describe(image: Tensor) -> NDArray[np.float32]:
+    from scipy.fft import dctn  # costly to import, and a training compares nothing
+
     small = F.adaptive_avg_pool2d(image.to(torch.float32).mean(dim=0)[None], SIDE)[0].numpy()  # (SIDE, SIDE)
     if small.std() < FLAT:
         return np.zeros(WAVES**2 - 1, dtype=np.float32)

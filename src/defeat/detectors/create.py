@@ -121,21 +121,27 @@ def create_detector(
     elif backbone_weights:
         report = load_backbone_weights(detector, backbone_weights, download=download, ema=ema)
         built = built._replace(report=report)
-    if built.report:
-        log.info("%s", built.report)
-        built = built._replace(infinite=_infinite(detector))
-    if built.report and built.infinite:
+    return _told(built) if built.report else built
+
+
+def _told(built: Detector) -> Detector:
+    """Log what was loaded, and warn of values and statistics with which nothing can be computed."""
+    assert built.report is not None
+    source = built.report.source
+    log.info("%s", built.report)
+    built = built._replace(infinite=_infinite(built.model))
+    if built.infinite:
         log.warning(
             "%s: infinite values in %s, too large for the float16 that they were stored in: their channels "
             "are dead; take the file in float32",
-            built.report.source,
+            source,
             few(built.infinite),
         )
-    if built.report and (zero := _zero_variances(detector)):
+    if zero := _zero_variances(built.model):
         log.warning(
             "%s: all variances are 0 in %s: the statistics of its normalisation were not saved, and its "
             "outputs would be hundreds of times too large; take a file that has them",
-            built.report.source,
+            source,
             few(zero),
         )
     return built

@@ -58,16 +58,7 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
         trainer.ckpt_path = resumed.path
     set_hardware(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    if config.data.get("num_workers") == "auto":
-        on_gpu = trainer.strategy.root_device.type != "cpu"
-        config.data.num_workers = auto_workers(max(1, trainer.world_size // trainer.num_nodes), gpu=on_gpu)
-        log.info("data.num_workers=auto: %d", config.data.num_workers)
-    data: DetectionDataModule = build(config.data)
-    if resumed and data.division and (divided := resumed.provenance.get("divided")):
-        data.division.take(divided)
-    data.setup("fit")
-    check_metrics(config, data.classes)
-    log_problems(data.read("val").source, crowding_problems(data.read("val"), config.evaluation.max_dets))
+    data = _read_data(config, trainer, resumed)
     if config.get("fit_to_data"):
         config = OmegaConf.create(fit_to_data(to_plain(config), data.read("train").records))
     if not resumed:
@@ -98,6 +89,21 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
     )
     plain: dict[str, Any] = provenance["config"]
     return Run(plain, data, student, teacher, module, trainer, resumed.path if resumed else None)
+
+
+def _read_data(config: DictConfig, trainer: pl.Trainer, resumed: Resumed | None) -> DetectionDataModule:
+    """Read the training and validation splits; ``data.num_workers=auto`` is resolved in ``config``."""
+    if config.data.get("num_workers") == "auto":
+        on_gpu = trainer.strategy.root_device.type != "cpu"
+        config.data.num_workers = auto_workers(max(1, trainer.world_size // trainer.num_nodes), gpu=on_gpu)
+        log.info("data.num_workers=auto: %d", config.data.num_workers)
+    data: DetectionDataModule = build(config.data)
+    if resumed and data.division and (divided := resumed.provenance.get("divided")):
+        data.division.take(divided)
+    data.setup("fit")
+    check_metrics(config, data.classes)
+    log_problems(data.read("val").source, crowding_problems(data.read("val"), config.evaluation.max_dets))
+    return data
 
 
 def _resumed(config: DictConfig, *, swept: bool) -> Resumed | None:
