@@ -1,0 +1,234 @@
+"""A Python file that builds the student from torchvision alone and fills it with the exported weights."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.ops import FrozenBatchNorm2d
+
+from defeat.detectors import builders
+from defeat.detectors.backbones import MOBILENETS
+from defeat.errors import ConfigError
+from defeat.export.student import TrainedStudent
+
+NAME = "load_student.py"
+"""Name of the file, beside the weights."""
+
+_OWN: Mapping[Callable[..., nn.Module], type[nn.Module]] = {
+    builders.faster_rcnn: FasterRCNN,
+    builders.retinanet: RetinaNet,
+    builders.fcos: FCOS,
+}
+"""The builders of this project, and the class of torchvision that each of them makes."""
+
+_TEMPLATE = '''\
+"""The detector of {weights} with torch and torchvision alone: load() returns it in eval mode.
+
+It takes a list of (3, H, W) float32 RGB images in [0, 1] of any size, which it resizes, pads and normalises
+by itself, and returns for each "boxes" (N, 4) xyxy in pixels of that image, "scores" (N,) and "labels" (N,).
+Label i is CLASSES[i]{background}.
+In float32 it computes to the bit what the trained student does. In half precision it does not: that one keeps
+anchors, boxes and frozen normalisation in float32, or half, where torchvision does otherwise.
+"""
+
+{imports}
+
+CLASSES = [
+{classes}]
+
+
+def load(path=Path(__file__).with_name("{weights}")):
+{body}
+    detector.load_state_dict(read(Path(path)))
+    return detector.eval()
+
+
+def read(path):
+    if path.suffix != ".safetensors":
+        return torch.load(path, weights_only=True)
+    from safetensors.torch import load_file
+
+    return load_file(path)
+'''
+
+_BACKGROUND = "; leave out label 0, for which this family has an output too"
+
+
+class _Code(NamedTuple):
+    """Python source."""
+
+    imports: set[str]
+    lines: list[str]
+    """Statements that leave the detector in ``detector``."""
+
+
+def load_script(student: TrainedStudent, weights: str) -> str:
+    """Write the file.
+
+    Args:
+        student: it is not changed.
+        weights: name of the file of its weights: ``.safetensors``, or anything else for ``torch.save``.
+
+    Raises:
+        ConfigError: the student is of a builder that is neither this project's nor torchvision's.
+    """
+    code = _code(student)
+    imports = {"from pathlib import Path", "import torch", *code.imports}
+    return _TEMPLATE.format(
+        weights=weights,
+        background="" if hasattr(student.detector, "roi_heads") else _BACKGROUND,
+        imports="\n".join(sorted(imports, key=_import_order)),
+        classes="".join(f"    {name!r},\n" for name in ("__background__", *student.classes)),
+        body=textwrap.indent("\n".join(code.lines), "    "),
+    )
+
+
+def _import_order(line: str) -> tuple[bool, str]:
+    return not line.startswith(("from pathlib", "from functools")), line.split()[1]
+
+
+def _code(student: TrainedStudent) -> _Code:
+    node = dict((student.config or {}).get("student", {}).get("model", {}))
+    target = str(node.pop("_target_", ""))
+    settings = {name: value for name, value in node.items() if not name.startswith("_")}
+    outputs = len(student.classes) + 1
+    if target.startswith("torchvision.models.detection."):
+        return _torchvision(target, {**settings, "num_classes": outputs}, student.detector)
+    builder: Any = pkgutil.resolve_name(target) if target else None
+    if builder not in _OWN:
+        raise ConfigError(
+            f"no {NAME} can be written for a student that {target or 'nothing'} has built, which is neither "
+            "a builder of this project nor one of torchvision.models.detection: leave out format=state_dict "
+            "and safetensors"
+        )
+    bound = inspect.signature(builder).bind(outputs, **settings)
+    bound.apply_defaults()
+    return _own(_OWN[builder], bound.arguments, student.detector)
+
+
+def _torchvision(target: str, settings: Mapping[str, Any], detector: nn.Module) -> _Code:
+    name = target.rpartition(".")[2]
+    parameters = inspect.signature(pkgutil.resolve_name(target)).parameters
+    # the weights come from the file
+    settings = {**settings, **{key: None for key in ("weights", "weights_backbone") if key in parameters}}
+    made = _Code({f"from torchvision.models.detection import {name}"}, [_call("detector", name, settings)])
+    if not hasattr(detector, "roi_heads"):
+        return made
+    pool: Any = detector.get_submodule("roi_heads.box_roi_pool")
+    if pool.scales is None:  # its strides are not known, see adapt()
+        return made
+    return _joined([made, _Code(set(), ["pool = detector.roi_heads.box_roi_pool"]), _scales(pool)])
+
+
+def _own(family: type[nn.Module], settings: Mapping[str, Any], detector: nn.Module) -> _Code:
+    model = cast(Any, detector)
+    parts = [_body(settings, detector), _pyramid(family, settings, model)]
+    arguments = {key: settings[key] for key in inspect.signature(family).parameters if key in settings}
+    arguments |= {key: getattr(model.transform, key) for key in ("min_size", "max_size", "size_divisible")}
+    arguments["backbone"] = _Name("backbone")
+    if family is FasterRCNN:
+        parts.append(_pooling(model.roi_heads.box_roi_pool))
+        hidden, inputs = settings["box_head_channels"], model.roi_heads.box_head.fc6.in_features
+        parts.append(_Code({f"from {FasterRCNN.__module__} import FastRCNNPredictor, TwoMLPHead"}, []))
+        arguments |= {
+            "rpn_anchor_generator": _Name("anchors"),
+            "box_roi_pool": _Name("pool"),
+            "box_head": _Name(f"TwoMLPHead({inputs}, {hidden})"),
+            "box_predictor": _Name(f"FastRCNNPredictor({hidden}, len(CLASSES))"),
+        }
+        arguments.pop("num_classes", None)
+    else:
+        arguments |= {"num_classes": _Name("len(CLASSES)"), "anchor_generator": _Name("anchors")}
+    call = _call("detector", family.__name__, arguments)
+    parts.append(_Code({f"from torchvision.models.detection import {family.__name__}"}, [call]))
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[_Code]) -> _Code:
+    return _Code({line for part in parts for line in part.imports}, [x for part in parts for x in part.lines])
+
+
+def _pyramid(family: type[nn.Module], settings: Mapping[str, Any], model: Any) -> _Code:
+    """The pyramid over ``body``, and the anchors of its levels."""
+    channels, fpn = settings["fpn_channels"], model.backbone.fpn
+    inner = [block[0].in_channels for block in fpn.inner_blocks]
+    topmost = "LastLevelMaxPool()" if family is FasterRCNN else f"LastLevelP6P7({channels}, {channels})"
+    generator = model.rpn.anchor_generator if family is FasterRCNN else model.anchor_generator
+    ratios = generator.aspect_ratios
+    imports = {
+        "from torchvision.models.detection.anchor_utils import AnchorGenerator",
+        "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
+        f"from torchvision.ops.feature_pyramid_network import {topmost.partition('(')[0]}",
+    }
+    lines = [
+        f"layers = {dict(model.backbone.body.return_layers)!r}",
+        f"backbone = BackboneWithFPN(body, layers, {inner}, {channels}, {topmost})",
+        f"anchors = AnchorGenerator({generator.sizes!r}, ({ratios[0]!r},) * {len(ratios)})",
+    ]
+    return _Code(imports, lines)
+
+
+def _body(settings: Mapping[str, Any], detector: nn.Module) -> _Code:
+    """The network below the pyramid, see :func:`defeat.detectors.backbones.fpn_backbone`."""
+    backbone = settings["backbone"]
+    norms = (m for m in detector.get_submodule("backbone.body").modules())
+    norm: Any = next(m for m in norms if isinstance(m, FrozenBatchNorm2d | _BatchNorm))
+    layer = "FrozenBatchNorm2d" if settings["norm"] == "frozen" else "BatchNorm2d"
+    imports = {f"from {'torchvision.ops' if settings['norm'] == 'frozen' else 'torch.nn'} import {layer}"}
+    changed = {"eps": norm.eps} if norm.eps != 1e-5 else {}
+    if settings["norm"] != "frozen" and norm.momentum != 0.1:
+        changed["momentum"] = norm.momentum
+    if changed:
+        imports.add("from functools import partial")
+        layer = f"partial({layer}, {', '.join(f'{key}={value}' for key, value in changed.items())})"
+    if backbone == "resnet10":
+        imports.add("from torchvision.models.resnet import BasicBlock, ResNet")
+        return _Code(imports, [f"body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer={layer})"])
+    imports.add(f"from torchvision.models import {backbone}")
+    if backbone in MOBILENETS:
+        imports.add("from torch import nn")
+        return _Code(imports, [f"body = nn.Sequential(*{backbone}(norm_layer={layer}).features[:-1])"])
+    lines = [f"body = {backbone}(norm_layer={layer})"]
+    if settings["stride_in_1x1"]:
+        lines += [
+            "for stage in (body.layer2, body.layer3, body.layer4):",
+            "    stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)",
+        ]
+    return _Code(imports, lines)
+
+
+def _pooling(pool: Any) -> _Code:
+    """A pooling in ``pool``, with its scales."""
+    made = f"pool = MultiScaleRoIAlign({pool.featmap_names!r}, {pool.output_size[0]}, {pool.sampling_ratio})"
+    return _joined([_Code({"from torchvision.ops import MultiScaleRoIAlign"}, [made]), _scales(pool)])
+
+
+def _scales(pool: Any) -> _Code:
+    """Give ``pool`` its scales, which torchvision infers from the first image otherwise, at times wrongly."""
+    levels = pool.map_levels
+    lines = [
+        f"pool.scales = {list(pool.scales)}",
+        f"pool.map_levels = LevelMapper({levels.k_min}, {levels.k_max}, {levels.s0}, {levels.lvl0})",
+    ]
+    return _Code({"from torchvision.ops.poolers import LevelMapper"}, lines)
+
+
+class _Name(str):
+    """An expression, rather than a text."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _call(result: str, function: str, arguments: Mapping[str, Any]) -> str:
+    """Write a call, one argument a line, as formatters do."""
+    return "\n".join(
+        [f"{result} = {function}(", *(f"    {key}={value!r}," for key, value in arguments.items()), ")"]
+    )
