@@ -135,6 +135,14 @@ def test_a_recorded_division_of_other_pictures_is_told_and_given_lists_are_kept(
     division.take_if_there({"train": ["images/p1.jpg", "images/p2.jpg"], "val": ["images/p0.jpg"]})
     assert division.lists == {"train": ["images/p0.jpg"], "val": ["images/p1.jpg"]}
     assert "1 of its val pictures were trained on (images/p1.jpg)" in caplog.text
+    data = folder_data(str(tmp_path))
+    assert data.splits == ("train", "val")
+    assert data.division is not None
+    data.division.take_if_there(
+        {part: [f"images/p{i}.jpg"] for i, part in enumerate(("train", "val", "test"))}
+    )
+    assert data.splits == ("train", "val", "test")
+    assert [record.path.stem for record in data.read("test").records] == ["p2"]
     division = folder_data(str(tmp_path)).division
     assert division is not None
     division.take_if_there({"train": ["images/p1.jpg", "x.jpg", "y.jpg"], "val": ["z.jpg"]})

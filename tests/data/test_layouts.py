@@ -303,6 +303,32 @@ def test_labels_without_a_picture_are_told(tmp_path: Path) -> None:
     assert cause == "1 label without a picture (labels/lost.txt)"
 
 
+def test_boxes_beside_polygons_are_boxes_and_told(tmp_path: Path) -> None:
+    yolo_plain(tmp_path)
+    (tmp_path / "labels/train/a b.txt").write_text("0 0.5 0.5 0.2 0.4\n1 0.1 0.1 0.3 0.1 0.3 0.5\n")
+    train = folder_data(str(tmp_path)).read("train")
+    assert objects(train)["a b"] == [("cat", 32, 15, 48, 35), ("dog", 8, 5, 24, 25)]
+    assert [p.cause.split(" (")[0] for p in train.problems] == [
+        "1 label file with polygons and lines of 4 numbers"
+    ]
+
+
+def test_lists_of_single_classes_are_one_part_together(tmp_path: Path) -> None:
+    layouts.voc(tmp_path / "Annotations", tmp_path / "JPEGImages", {**TRAIN, **VAL})
+    main = tmp_path / "ImageSets/Main"
+    main.mkdir(parents=True)
+    (main / "cat_train.txt").write_text("a b  1\nempty -1\n")
+    (main / "dog_train.txt").write_text("a b  1\nmünze -1\n", encoding="utf-8")
+    (main / "cat_val.txt").write_text("v1 -1\nv2  1\n")
+    data = folder_data(str(tmp_path))
+    assert objects(data.read("train")) == wanted(TRAIN)
+    assert objects(data.read("val")) == wanted(VAL)
+    (main / "val.txt").write_text("v2\n")  # a list of all classes is the part
+    (main / "train.txt").write_text("münze\n", encoding="utf-8")
+    data = folder_data(str(tmp_path))
+    assert [list(objects(data.read(part))) for part in ("train", "val")] == [["münze"], ["v2"]]
+
+
 def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
     yolo_plain(tmp_path)
     for label in (tmp_path / "labels/train").glob("*.txt"):

@@ -134,7 +134,7 @@ class DetectionDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the splits of a stage: fit, validate, test, or None for all there are."""
         for split in _SPLITS_OF_STAGE[stage]:
-            if stage is not None or self._readers[split] is not None:
+            if stage is not None or split in self.splits:
                 self.read(split)
 
     @property
@@ -218,8 +218,9 @@ class DetectionDataModule(LightningDataModule):
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """The splits that there is a reader for."""
-        return tuple(split for split, reader in self._readers.items() if reader is not None)
+        """The splits that there is a reader for; a division may have learnt of one from a checkpoint."""
+        divided = self.division.parts if self.division else ()
+        return tuple(split for split, reader in self._readers.items() if reader or split in divided)
 
     def whole(self, split: Split) -> Annotations:
         """Return all images of a split with the rule for their orientation; no image is decoded."""
@@ -230,7 +231,7 @@ class DetectionDataModule(LightningDataModule):
     def _other_records(self, split: Split) -> Iterator[Sequence[Record]]:
         """Read the other splits one by one; an evaluation need not have them."""
         for other in self._readers:
-            if other != split and self._readers[other] is not None:
+            if other != split and other in self.splits:
                 with suppress(DataError):
                     yield self._annotated(other).records
 
@@ -257,6 +258,8 @@ class DetectionDataModule(LightningDataModule):
 
     def _reader(self, split: Split) -> Callable[..., Annotations]:
         reader = self._readers[split]
+        if reader is None and self.division and split in self.division.parts:
+            return self.division.reader(split)
         if reader is None:
             where = f"in {self._root['root']} " if self._root else ""
             parts = ", ".join(self.splits) or "nothing"

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from defeat.data.error_policy import ErrorPolicy, OnError
 from defeat.data.fields import FieldError, check_classes, unknown_class
 from defeat.data.images import IMAGE_SUFFIXES, read_header
 from defeat.data.paths import Folder, files_below, join
 from defeat.data.records import BoxColumns, ImageRow, build_records
+from defeat.data.voc_lists import ImageList, list_images, open_lists, xml_files
 from defeat.data.voc_xml import VocImage, VocObject, parse_voc
 from defeat.errors import ConfigError, DataError
-from defeat.io.safe_read import is_dir, read_regular
 from defeat.io.text import cut, few, quote
 from defeat.types import Annotations, Problem
 
-_OF_A_CLASS = re.compile(r"(.*\S)\s+(-1|0|1)")
-"""A line of the list of one class: the name, and whether the image holds an object of it."""
-
 PathOrPaths = str | PathLike[str] | Sequence[str | PathLike[str]]
-
-
-class _Root(NamedTuple):
-    """One VOC folder and the list of it that is read."""
-
-    annotations: Folder
-    images: Folder
-    list_file: Path | None
-    """None where all XML files are read."""
 
 
 def read_voc(
@@ -72,11 +59,8 @@ def read_voc(
         ConfigError: the arguments make no sense.
     """
     pairs = [(join(root, folder, "roots"), name) for folder, name in _pair(roots, image_set)]
-    source = " + ".join(f"{folder} ({name or 'all XML files'})" for folder, name in pairs)
-    policy = ErrorPolicy(source, on_error)
-    listed = _listed(
-        [_open_root(folder, name, annotations, images, policy) for folder, name in pairs], policy
-    )
+    policy = ErrorPolicy(_source(pairs), on_error)
+    listed = list_images(open_lists(pairs, annotations, images, policy), policy)
     given = () if classes is None else check_classes(classes)
     label_of = {name: label for label, name in enumerate(given, start=1)}
     rows, columns = _read_files(listed, label_of, not given, policy)
@@ -98,8 +82,15 @@ def read_voc(
     )
 
 
+def _source(pairs: Sequence[tuple[Path, str | None]]) -> str:
+    lists: dict[Path, list[str]] = {}
+    for folder, name in pairs:
+        lists.setdefault(folder, []).append(name or "all XML files")
+    return " + ".join(f"{folder} ({few(names)})" for folder, names in lists.items())
+
+
 def _read_files(
-    listed: dict[str, _Root], label_of: dict[str, int], grows: bool, policy: ErrorPolicy
+    listed: dict[str, ImageList], label_of: dict[str, int], grows: bool, policy: ErrorPolicy
 ) -> tuple[list[ImageRow], BoxColumns]:
     """Read the usable images and their boxes; where it grows, ``label_of`` takes in each new name."""
     rows: list[ImageRow] = []
@@ -157,63 +148,6 @@ def _pair(
     return list(zip(paths, names, strict=True))
 
 
-def _open_root(root: Path, name: str | None, annotations: str, images: str, policy: ErrorPolicy) -> _Root:
-    for folder in (annotations, images):
-        if not is_dir(root / folder):
-            policy.fatal(
-                f"{root} has no folder {folder}; a VOC root holds Annotations, ImageSets and JPEGImages"
-            )
-    list_file = None if name is None else root / "ImageSets" / "Main" / f"{name}.txt"
-    return _Root(Folder(root / annotations), Folder(root / images), list_file)
-
-
-def _listed(roots: Sequence[_Root], policy: ErrorPolicy) -> dict[str, _Root]:
-    """Return the root of each image name, in the order of the lists; a name given twice is an error."""
-    listed: dict[str, _Root] = {}
-    for root in roots:
-        for stem in _names(root, policy):
-            if stem in listed:
-                policy.fatal(
-                    f"{quote(stem)} stands twice: in {listed[stem].list_file} and in {root.list_file}"
-                )
-            listed[stem] = root
-            root.annotations.names.add(f"{stem}.xml")
-    if not listed:
-        policy.fatal(
-            "; ".join(
-                f"{root.list_file or f'{root.annotations.root} (*.xml)'} lists no image" for root in roots
-            )
-        )
-    return listed
-
-
-def _names(root: _Root, policy: ErrorPolicy) -> list[str]:
-    """Read the names in a list, which may hold blanks; the list of one class has a second column.
-
-    Where all names end like such a column, the reading is taken by which more of them are annotated.
-    """
-    if root.list_file is None:
-        return [str(PurePosixPath(name).with_suffix("")) for name in xml_files(root.annotations.root)]
-    try:
-        lines = read_regular(root.list_file).decode("utf-8-sig").splitlines()
-    except OSError as error:
-        policy.fatal(f"the list {root.list_file} cannot be read: {error.strerror}")
-    except UnicodeDecodeError as error:
-        policy.fatal(f"the list {root.list_file} cannot be read: {error}")
-    lines = [line.strip() for line in lines if line.strip()]
-    names = [_stem(line, root.annotations) for line in lines]
-    columns = [_OF_A_CLASS.fullmatch(line) for line in lines]
-    if not all(columns):
-        return names
-    first = [_stem(column[1], root.annotations) for column in columns if column]
-    return max(names, first, key=lambda column: sum(_is_annotated(name, root.annotations) for name in column))
-
-
-def xml_files(folder: Path) -> list[str]:
-    """List the XML files below a folder, sorted, relative to it."""
-    return [name for name in files_below(folder) if name.lower().endswith(".xml")]
-
-
 def _unannotated_problems(root: Path, annotations: str, images: str, used: set[Path]) -> Iterator[Problem]:
     """Tell of pictures without an XML file; those of other parts have theirs further up or beside."""
     top = next(iter(PurePosixPath(annotations).parts), ".")
@@ -231,25 +165,6 @@ def _unannotated_problems(root: Path, annotations: str, images: str, used: set[P
             "a picture without objects needs an XML file without object",
             severe=False,
         )
-
-
-def _is_annotated(stem: str, annotations: Folder) -> bool:
-    try:
-        return any(PurePosixPath(name).suffix == ".xml" for name in annotations.alike(stem))
-    except DataError:
-        return False
-
-
-def _stem(name: str, annotations: Folder) -> str:
-    """Return the stem of a name in a list.
-
-    Some lists give the name of the picture or of the XML file itself, and CVAT quotes names with blanks.
-    """
-    if name[:1] == name[-1:] == '"' and len(name) > 2 and not _is_annotated(name, annotations):
-        name = name[1:-1]
-    path = PurePosixPath(name)
-    is_file = path.suffix.lower() in (*IMAGE_SUFFIXES, ".xml") and not _is_annotated(name, annotations)
-    return name[: -len(path.suffix)] if is_file else name
 
 
 def _row(stem: str, image_id: str, image: VocImage, images: Folder) -> ImageRow:

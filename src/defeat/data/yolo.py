@@ -44,9 +44,9 @@ def read_yolo(
     The label file of ``images/a.jpg`` is ``labels/a.txt`` where that folder exists, else the one beside the
     picture. Without one, or with an empty one, a picture has no objects. A line is the number of a class,
     from 0 on, and x and y of the centre, width and height as shares of the picture's; or the corners of a
-    polygon, around which the box is drawn. The shares are of the picture as its EXIF orientation shows it,
-    which is how the tools that write this format show it. Boxes are clipped and dropped as
-    :func:`~defeat.data.boxes.clean_boxes` says.
+    polygon, around which the box is drawn; 4 numbers are a box beside polygons too. The shares are of the
+    picture as its EXIF orientation shows it, which is how the tools that write this format show it. Boxes are
+    clipped and dropped as :func:`~defeat.data.boxes.clean_boxes` says.
 
     Args:
         images: folders of pictures, with those below, or text files that list pictures, relative to the root.
@@ -72,7 +72,7 @@ def read_yolo(
     label_of = {name: label for label, name in enumerate(given, start=1)}
     labels = [label_of.get(name, 0) for name in known]
     rows, columns = _read_pictures(
-        base, places, policy, lambda line: _object(line, keypoints, labels, known, label_of)
+        base, places, policy, keypoints, lambda line: _object(line, keypoints, labels, known, label_of)
     )
     policy.problems.extend(_orphan_problems(base, [str(row.image_id) for row in rows]))
     records = build_records(rows, columns, policy, "cxcywh")
@@ -87,7 +87,11 @@ def read_yolo(
 
 
 def _read_pictures(
-    base: Path, places: Sequence[str], policy: ErrorPolicy, parse: Callable[[str], tuple[XYXY, int]]
+    base: Path,
+    places: Sequence[str],
+    policy: ErrorPolicy,
+    keypoints: bool,
+    parse: Callable[[str], tuple[XYXY, int]],
 ) -> tuple[list[ImageRow], BoxColumns]:
     """Read the usable pictures and their boxes; ``parse`` turns a line into a box, in shares, and a label."""
     folder = Folder(base)
@@ -95,6 +99,7 @@ def _read_pictures(
     columns = BoxColumns()
     listed = dict.fromkeys(name for place in places for name in _pictures(base, place, policy))
     lines_read = 0
+    mixed: list[str] = []
     for name in listed:
         try:
             located = _by_end(folder, name)
@@ -105,6 +110,8 @@ def _read_pictures(
             continue
         rows.append(ImageRow(located, base / located, width, height))
         lines_read += len(lines)
+        if not keypoints and len({len(line.split()) > 5 for _, line in lines}) == 2:
+            mixed.append(label_file(base, located))
         for number, line in lines:
             try:
                 (x1, y1, x2, y2), label = parse(line)
@@ -115,7 +122,19 @@ def _read_pictures(
                 columns.add(len(rows) - 1, (x1 * width, y1 * height, x2 * width, y2 * height), label, False)
     policy.stop({"images skipped": len(listed), "annotations skipped": lines_read})
     policy.respelt(folder.respelt)
+    policy.problems.extend(_mixed_problems(mixed))
     return rows, columns
+
+
+def _mixed_problems(files: Sequence[str]) -> Iterator[Problem]:
+    """Tell of boxes beside polygons: Label Studio means boxes, Ultralytics reads polygons of two corners."""
+    if files:
+        yield Problem(
+            f"{counted(len(files), 'label files')} with polygons and lines of 4 numbers ({few(files)}): "
+            "these are read as boxes, centre and size; Ultralytics would read them as two corners",
+            "if they are polygons of two corners, leave these lines out",
+            severe=False,
+        )
 
 
 def _orphan_problems(base: Path, pictures: Sequence[str]) -> Iterator[Problem]:

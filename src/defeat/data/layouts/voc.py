@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from defeat.data.images import IMAGE_SUFFIXES
 from defeat.data.layouts.layout import Layout, Part, Reader, part_of
 from defeat.data.paths import files_below
-from defeat.data.voc import read_voc, xml_files
+from defeat.data.voc import read_voc
+from defeat.data.voc_lists import is_of_one_class, xml_files
 from defeat.errors import DataError
 from defeat.io.safe_read import is_dir, open_regular
 from defeat.io.text import few
@@ -52,9 +53,9 @@ def _parts(root: Path, below: str) -> Iterator[tuple[Part, tuple[str, Reader]]]:
     folders = [path.name for path in sorted((root / annotations).iterdir()) if is_dir(path)]
     subfolders: dict[Part, str] = {part: name for name in folders if (part := part_of(name))}
     image_sets = _image_sets(root)
-    for part, name in image_sets.items():
-        read = partial(read_voc, below, name, annotations=annotations, images=images)
-        yield part, (str(Path(below, "ImageSets/Main", f"{name}.txt")), read)
+    for part, names in image_sets.items():
+        read = partial(read_voc, [below] * len(names), names, annotations=annotations, images=images)
+        yield part, (str(Path(below, "ImageSets/Main", few([f"{name}.txt" for name in names]))), read)
     if image_sets:
         return
     for part, name in (subfolders or {"train": "."}).items():
@@ -97,20 +98,29 @@ def _has_picture_beside(folder: Path) -> bool:
     return any(f"{first.stem}{suffix}".lower() in beside for suffix in IMAGE_SUFFIXES)
 
 
-def _image_sets(root: Path) -> dict[Part, str]:
-    """Return the name of the list of each part; the lists of single classes are left aside."""
-    lists = [Path(name).stem for name in files_below(root / "ImageSets" / "Main") if name.endswith(".txt")]
+def _image_sets(root: Path) -> dict[Part, list[str]]:
+    """Return the names of the lists of each part: the one of all classes, or else all of single classes."""
+    folder = root / "ImageSets" / "Main"
+    lists = [Path(name).stem for name in files_below(folder) if name.endswith(".txt")]
     sets = [name for name in lists if not any(name.endswith(f"_{other}") for other in lists)]
-    chosen: dict[Part, str] = {}
-    for name in sets:
-        part = part_of(name)
-        if part and name.lower() != "trainval":
-            chosen.setdefault(part, name)
-    if "train" not in chosen and "trainval" in sets:
-        chosen["train"] = "trainval"
+    of_classes = [name for name in sets if is_of_one_class(folder / f"{name}.txt")]
+    if sets == of_classes:
+        return _by_part(of_classes)
+    sets = [name for name in sets if name not in of_classes]
+    chosen = {part: names[:1] for part, names in _by_part(sets).items()}
     if not chosen and len(sets) > 1:
         raise DataError(
             f"{root}: which of the lists in ImageSets/Main is for training cannot be told ({few(sets)}): "
             "call them train.txt and val.txt, or use data=voc0712 and data.train.image_set"
         )
-    return chosen or ({"train": sets[0]} if sets else {})
+    return chosen or {"train": sets}
+
+
+def _by_part(sets: Sequence[str]) -> dict[Part, list[str]]:
+    """Sort lists by the part that their names stand for; ``trainval`` counts where nothing is ``train``."""
+    chosen: dict[Part, list[str]] = {}
+    for name in sets:
+        if part := part_of(name):
+            chosen.setdefault(part, []).append(name)
+    both = [name for name in sets if name.rpartition("_")[2] == "trainval"]
+    return chosen if "train" in chosen or not both else {**chosen, "train": both}
