@@ -18,7 +18,13 @@ from defeat.config import conf_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-HYDRA = {"defeat-train": "train", "defeat-eval": "eval", "defeat-predict": "predict", "defeat-demo": "demo"}
+HYDRA = {
+    "defeat-train": "train",
+    "defeat-eval": "eval",
+    "defeat-predict": "predict",
+    "defeat-export": "export",
+    "defeat-demo": "demo",
+}
 FLAGS = {"-m", "--multirun", "--help", "--version", "--cfg", "job", "--resolve", "..."}
 REST = {"git", "pip", "pre-commit", "scontrol", "tensorboard"}
 """Programs whose words are not looked at."""

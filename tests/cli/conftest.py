@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import logging
+import tomllib
 from collections.abc import Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from tests.helpers.console import Ended, Run
 
-SCRIPTS = {s.name: s for s in entry_points(group="console_scripts") if s.module.startswith("defeat.")}
+# of this checkout, rather than of what is installed
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SCRIPTS = {name: EntryPoint(name, value, "console_scripts") for name, value in PROJECT["scripts"].items()}
 
 
 @pytest.fixture(autouse=True)

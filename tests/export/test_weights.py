@@ -60,9 +60,9 @@ def test_torchvisions_own_model_computes_the_same_to_the_bit(name: str, tmp_path
     made = own(name)
     path = write_weights(made, tmp_path, "safetensors")
     # the first of 12 x 90 pixels: torchvision would take the wrong scales for its RoIAlign from it
-    checks = verify_weights(made, path, images((12, 90), (64, 50), (60, 96)))
-    assert [(check.passed, check.boxes, check.scores) for check in checks] == [(True, 0, 0)] * 3
-    assert all(int(check.note.split()[0]) > 0 for check in checks)
+    (check,) = verify_weights(made, path, images((12, 90), (64, 50), (60, 96)))
+    assert (check.passed, check.boxes, check.scores) == (True, 0, 0)
+    assert int(check.note.split()[0]) > 3
     content = runpy.run_path(str(tmp_path / "load_student.py"))
     assert content["CLASSES"] == ["__background__", *CLASSES]
     loaded: nn.Module = content["load"]()

@@ -109,6 +109,8 @@ def _without_traceback(text: str) -> str:
 
 
 def _unknown_key(key: str, text: str, config_name: str, words: Sequence[str]) -> str:
+    if (config_name, key) == ("export", "teacher"):
+        return "teacher: students alone are exported; give the teacher's own checkpoint, as of its training"
     found = re.search(r"Did you mean to override (?:one of )?([^?]+)\?", text)
     if found and key not in found[1].split(", "):
         return f"unknown key {key}: did you mean {found[1].replace(', ', ' or ')}?"

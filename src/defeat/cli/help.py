@@ -82,7 +82,8 @@ def _keys(text: str) -> Iterator[str]:
 
 def _groups(defaults: list[object], config_name: str) -> Iterator[str]:
     """List the groups that the command's file chooses from, and their files."""
-    chosen = [next(iter(entry.items())) for entry in defaults if isinstance(entry, dict)]
+    entries = [next(iter(entry.items())) for entry in defaults if isinstance(entry, dict)]
+    chosen = [(key, choice) for key, choice in entries if not str(key).startswith("override ")]
     if config_name == "train":
         chosen = [("experiment", None), *chosen, ("transforms@data.train_transforms", None)]
     for key, choice in chosen:

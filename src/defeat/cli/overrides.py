@@ -29,6 +29,7 @@ KINDS = {
 ALTERNATIVES: dict[str, tuple[type, ...]] = {
     "deterministic": (str,),
     "devices": (int, str, ListConfig),
+    "format": (ListConfig,),
     "image_set": (str, ListConfig),
     "layout": (NoneType,),
     "min_size": (int, ListConfig),
@@ -57,6 +58,7 @@ TEXTS = (
         "weights",
         "backbone_weights",
         "results",
+        "evaluation",
         "path",
         "filename",
     ),

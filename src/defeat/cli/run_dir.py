@@ -72,7 +72,8 @@ class RunDirCallback(Callback):
             elif _has_run_dir(config):
                 # Then Hydra's files belong there too, rather than into a folder for them alone.
                 config.hydra.run.dir = str(config.run_dir)
-                claim_folder(Path(config.run_dir), f"run_dir={config.run_dir}", config.hydra.output_subdir)
+                key = "output" if _is_overridden(config, "output") else "run_dir"
+                claim_folder(Path(config.run_dir), f"{key}={config.run_dir}", config.hydra.output_subdir)
             else:
                 config.hydra.run.dir = str(make_free_folder(Path(config.hydra.run.dir)))
 
@@ -149,15 +150,18 @@ def _check_name(folder: str) -> None:
 
 
 def _is_overridden(config: DictConfig, key: str) -> bool:
-    return any(word.lstrip("+").partition("=")[0] == key for word in config.hydra.overrides.hydra)
+    words = (*config.hydra.overrides.hydra, *config.hydra.overrides.task)
+    return any(word.lstrip("+").partition("=")[0] == key for word in words)
 
 
 def _has_run_dir(config: DictConfig) -> bool:
     """Whether run_dir names another folder than the one that Hydra makes of hydra.run.dir."""
     if "run_dir" not in config:
         return False
-    written = OmegaConf.to_container(OmegaConf.masked_copy(config, "run_dir"), resolve=False)
-    return isinstance(written, dict) and "${hydra" not in str(written["run_dir"])
+    written = OmegaConf.to_container(OmegaConf.masked_copy(config, ["run_dir", "output"]), resolve=False)
+    assert isinstance(written, dict)
+    folder = written["output"] if written["run_dir"] == "${output}" else written["run_dir"]
+    return "${hydra" not in str(folder)
 
 
 @contextmanager

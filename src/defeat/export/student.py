@@ -35,8 +35,10 @@ class TrainedStudent:
     file: WeightFile | None = None
     """The content of the checkpoint: the student's tensors, the configuration's nodes that may be built."""
     record: Mapping[str, Any] = field(default_factory=dict)
-    """Further entries of the checkpoint: ``global_step``, ``callbacks``, and under ``defeat`` the teacher's
-    file and the fingerprints of the data."""
+    """Further entries of the checkpoint: ``global_step``, ``curves``, and under ``defeat`` the teacher's file
+    and the fingerprints of the data."""
+    averaged: bool | None = None
+    """Whether its weights are averaged ones (EMA), where the checkpoint holds both; else None."""
 
 
 def read_student(checkpoint: str | Path, *, ema: bool | None = None) -> TrainedStudent:
@@ -68,7 +70,8 @@ def read_student(checkpoint: str | Path, *, ema: bool | None = None) -> TrainedS
         sha256(path),
         file.config,
         file,
-        {key: content.get(key) for key in ("defeat", "global_step", "callbacks")},
+        {key: content.get(key) for key in ("defeat", "global_step", "curves")},
+        ema is not False if "current_model_state" in content else None,
     )
 
 

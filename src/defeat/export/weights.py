@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from defeat import __version__
@@ -17,37 +18,35 @@ from defeat.export.check import Check
 from defeat.export.load_script import NAME, load_script
 from defeat.export.student import TrainedStudent
 from defeat.io.atomic_write import replacing, write_text
+from defeat.io.text import counted
 from defeat.training.module import detect
-
-WeightFormat = Literal["state_dict", "safetensors"]
-
-FILES: dict[WeightFormat, str] = {"state_dict": "student.pth", "safetensors": "student.safetensors"}
+from defeat.types import Prediction
 
 
-def write_weights(student: TrainedStudent, folder: Path, form: WeightFormat) -> Path:
+def write_weights(student: TrainedStudent, path: Path) -> None:
     """Write the weights and ``load_student.py``, which loads them strictly into torchvision's own model.
 
-    Returns:
-        The path of the weights.
+    Args:
+        student: it is not changed.
+        path: a ``.safetensors`` file, whose metadata names classes and checkpoint; anything else is written
+            by ``torch.save`` and holds tensors by name alone.
 
     Raises:
         ConfigError: see :func:`~defeat.export.load_script.load_script`.
         StorageError: a file cannot be written.
     """
-    path = folder / FILES[form]
     script = load_script(student, path.name)
     tensors = {name: value.detach().clone() for name, value in student.detector.state_dict().items()}
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     with replacing(path) as part:
-        if form == "safetensors":
-            save_file(tensors, part, about(student))
+        if path.suffix == ".safetensors":
+            part.write_bytes(save(tensors, _about(student)))  # save_file would hide it from other users
         else:
             torch.save(tensors, part)
-    write_text(folder / NAME, script)
-    return path
+    write_text(path.with_name(NAME), script)
 
 
-def about(student: TrainedStudent) -> dict[str, str]:
+def _about(student: TrainedStudent) -> dict[str, str]:
     """Describe the weights in texts, as the metadata of safetensors files has to be."""
     return {
         "format": "pt",
@@ -58,27 +57,31 @@ def about(student: TrainedStudent) -> dict[str, str]:
     }
 
 
+def load_weights(path: Path) -> nn.Module:
+    """Make torchvision's detector of exported weights by the Python file beside them."""
+    detector: nn.Module = runpy.run_path(str(path.with_name(NAME)))["load"](path)
+    return detector
+
+
 def verify_weights(student: TrainedStudent, path: Path, images: Sequence[Tensor]) -> list[Check]:
-    """Compare the detector that ``load_student.py`` makes of the file with the student, on each image.
+    """Compare the detector that ``load_student.py`` makes of the file with the student, to the bit.
 
     Args:
         student: where the file comes from.
         path: of the weights; the Python file lies beside it.
         images: (3, H, W) uint8.
     """
-    detector: nn.Module = runpy.run_path(str(path.with_name(NAME)))["load"](path)
-    return [_compare(student, detector, image) for image in images]
+    detector = load_weights(path)
+    with torch.inference_mode():
+        pairs = [(detect(student.detector, [x])[0], detect(detector, [x])[0]) for x in images]
+    count = sum(len(expected["labels"]) for expected, _ in pairs)
+    boxes, scores = (max(_difference(*pair, key) for pair in pairs) for key in ("boxes", "scores"))
+    passed = boxes == scores == 0
+    return [Check(counted(len(images), "pictures"), passed, boxes, scores, counted(count, "detections"))]
 
 
-@torch.inference_mode()
-def _compare(student: TrainedStudent, detector: nn.Module, image: Tensor) -> Check:
-    (expected,), (loaded,) = detect(student.detector, [image]), detect(detector, [image])
-    name = f"{image.shape[1]} x {image.shape[2]} pixels"
+def _difference(expected: Prediction, loaded: Prediction, key: Literal["boxes", "scores"]) -> float:
     if not expected["labels"].equal(loaded["labels"]):
-        counts = f"{len(expected['labels'])} detections, {len(loaded['labels'])} of the file"
-        return Check(name, False, float("inf"), float("inf"), counts)
-    boxes, scores = (
-        float((expected[key] - loaded[key]).abs().max()) if len(expected["labels"]) else 0.0
-        for key in ("boxes", "scores")
-    )
-    return Check(name, boxes == 0 and scores == 0, boxes, scores, f"{len(expected['labels'])} detections")
+        return math.inf
+    differences = (expected[key] - loaded[key]).abs()
+    return float(differences.max()) if differences.numel() else 0.0

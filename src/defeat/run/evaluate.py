@@ -68,7 +68,7 @@ def _from_results(config: DictConfig) -> Evaluated:
 
 def _from_checkpoint(config: DictConfig) -> Evaluated:
     file = read_weights(config.checkpoint, download=config.download, ema=config.ema)
-    data = _data(config, file)
+    data = evaluation_data(config, file)
     student = build_student(file, data.classes, node=config.student)
     most = _max_dets(config, file)
     module = DetectionModule(student, data.classes, backend=config.evaluation.backend, max_dets=most)
@@ -102,7 +102,16 @@ def _max_dets(config: DictConfig, file: WeightFile | None = None) -> int:
     return check_max_dets(chosen)
 
 
-def _data(config: DictConfig, file: WeightFile) -> DetectionDataModule:
+def evaluation_data(config: DictConfig, file: WeightFile) -> DetectionDataModule:
+    """Make the data module of ``data=NAME``, or that of a checkpoint's training with single keys changed.
+
+    Args:
+        config: with ``checkpoint`` and ``data``.
+        file: the content of the checkpoint, whose classes and division of the data are kept.
+
+    Raises:
+        ConfigError: no data set was chosen, and the checkpoint does not name one.
+    """
     node = config.data
     if not _names_data(config):
         changes = {} if node is None else {key: x for key, x in to_plain(node).items() if x is not None}

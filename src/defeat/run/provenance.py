@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions(PACKAGES),
     }
 
 
@@ -99,6 +100,11 @@ def describe_data(data: DetectionDataModule) -> dict[str, Any]:
             for split, read in data.annotations.items()
         },
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Look up the versions of packages; None for those that are not installed."""
+    return {name: _version(name) for name in packages}
 
 
 def _version(package: str) -> str | None:
