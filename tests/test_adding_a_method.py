@@ -164,12 +164,13 @@ def test_the_mask_that_is_shown_is_the_one_that_trains(run: Run, folder: Path) -
     whole = run(line, "distiller.terms.neck.mask.share=1.0", name="whole")
     neck = run(command("distiller=pkd").replace("distiller=pkd", "distiller=neck"), name="neck")
     assert set(shown) == set(whole) == set(neck)
-    for name in ("train/neck_object", "train/neck_background"):
+    for name in ("distill/neck_object", "distill/neck_background"):
         assert whole[name] == pytest.approx(neck[name], rel=1e-6)
         assert shown[name] != pytest.approx(neck[name], rel=1e-4)
     assert shown["train/loss_detection"] == pytest.approx(neck["train/loss_detection"], rel=1e-6)
     assert shown["train/loss"] == pytest.approx(
-        sum(shown[f"train/{n}"] for n in ("loss_detection", "neck_object", "neck_background")), rel=1e-5
+        sum(shown[n] for n in ("train/loss_detection", "distill/neck_object", "distill/neck_background")),
+        rel=1e-5,
     )
 
 
@@ -206,12 +207,12 @@ def test_the_whole_map_losses_that_are_shown_are_those_that_train(
     end: str, name: str, weight: float, loss: Callable[[Tensor, Tensor], float], run: Run, maps: Spy
 ) -> None:
     logged = run(command(end))
-    assert [n for n in logged if n.startswith(f"train/{name}")] == [f"train/{name}"]
+    assert [n for n in logged if n.startswith(f"distill/{name}")] == [f"distill/{name}"]
     levels = maps[0]
     assert len(levels) == 4
     expected = weight * np.mean([loss(s, t) for s, t in levels])
-    assert logged[f"train/{name}"] == pytest.approx(expected, rel=1e-4)
-    total = logged["train/loss_detection"] + logged[f"train/{name}"]
+    assert logged[f"distill/{name}"] == pytest.approx(expected, rel=1e-4)
+    total = logged["train/loss_detection"] + logged[f"distill/{name}"]
     assert logged["train/loss"] == pytest.approx(total, rel=1e-5)
 
 
@@ -227,6 +228,6 @@ def test_a_distiller_without_parameters_trains(
     (distiller,) = built
     assert isinstance(distiller.terms["pkd"], WholeMapTerm)
     assert list(distiller.parameters()) == []
-    assert logged["train/pkd"] > 0
+    assert logged["distill/pkd"] > 0
     content = torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
     assert {key.split(".")[0] for key in content["state_dict"]} == {"student"}

@@ -201,7 +201,7 @@ def save_weights(teacher: DictConfig, classes: list[str], path: Path) -> str:
 
 def loss_names(distiller: DictConfig | None) -> set[str]:
     return {
-        f"train/{name}_{part}"
+        f"distill/{name}_{part}"
         for name, term in (distiller.terms.items() if distiller is not None else ())
         for part in ("object", "background")
         if term is not None and term[f"{part}_weight"] > 0
@@ -248,7 +248,7 @@ def test_it_trains_a_step_and_evaluates(name: str, tmp_path: Path, scenes: Path)
 
     assert outcome.steps == 1
     assert 0 <= outcome.metrics["val/AP"] <= 1
-    losses = {key: value for key, value in outcome.metrics.items() if key.startswith("train/")}
+    losses = {key: value for key, value in outcome.metrics.items() if key.startswith(("train/", "distill/"))}
     assert all(math.isfinite(value) for value in losses.values()), losses
     distilled = loss_names(config.distiller)
     assert bool(distilled) == (config.distiller is not None)

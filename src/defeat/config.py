@@ -222,7 +222,7 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
             ``${`` all the same, which its reader would resolve once more.
     """
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    for key, value in _leaves(plain):
+    for key, value in leaves(plain):
         if isinstance(value, str) and ("${" in value or "\0" in value):
             raise ConfigError(f"{key}={quote(value)}: no value can hold ${{ or a zero byte")
         if isinstance(value, float) and math.isnan(value):
@@ -243,11 +243,11 @@ def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return {**base, **changed}
 
 
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys and values of what plain containers hold."""
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values of what plain containers hold."""
     if isinstance(node, dict | list):
         for name, item in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+            yield from leaves(item, f"{key}.{name}" if key else str(name))
     else:
         yield key, node
 

@@ -91,17 +91,20 @@ def test_the_report_says_what_was_asked_for_and_what_came_of_it(balanced: Path) 
     assert {line["kind"] for line in lines} == {"value", "gradient", "share"}
 
 
-def test_tensorboard_has_the_report_and_the_csv_log_has_its_own_columns_alone(balanced: Path) -> None:
+def test_loggers_have_the_shares_that_the_run_begins_with(balanced: Path) -> None:
     board = EventAccumulator(str(balanced / "tensorboard"))
     board.Reload()
-    tags = board.Tags()
-    assert not [tag for tag in tags["scalars"] if tag.startswith(("gradient", "share", "value"))]
-    assert tags["images"] == ["gradients"]
-    assert tags["tensors"] == ["gradients/text_summary"]
+    assert "gradients" in board.Tags()["images"]
+    assert "run/5 gradients/text_summary" in board.Tags()["tensors"]
     with (balanced / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert not [column for column in rows[0] if column.startswith(("gradient", "share", "value"))]
-    assert [int(row["step"]) for row in rows if row["train/neck_object"]] == [0, 1]
+    for name in ("neck_object", "neck_background", "head_object", "backbone_background"):
+        share = 1.5 if name == "head_object" else 0.25  # what the run asked for
+        (event,) = board.Scalars(f"gradient_share/{name}")
+        assert (event.step, event.value) == (0, pytest.approx(share, rel=1e-3))
+        (cell,) = (row[f"gradient_share/{name}"] for row in rows if row[f"gradient_share/{name}"])
+        assert float(cell) == pytest.approx(share, rel=1e-3)
+    assert [int(row["step"]) for row in rows if row["distill/neck_object"]] == [0, 1]
 
 
 def test_the_words_printed_repeat_the_run(

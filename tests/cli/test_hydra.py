@@ -61,7 +61,7 @@ def test_a_sweep_files_one_run_per_value(script: Run, scenes: Path, teacher: Pat
         assert json.loads((folder / run / "data.json").read_text())["splits"]["train"]["images"] == 8
         assert (folder / run / "environment.json").is_file()
         assert (folder / run / "checkpoints" / "last.ckpt").is_file()
-        losses.append(logged(folder / run, "train/neck_object")[0])
+        losses.append(logged(folder / run, "distill/neck_object")[0])
     assert losses[0] > 0
     assert losses[1] == pytest.approx(2 * losses[0], rel=1e-5)
 

@@ -61,7 +61,7 @@ def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> 
     run_dir = Path("whole").resolve()
     best = run_dir / "checkpoints" / "best.ckpt"
     assert "evaluate    defeat-eval checkpoint=whole/checkpoints/best.ckpt\n" in ended.out
-    assert list(logged(run_dir, "train/neck_object")) == list(range(20))
+    assert list(logged(run_dir, "distill/neck_object")) == list(range(20))
 
     # the command that the summary gives
     evaluated = script("defeat-eval", f"checkpoint={best}", "save_results=true", "name=of_best")

@@ -177,7 +177,7 @@ def test_a_run_compiles_its_teacher_and_trains_alike(
         words = tiny(tmp_path / name, scenes, *tiny_teacher(teacher), "~logger", *more)
         losses.append(train(compose_config("train", ["+experiment=scenes", *words])).metrics)
         assert backend.graphs == (0 if name == "plain" else 2)
-    for key in ("train/neck_object", "train/head_background", "train/loss"):
+    for key in ("distill/neck_object", "distill/head_background", "train/loss"):
         assert losses[1][key] == pytest.approx(losses[0][key], rel=1e-4), key
 
 

@@ -112,7 +112,7 @@ def outcome_of(
         ("student.weights", True, "student.weights must be str"),
         ("callbacks.x", 3, "Cannot instantiate config of type int"),
         ("callbacks.checkpoint.monitor", "val/ap", "callbacks.checkpoint.monitor=val/ap is none of val/AP,"),
-        ("callbacks.checkpoint.monitor", "val/AP_class/cat", None),
+        ("callbacks.checkpoint.monitor", "val_AP_class/cat", None),
         ("data.train.images", 3, "~data.train.images leaves it out"),
     ],
 )

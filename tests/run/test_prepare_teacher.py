@@ -36,7 +36,9 @@ def run(folder: Path, scenes: Path, teacher: Path, *more: str) -> dict[str, list
     train(compose_config("train", words))
     (table,) = folder.rglob("metrics.csv")
     rows = [row for row in csv.DictReader(table.read_text().splitlines()) if row["train/loss"]]
-    names = [name for name in rows[0] if name.startswith("train/") and "images_per_s" not in name]
+    names = [
+        name for name in rows[0] if name.startswith(("train/", "distill/")) and "images_per_s" not in name
+    ]
     return {name: [float(row[name]) for row in rows] for name in names}
 
 
@@ -47,7 +49,7 @@ def test_losses_are_those_of_the_teacher_as_it_was_built(tmp_path: Path, scenes:
     for precision, tolerance in (("float32", 1e-4), ("bfloat16", 3e-2)):
         found = run(tmp_path / precision, scenes, teacher, f"teacher.precision={precision}", lean)
         assert found.keys() == plain.keys()
-        assert {"train/neck_object", "train/head_background", "train/backbone_object"} <= found.keys()
+        assert {"distill/neck_object", "distill/head_background", "distill/backbone_object"} <= found.keys()
         for name, values in plain.items():
             # Of the first step: the weights are the same.
             assert found[name][0] == pytest.approx(values[0], rel=tolerance, abs=1e-6), name
@@ -179,7 +181,7 @@ def test_a_teacher_of_other_classes_serves_a_run_from_training_to_prediction(
     first = trained("first", steps=2)
     checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
     resumed = trained("second", f"ckpt_path={checkpoint}", steps=4)
-    assert (resumed.steps, resumed.metrics["train/head_object"] > 0) == (4, True)
+    assert (resumed.steps, resumed.metrics["distill/head_object"] > 0) == (4, True)
 
     config = compose_config("eval", [f"checkpoint={checkpoint}", f"run_dir={tmp_path}"])
     assert first.evaluation is not None

@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from defeat.errors import ConfigError, WeightsError
 from defeat.run.build import build_run
 from defeat.run.find_checkpoint import find_checkpoint
 from defeat.run.train import train
+from defeat.training.callbacks.exact_resume import _current_name
 from defeat.training.curves import Curves
 from tests.helpers.tiny import tiny, tiny_teacher
 
@@ -282,6 +284,16 @@ def test_curves_keep_rows_values_and_order() -> None:
     again.add({"c": 3.0, "d": 4.0}, 6)
     assert list(Curves.from_plain(again.to_plain()))[-1] == (6, {"c": 3.0, "d": 4.0})
     assert len(again) == 5
+
+
+def test_curves_of_an_older_checkpoint_go_on_under_the_names_of_now() -> None:
+    curves = Curves()
+    before = ["train/loss", "train/neck_object", "train/classification", "val/AP", "val/AP_class/a/b"]
+    curves.add(dict.fromkeys(before, 1.0), 0)
+    renamed = Curves.from_plain(curves.to_plain(), partial(_current_name, losses=["neck_object"]))
+    assert [list(row) for _, row in renamed] == [
+        ["train/loss", "distill/neck_object", "train/classification", "val/AP", "val_AP_class/a/b"]
+    ]
 
 
 def test_a_checkpoint_from_before_a_setting_goes_on_with_what_it_stood_for(

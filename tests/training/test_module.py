@@ -200,7 +200,7 @@ def test_any_other_missing_key_is_still_an_error(tmp_path: Path) -> None:
 
 def test_a_sanity_check_logs_no_figures_and_validation_does(tmp_path: Path) -> None:
     trainer = fit(module(distilled=False), tmp_path)
-    assert {"val/AP", "val/AP_class/a", "val/voc_AP50_allpoint"} <= set(trainer.callback_metrics)
+    assert {"val/AP", "val_AP_class/a", "val/voc_AP50_allpoint"} <= set(trainer.callback_metrics)
     assert trainer.callback_metrics["val/AP"] >= 0
 
 

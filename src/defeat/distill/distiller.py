@@ -92,6 +92,7 @@ class Distiller(nn.Module):
             name: _gradient_site(self._term(source.term), student_spec)
             for name, source in self._sources.items()
         }
+        self._latest: tuple[dict[str, Tensor], float] = {}, 1.0
         self.balance = balance
         self.shares = dict.fromkeys(self._sources, share) | dict(shares or {})
         _check_balance(balance, self.shares, list(self._sources))
@@ -114,6 +115,11 @@ class Distiller(nn.Module):
         for name, weight in weights.items():
             source = self._sources[name]
             self._term(source.term).weights[source.loss] = weight
+
+    @property
+    def with_levels(self) -> list[str]:
+        """Names of the losses that compare several levels of maps."""
+        return [name for name, source in self._sources.items() if len(self._term(source.term).levels) > 1]
 
     def key(self, name: str) -> str:
         """Return the configuration's key of a loss's weight, from ``distiller`` on."""
@@ -146,7 +152,22 @@ class Distiller(nn.Module):
         batch = self.make_batch(student, teacher, captured)
         losses = self.term_losses(batch._replace(normalizer=global_normalizer))
         factor = self.schedule(progress)
+        self._latest = {name: loss.detach() for name, loss in losses.items()}, factor
         return {name: factor * loss.sum() for name, loss in losses.items()}
+
+    def latest_levels(self) -> dict[str, Tensor]:
+        """Return the losses of the latest forward by level, which are scalars by name and stride.
+
+        They are this process's part of the losses that the forward returned, such as
+        ``neck_object_stride_4``. Losses that compare something behind the maps have no levels.
+        """
+        losses, factor = self._latest
+        return {
+            f"{name}_stride_{stride}": factor * value
+            for name in self.with_levels
+            if losses[name].ndim
+            for stride, value in zip(self.gradient_sites[name].strides, losses[name], strict=True)
+        }
 
     def level_losses(
         self, student: nn.Module, teacher: FrozenTeacher, captured: Captured

@@ -115,9 +115,9 @@ def check_metrics(config: DictConfig, classes: Sequence[str] | None = None) -> N
     monitors = {f"callbacks.{key}.monitor": node.get("monitor") for key, node in callbacks.items()}
     figures = {f"val/{key}" for key in COCO_KEYS} | {f"val/voc_{key}" for key in VOC_KEYS}
     for key, name in {"optimized_metric": config.optimized_metric, **monitors}.items():
-        if name is None or name in figures or str(name).startswith(("train/", "lr-")):
+        if name is None or name in figures or str(name).startswith(("train/", "distill", "lr-")):
             continue
-        if str(name).startswith("val/AP_class/"):
+        if str(name).startswith("val_AP_class/"):
             if classes is None or name in map(class_metric, classes):
                 continue
             figures = {class_metric(of) for of in classes}

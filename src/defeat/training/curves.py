@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -64,10 +64,11 @@ class Curves:
         }
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Curves:
-        """The reverse of :meth:`to_plain`."""
+    def from_plain(cls, plain: Mapping[str, Any], renamed: Callable[[str], str] = str) -> Curves:
+        """The reverse of :meth:`to_plain`, with names as ``renamed`` makes them."""
         curves = cls()
-        curves._names = {tuple(names): kind for kind, names in enumerate(plain["names"])}
+        rows: list[list[str]] = plain["names"]
+        curves._names = {tuple(map(renamed, names)): kind for kind, names in enumerate(rows)}
         curves._kinds = array("q", plain["kinds"].tolist())
         curves._steps = array("q", plain["steps"].tolist())
         curves._values = array("d", plain["values"].tolist())

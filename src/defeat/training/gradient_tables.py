@@ -70,6 +70,18 @@ def _acts_through(distiller: Distiller, loss: str, maps: str) -> bool:
     return loss in distiller.gradient_sites and distiller.gradient_sites[loss].maps == maps
 
 
+def gradient_shares(measured: Measurement, distiller: Distiller) -> dict[str, float]:
+    """Return the gradient of each of the distiller's losses where it acts, over the detection loss's.
+
+    They are those with fitted adapters.
+    """
+    return {
+        f.loss: f.fitted
+        for f in figures(measured, distiller)
+        if f.kind == "share" and _acts_through(distiller, f.loss, f.maps)
+    }
+
+
 def gradient_tables(measured: Measurement, distiller: Distiller) -> list[Table]:
     """Arrange a measurement for reading: gradients at neck and stages, then values."""
     found = list(figures(measured, distiller))
@@ -119,11 +131,7 @@ def _value_table(found: Sequence[Figure], weights: Mapping[str, float]) -> Table
 
 def weight_table(measured: Measurement, distiller: Distiller, weights: Mapping[str, float]) -> Table:
     """Old and new weights of a balanced distiller, whose weights are still the old ones."""
-    share = {
-        f.loss: f.fitted
-        for f in figures(measured, distiller)
-        if f.kind == "share" and _acts_through(distiller, f.loss, f.maps)
-    }
+    share = gradient_shares(measured, distiller)
     rows = [
         [loss, short(share[loss]), short(distiller.shares[loss]), f"{distiller.weights[loss]:g}", f"{new:g}"]
         for loss, new in weights.items()
@@ -137,11 +145,7 @@ PULLS = 5.0
 
 def strong_losses(measured: Measurement, distiller: Distiller) -> list[tuple[str, str]]:
     """Say which losses outweigh the student's own, the strongest first, and what to do about each."""
-    shares = {
-        f.loss: f.fitted
-        for f in figures(measured, distiller)
-        if f.kind == "share" and _acts_through(distiller, f.loss, f.maps) and f.fitted >= PULLS
-    }
+    shares = {loss: x for loss, x in gradient_shares(measured, distiller).items() if x >= PULLS}
     return [
         (
             f"{loss} pulls {share:.0f} times as hard as the student's own loss",

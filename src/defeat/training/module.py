@@ -171,10 +171,15 @@ class DetectionModule(LightningModule):
         return min(1.0, self.global_step / self._total_steps) if self._total_steps else 0.0
 
     def _log_losses(self, images: int, losses: Losses, total: Tensor) -> None:
-        shown = {"loss": total, "loss_detection": losses.detection_sum, **losses.distilled}
-        for name, value in self._over_processes({**losses.detection, **shown}).items():
+        shown = {**losses.detection, "loss": total, "loss_detection": losses.detection_sum}
+        values = {f"train/{name}": value for name, value in shown.items()}
+        values |= {distilled_loss(name): value for name, value in losses.distilled.items()}
+        every: int = cast(Any, self.trainer).log_every_n_steps  # set by a connector, so untyped
+        if self.distiller and every and (self.global_step + 1) % every == 0:
+            values |= {f"distill_level/{name}": x for name, x in self.distiller.latest_levels().items()}
+        for name, value in self._over_processes(values).items():
             # Never with prog_bar: Lightning would wait for the device in every step, bar or no bar.
-            self.log(f"train/{name}", value, batch_size=images)
+            self.log(name, value, batch_size=images)
 
     def _over_processes(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Means over all processes, which are the losses of the global batch; one reduction for all."""
@@ -262,10 +267,15 @@ def _without_background(prediction: Prediction) -> Prediction:
     return cast(Prediction, {name: cast(Tensor, value)[kept] for name, value in prediction.items()})
 
 
+def distilled_loss(name: str) -> str:
+    """Return the name under which a loss of the distiller is logged."""
+    return f"distill/{name}"
+
+
 def class_metric(name: str) -> str:
     """Name the metric of a class so that every logger takes it, whatever the class is called."""
     # Lightning keeps "/dataloader_idx_" for itself, and files of loggers hold no halves of surrogate pairs.
-    return f"val/AP_class/{printable(name).replace('/dataloader_idx_', '/dataloader idx ')}"
+    return f"val_AP_class/{printable(name).replace('/dataloader_idx_', '/dataloader idx ')}"
 
 
 def to_unit_range(images: Sequence[Tensor]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Lightning callbacks, each an entry of conf/callbacks."""
 
 from defeat.training.callbacks.best_checkpoint import BestCheckpoint
+from defeat.training.callbacks.dashboard import Dashboard
 from defeat.training.callbacks.detections import KeepPredictions, SaveDetections
 from defeat.training.callbacks.exact_resume import ExactResume
 from defeat.training.callbacks.images_per_second import ImagesPerSecond
@@ -13,6 +14,7 @@ from defeat.training.callbacks.student_ema import StudentEMA
 
 __all__ = [
     "BestCheckpoint",
+    "Dashboard",
     "ExactResume",
     "ImagesPerSecond",
     "KeepPredictions",

@@ -7,8 +7,9 @@ or a function of the place: the order of the images and the random numbers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 
 from defeat.errors import ConfigError
 from defeat.training.curves import Curves
+from defeat.training.module import DetectionModule, class_metric, distilled_loss
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +101,9 @@ class ExactResume(Callback):
         """Let the data begin at the place; Lightning makes the loader next."""
         self._resumed = loop_position(checkpoint)
         self._steps_done = checkpoint["global_step"]
-        self.recorder.curves = Curves.from_plain(checkpoint["curves"])
+        distiller = cast(DetectionModule, pl_module).distiller
+        renamed = partial(_current_name, losses=list(distiller.weights) if distiller else [])
+        self.recorder.curves = Curves.from_plain(checkpoint["curves"], renamed)
         trainer.datamodule.begin_at(self._resumed.epoch, self._resumed.batches)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,6 +180,14 @@ def loop_position(checkpoint: Mapping[str, Any]) -> LoopPosition:
             "its weights can start a new run: student.weights=<it>"
         )
     return LoopPosition(**checkpoint["place"])
+
+
+def _current_name(name: str, losses: Sequence[str]) -> str:
+    """Return what a curve of an older checkpoint is called now; ``losses`` are those of the distiller."""
+    group, _, of = name.partition("/")
+    if group == "train" and of in losses:
+        return distilled_loss(of)
+    return name.replace("val/AP_class/", class_metric(""), 1) if group == "val" else name
 
 
 def _groups(trainer: Trainer) -> list[dict[str, Any]]:

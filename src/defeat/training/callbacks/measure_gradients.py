@@ -7,13 +7,10 @@ import time
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
-from matplotlib.figure import Figure
 from rich.console import Console
 from torch.utils.data import DataLoader
 
@@ -27,12 +24,14 @@ from defeat.training.gradient_tables import (
     as_csv,
     chart,
     figures,
+    gradient_shares,
     gradient_tables,
     strong_losses,
     weight_table,
 )
 from defeat.training.loss_gradients import Measurement, measure, precision_of
 from defeat.training.module import DetectionModule
+from defeat.training.tensorboard import writers
 from defeat.types import Batch
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,9 @@ class MeasureGradients(Callback):
     ``config.yaml``, so that it can be run again with these.
 
     Args:
-        folder: the run's; ``gradients.md`` and ``gradients.csv`` go here, and to TensorBoard if configured.
+        folder: the run's; ``gradients.md`` and ``gradients.csv`` go here. Loggers get the share of each loss
+            in the gradient, with the weights that the run begins with, as ``gradient_share/...``; TensorBoard
+            also gets a chart.
         batches: of the first process, as its training draws them.
         adapter_steps: steps by which copies of the adapters are fitted before the second measurement, see
             :func:`~defeat.training.loss_gradients.measure`; 0 measures the adapters as they are.
@@ -170,13 +171,12 @@ class MeasureGradients(Callback):
         )
         write_text(self.folder / "gradients.md", text)
         write_text(self.folder / "gradients.csv", as_csv(found))
-        _to_tensorboard(trainer, text, chart(found))
-
-
-def _to_tensorboard(trainer: Trainer, text: str, drawn: Figure) -> None:
-    for logger in trainer.loggers:
-        # The columns of a CSV log are those of its first row, and other loggers count steps their own way.
-        if isinstance(logger, TensorBoardLogger):
-            writer: Any = logger.experiment
-            writer.add_text("gradients", text, 0)
-            writer.add_figure("gradients", drawn, 0)
+        for writer in writers(trainer):
+            writer.add_figure("gradients", chart(found), 0)
+        changed = {name: weight / distiller.weights[name] for name, weight in (weights or {}).items()}
+        shares = {
+            f"gradient_share/{name}": share * changed.get(name, 1.0)
+            for name, share in gradient_shares(measured, distiller).items()
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(shares, step=0)

@@ -14,7 +14,7 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from defeat.training.module import DetectionModule
+from defeat.training.module import DetectionModule, distilled_loss
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +160,9 @@ class ProgressBar(lightning_callbacks.ProgressBar):
 def _read(logged: Mapping[str, Any], module: LightningModule) -> dict[str, float]:
     """Losses, the terms of a distillation among them, and the speed, by name."""
     distilled = module.distiller.weights if isinstance(module, DetectionModule) and module.distiller else ()
-    names = ("loss", "loss_detection", *distilled, "images_per_s")
-    return {name: float(logged[f"train/{name}"]) for name in names if f"train/{name}" in logged}
+    tags = {name: f"train/{name}" for name in ("loss", "loss_detection")}
+    tags |= {name: distilled_loss(name) for name in distilled} | {"images_per_s": "train/images_per_s"}
+    return {name: float(logged[tag]) for name, tag in tags.items() if tag in logged}
 
 
 def _free_to_read(trainer: Trainer, device: torch.device) -> bool:
