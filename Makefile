@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-teacher experiments-table test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-commands bench-gpu format lint types check clean
+.PHONY: help setup demo demo-teacher experiments-table test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-commands bench-gpu evidence evidence-real format lint types check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -78,6 +78,12 @@ bench-commands: $(READY)  ## Time commands that do no work, such as --help and m
 
 bench-gpu: $(READY)  ## Time distillation on a GPU beside its floor, its peak memory and FLOP/s, and its waits
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+evidence: $(READY)  ## Train every row of the method on generated scenes over seeds, resumably, and compare (days)
+	$(BIN)/python tools/evidence.py scenes $(ARGS)
+
+evidence-real: $(READY)  ## The same on blood cells: ARGS="--data BCCD --resnet50 WEIGHTS trainer=gpu"
+	$(BIN)/python tools/evidence.py bccd $(ARGS)
 
 format: $(READY)  ## Format the code
 	$(BIN)/ruff format .

@@ -11,6 +11,7 @@ import re
 import shlex
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -154,15 +155,38 @@ def test_a_distiller_chosen_beside_a_row_has_the_weights_of_its_recipe(
     assert weights(compose_config("train", words)) == {"neck": expected}
 
 
-def test_the_page_in_docs_is_what_the_files_say() -> None:
-    spec = importlib.util.spec_from_file_location("table", ROOT / "tools" / "experiments_table.py")
+def load_tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+def test_the_page_in_docs_is_what_the_files_say() -> None:
+    table = load_tool("experiments_table")
     page = table.TARGET.read_text(encoding="utf-8")
     assert page == table.render(composed), "run make experiments-table"
     assert set(re.findall(r"^\| \[`(\w+)`\]\(\.\./conf/experiment", page, re.M)) == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", ["scenes", "bccd"])
+def test_the_rows_of_a_table_of_results_differ_in_nothing_but_the_method(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evidence = load_tool("evidence")
+    evidence.main([name, "--data", "d", "--resnet50", "w", "--seeds", "3", "--dry-run", "trainer=gpu"])
+    words = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
+    configs = [compose_config("train", command) for command in words]
+    rows = [config for config in configs if config.name != "teacher"]
+    assert [config.name for config in rows] == list(evidence.ROWS)
+    for same in ("seed", "data", "optim", "student"):
+        assert all(config[same] == rows[0][same] for config in rows), same
+    assert {config.trainer.max_steps for config in rows if config.name != "plain_long"} == {400}
+    distilled = [config for config in rows if config.name not in ("plain", "plain_long")]
+    assert {config.distiller.balance for config in distilled} == {"gradient"}
+    assert all(config.teacher == distilled[0].teacher for config in distilled)
 
 
 FEW = {
