@@ -58,7 +58,8 @@ def images(*sizes: tuple[int, int]) -> list[Tensor]:
 @pytest.mark.parametrize("name", STUDENTS)
 def test_torchvisions_own_model_computes_the_same_to_the_bit(name: str, tmp_path: Path):
     made = own(name)
-    path = write_weights(made, tmp_path, "safetensors")
+    path = tmp_path / "student.safetensors"
+    write_weights(made, path)
     # the first of 12 x 90 pixels: torchvision would take the wrong scales for its RoIAlign from it
     (check,) = verify_weights(made, path, images((12, 90), (64, 50), (60, 96)))
     assert (check.passed, check.boxes, check.scores) == (True, 0, 0)
@@ -77,14 +78,16 @@ def test_a_builder_of_torchvision_is_called_without_its_weights(tmp_path: Path):
     name = "torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn"
     model = {"_target_": name, "weights": None, "weights_backbone": None, "box_score_thresh": 0.0}
     made = student({**model, "box_detections_per_img": 7, "min_size": 64, "max_size": 96})
-    path = write_weights(made, tmp_path, "state_dict")
+    path = tmp_path / "student.pth"
+    write_weights(made, path)
     (check,) = verify_weights(made, path, images((40, 64)))
     assert (check.passed, check.note) == (True, "7 detections")
 
 
 def test_a_difference_is_found(tmp_path: Path):
     made = own("faster_rcnn")
-    path = write_weights(made, tmp_path, "state_dict")
+    path = tmp_path / "student.pth"
+    write_weights(made, path)
     tensors = torch.load(path, weights_only=True)
     tensors["roi_heads.box_predictor.bbox_pred.bias"][9] += 0.1
     torch.save(tensors, path)
@@ -113,7 +116,7 @@ assert not [name for name in sys.modules if name.startswith(("defeat.", "lightni
 
 def test_it_loads_in_a_process_that_has_no_defeat(tmp_path: Path):
     made = own("retinanet")
-    write_weights(made, tmp_path, "state_dict")
+    write_weights(made, tmp_path / "student.pth")
     pictures = images((64, 50), (60, 96))
     torch.save(pictures, tmp_path / "images.pth")
     subprocess.run([sys.executable, "-c", PROGRAM], check=True, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
