@@ -133,6 +133,21 @@ def test_two_nodes(tmp_path: Path, script: Run) -> None:
     assert_evaluated_alike(run_dir, script)
 
 
+@pytest.mark.slow
+def test_two_processes_validate_the_average_that_they_save(script: Run) -> None:
+    """The statistics of BatchNorm, which each process has of its own images, are those of the first."""
+    ema = ["callbacks=ema", "callbacks.ema.decay=0.5", "callbacks.measure=null", "callbacks.progress=null"]
+    words = [word for word in GOOD_STUDENT if not word.startswith("callbacks.")]
+    (ended,) = torchrun(1, 2, *words, *ema)
+    assert ended.status == 0, ended.err
+    run_dir = only(Path("runs", "scenes"))
+    assert_evaluated_alike(run_dir, script)
+    last = run_dir / "checkpoints" / "last.ckpt"
+    assert script("defeat-eval", f"checkpoint={last}", "run_dir=raw", "ema=false").status == 0
+    alone = json.loads(Path("raw/evaluation.json").read_text())["coco"]["AP"]
+    assert logged(run_dir, "val/AP_raw")[1] == pytest.approx(alone, abs=1e-6)
+
+
 @pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_wrong_key_ends_all_launchers(nodes: int, tmp_path: Path) -> None:
     for node, ended in enumerate(torchrun(nodes, 2 // nodes, "data.root=x", "optim.optmizer.lr=1")):

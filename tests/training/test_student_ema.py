@@ -94,6 +94,17 @@ def test_a_run_that_averages_goes_on_with_its_average_alone(scenes: Path, tmp_pa
     resumed = [f"ckpt_path={tmp_path}/a/checkpoints/last.ckpt"]
     with pytest.raises(ConfigError, match=r"callbacks\.ema\.decay 0\.999 -> None"):
         train(compose_config("train", ["+experiment=scenes_plain", *tiny(tmp_path / "b", scenes, *resumed)]))
+    # without it, when forced, from the raw weights: an average leaves no trace in the training
+    for name, more in (("forced", [*resumed, "force_resume=true"]), ("never", [])):
+        train(compose_config("train", ["+experiment=scenes_plain", *tiny(tmp_path / name, scenes, *more)]))
+    forced, never = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
+        for name in ("forced", "never")
+    )
+    assert forced["global_step"] == never["global_step"] == 2
+    assert forced["state_dict"].keys() == never["state_dict"].keys()
+    assert all(forced["state_dict"][name].equal(value) for name, value in never["state_dict"].items())
+    assert "current_model_state" not in forced
 
 
 def test_a_training_without_gain_stops_and_says_what_to_do(

@@ -249,7 +249,13 @@ class DetectionModule(LightningModule):
         checkpoint["defeat"] = {**self.provenance, "classes": list(self.classes)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the teacher back, so that the load can stay strict on every other key."""
+        """Put the teacher back, so that the load can stay strict on every other key.
+
+        A student whose weights were averaged goes on from its raw ones; the average is for the callback.
+        """
+        if "current_model_state" in checkpoint:
+            checkpoint["average"] = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **checkpoint["current_model_state"]}
         if self.teacher is not None:
             teacher = {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **teacher}

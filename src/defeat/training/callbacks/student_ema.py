@@ -7,6 +7,7 @@ import logging
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -86,6 +87,9 @@ class StudentEMA(Callback):
         module = cast(DetectionModule, pl_module)
         if self._average is not None and self._raw is None:
             self._raw, module.student = module.student, self._average
+            if trainer.world_size > 1:  # as DDP does with the student that is a part of the module
+                for buffer in self._raw.buffers():
+                    dist.broadcast(buffer, 0)
 
     def on_validation_batch_end(
         self,
@@ -131,12 +135,9 @@ class StudentEMA(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the average from where Lightning has loaded it to, and put the raw weights there."""
-        if "current_model_state" in checkpoint:
-            student = cast(DetectionModule, pl_module).student
-            self._loaded = {name: value.clone() for name, value in student.state_dict().items()}
-            raw = checkpoint["current_model_state"]
-            student.load_state_dict({name.removeprefix(PREFIX): value for name, value in raw.items()})
+        """Take the average from where the module has laid it; the student has its raw weights."""
+        average = checkpoint.get("average", {}).items()
+        self._loaded = {k.removeprefix(PREFIX): v.clone() for k, v in average if k.startswith(PREFIX)} or None
 
 
 @torch.no_grad()
