@@ -109,6 +109,32 @@ def test_the_teacher_has_the_sizes_of_its_training_and_the_student_its_resize(tm
     )
 
 
+def test_a_teacher_that_records_no_size_takes_the_students(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(1)}, tmp_path / "coco.pth")
+    target = "torchvision.models.detection.fasterrcnn_resnet50_fpn"
+    node: dict[str, Any] = {"_target_": target, "_partial_": True, "min_size": None}
+    given = distilled(node, str(tmp_path / "coco.pth"))
+    given["student"]["model"]["min_size"] = [480, 640]
+    fitted = fit_to_data(given, records(320, 240, 60))
+    teacher, student = fitted["teacher"]["model"], fitted["student"]["model"]
+    assert (student["min_size"], student["max_size"]) == ([480, 640], 864)  # 640 * 4 / 3, in steps of 32
+    assert (teacher["min_size"], teacher["max_size"]) == (640, 864)
+    node["min_size"] = 800  # given, too: pre-flight tells that they differ
+    assert "max_size" not in fit_to_data(given, records(320, 240, 60))["teacher"]["model"]
+
+
+def test_the_box_head_learns_from_fewer_proposals_where_there_is_one() -> None:
+    one_stage = {"_target_": "torchvision.models.detection.retinanet_resnet50_fpn_v2", "_partial_": True}
+    given = distilled(one_stage, None)
+    for role in ("student", "teacher"):
+        given[role]["model"]["box_batch_size_per_image"] = None
+    fitted = fit_to_data(given, records(320, 240, 60))
+    assert fitted["student"]["model"]["box_batch_size_per_image"] == 128
+    assert "box_batch_size_per_image" not in fitted["teacher"]["model"]
+    given["student"]["model"]["box_batch_size_per_image"] = 256
+    assert fit_to_data(given, records(320, 240, 60))["student"]["model"]["box_batch_size_per_image"] == 256
+
+
 @pytest.mark.parametrize(
     ("teacher", "size", "longest"),
     [

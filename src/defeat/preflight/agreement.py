@@ -127,15 +127,21 @@ def check_resize(run: Run, distillation: Distillation) -> Finding:
         teacher, source = Size(_last(settings.min_size), settings.max_size, None), "was trained at"
     if student == teacher:
         return Finding("resize", str(student))
-    remedy = f"set student.model.min_size={teacher.min_size} student.model.max_size={teacher.max_size}"
+    remedy = f"set {_keys('student', teacher)}, or take a teacher that was trained at the student's size"
+    if source == "is configured with":
+        remedy = f"set {_keys('student', teacher)}, or {_keys('teacher', student)}"
     if teacher.fixed or student.fixed:
         remedy = "choose two detectors of one input size"
     problem = Problem(
         f"the student's images, which the teacher is shown, have {student}, but the teacher {source} "
         f"{teacher}",
-        f"{remedy}, or take a teacher of the student's size",
+        remedy,
     )
     return Finding("resize", f"student {student}; teacher {teacher}", [problem])
+
+
+def _keys(role: str, size: Size) -> str:
+    return f"{role}.model.min_size={size.min_size} {role}.model.max_size={size.max_size}"
 
 
 def check_padding(run: Run, distillation: Distillation) -> Finding:

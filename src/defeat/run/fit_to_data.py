@@ -41,12 +41,17 @@ SMALL_OBJECT = 16.0
 
 MOST_ENLARGED = 2.0
 
+ROIS, ROIS_PER_IMAGE = "box_batch_size_per_image", 128
+"""Proposals that the box head learns from, as detectron2 advises for small data sets: a step takes half as
+long as with 512, of which few hold an object."""
+
 
 def fit_to_data(config: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
     """Fill in what the detectors of a run leave open (null).
 
     The teacher's resize is that of its checkpoint, or else that of its configuration or builder. The student
-    takes it over, since the teacher is shown the student's images; without a teacher the data decide.
+    takes it over, since the teacher is shown the student's images; without a teacher the data decide. Where
+    the student's is given and nothing says the teacher's, the teacher takes that one over.
 
     Args:
         config: of a run, in plain containers.
@@ -63,28 +68,38 @@ def fit_to_data(config: Mapping[str, Any], records: Sequence[Record]) -> dict[st
     fitting = copy.deepcopy(dict(config))
     student, teacher = fitting["student"], fitting.get("teacher")
     model = student["model"]
+    is_given = any(model.get(key) for key in RESIZE)
     if teacher:
         teacher["model"] = _sized_by_training(teacher)
-        if not any(model.get(key, 0) for key in RESIZE):
-            _fill("teacher", model, _teacher_resize(teacher["model"]))
+        if not is_given:
+            _fill("student", "teacher", model, _teacher_resize(teacher["model"]))
     given = {key: model.get(key) for key in RESIZE}
     filled: dict[str, Any] = fitted_sizes(model["_target_"], records, **given)
     if student.get("weights"):  # whose boxes are relative to the anchors of their training
         del filled["anchor_sizes"]
-        _fill("weights", model, {"anchor_sizes": _trained_sizes(student).get("anchor_sizes")})
+        _fill("student", "weights", model, {"anchor_sizes": _trained_sizes(student).get("anchor_sizes")})
     if not student.get("weights") and not student.get("backbone_weights") and model.get("norm") == "frozen":
         model |= {"norm": None, "trainable_layers": None}
         filled |= {"norm": "batch", "trainable_layers": 5}
-    _fill("data", model, filled)
+    _fill("student", "data", model, filled)
+    for role, detector in (("student", student), ("teacher", teacher)):
+        if detector and ROIS in detector["model"] and "rcnn" not in detector["model"]["_target_"]:
+            del detector["model"][ROIS]  # of recipes for all families; one-stage detectors have none
+        elif detector:
+            _fill(role, "recipe", detector["model"], {ROIS: ROIS_PER_IMAGE})
+    if teacher and is_given and not teacher["model"].keys() & RESIZE:
+        resize = {"min_size": _listed(model["min_size"])[-1], "max_size": model["max_size"]}
+        teacher["model"] |= dict.fromkeys(RESIZE)
+        _fill("teacher", "student", teacher["model"], resize)
     return fitting
 
 
-def _fill(origin: str, model: dict[str, Any], settings: Mapping[str, Any]) -> None:
+def _fill(role: str, origin: str, model: dict[str, Any], settings: Mapping[str, Any]) -> None:
     """Set what a detector has and leaves open, and log it."""
     filled = {k: v for k, v in settings.items() if v is not None and k in model and model[k] is None}
     model.update(filled)
     if filled:
-        log.info("from the %s: %s", origin, " ".join(f"student.model.{k}={v}" for k, v in filled.items()))
+        log.info("from the %s: %s", origin, " ".join(f"{role}.model.{k}={v}" for k, v in filled.items()))
 
 
 def _sized_by_training(teacher: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,13 +166,18 @@ def fitted_sizes(
             size *= min(max(1.0, SMALL_OBJECT / (small * size)), MOST_ENLARGED)
         size = _multiple(size, 32)
         min_size = [_multiple(size * factor, 32) for factor in JITTER]
-    sizes = [min_size] if isinstance(min_size, int) else list(min_size)
+    sizes = _listed(min_size)
     if max_size is None:
         max_size = 32 * math.ceil(max(sizes) * float(np.percentile(long / short, 95)) / 32)
     size = min(sizes[-1], max_size / float(np.median(long / short)))
     family = builder.rpartition(".")[2]
     finest = float(np.clip(small * size, 8, 32))
     return {"min_size": sizes, "max_size": max_size, "anchor_sizes": _anchor_sizes(family, finest)}
+
+
+def _listed(sizes: int | Sequence[int]) -> list[int]:
+    """Return the sizes that training draws from, of which the last one is that of evaluation."""
+    return [sizes] if isinstance(sizes, int) else list(sizes)
 
 
 def _measured(records: Sequence[Record]) -> list[Record]:
