@@ -47,6 +47,16 @@ def test_other_words_stay(word: str) -> None:
     assert quote_texts([word]) == [word]
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["{'traffic light': 'stop sign', \"a, b\": 3}", "{münze: coin}", '{"traffic light":"stop sign"}'],
+)
+def test_a_map_of_classes_is_written_with_names_in_quotes(value: str) -> None:
+    (word,) = quote_texts([f"teacher.class_map={value}"])
+    assert read(word) == value
+    assert quote_texts(["teacher.class_map={a b: c, d: 3}"]) == ["teacher.class_map={a b: c, d: 3}"]
+
+
 def test_a_sweep_over_texts_stays_one() -> None:
     assert quote_texts(["-m", "data.root=a=1,b=2"]) == ["-m", "data.root=a=1,b=2"]
 

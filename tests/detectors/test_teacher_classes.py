@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models._api import Weights, WeightsEnum
 
 from defeat.detectors import FrozenTeacher, create_detector, faster_rcnn, fcos, retinanet
-from defeat.detectors.class_order import is_head, select_outputs
+from defeat.detectors.class_order import is_head, read_class_map, select_outputs
 from defeat.detectors.weights import read_weights, torchvision_weights
 from defeat.errors import WeightsError
 
@@ -109,7 +109,7 @@ def test_a_map_of_names_and_one_of_numbers_do_the_same(tmp_path: Path) -> None:
     torch.save(source.state_dict(), tmp_path / "plain.pth")  # says nothing of classes
     create = partial(create_detector, model, ["hound", "ant"], teacher=True)
     by_name = create(weights=save(source, tmp_path), class_map={"hound": "dog"})
-    by_number = create(weights=str(tmp_path / "plain.pth"), class_map={"hound": 4, "ant": 1})
+    by_number = create(weights=str(tmp_path / "plain.pth"), class_map="{'hound': 4, ant: 1}")
     assert by_name.known_labels is by_number.known_labels is None
     for key, value in by_number.model.state_dict().items():
         assert torch.equal(value, by_name.model.state_dict()[key]), key
@@ -140,6 +140,16 @@ def test_a_student_may_start_from_renamed_classes_and_from_no_others(tmp_path: P
 def test_a_map_that_makes_no_sense_is_refused(class_map: dict[str, str | int], told: str) -> None:
     with pytest.raises(WeightsError, match=told):
         select_outputs(OUTPUTS, ["dog", "ant"], "file", class_map)
+
+
+@pytest.mark.parametrize("text", ["dog", "{dog: [", "[dog, ant]"])
+def test_a_map_as_text_is_a_map(text: str) -> None:
+    assert read_class_map("{'traffic light': 'stop sign', münze: 3}") == {
+        "traffic light": "stop sign",
+        "münze": 3,
+    }
+    with pytest.raises(WeightsError, match="is no map"):
+        read_class_map(text)
 
 
 def test_a_local_file_of_torchvisions_names_its_classes(

@@ -63,9 +63,12 @@ TEXTS = (
         "filename",
     ),
     *("root", "output", "output_root", "run_dir", "dir", "dirpath", "folder", "save_dir", "image_root"),
-    *("annotation_file", "image_set"),
+    *("annotation_file", "image_set", "class_map"),
 )
-"""Last words of the keys whose values are texts, most of them paths, whatever they look like."""
+"""Last words of the keys whose values are texts, most of them paths, whatever they look like.
+
+A ``class_map`` is one where its names are no keys of Hydra's: ``{'traffic light': 'stop sign'}``.
+"""
 
 SWEEP = ("-m", "--multirun")
 

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
 from defeat.errors import WeightsError
@@ -80,6 +81,23 @@ def _meant(outputs: Sequence[str], classes: Sequence[str]) -> list[int]:
     """Positions of the outputs that stand for a class."""
     nothing = {UNUSED, BACKGROUND} - set(classes)
     return [i for i, name in enumerate(outputs) if i and name not in nothing]
+
+
+def read_class_map(text: str) -> ClassMap:
+    """Read a map that is written as text, ``{'traffic light': 'stop sign', münze: 3}``, in YAML or JSON.
+
+    A command line gives it so where Hydra's grammar does not take the names as keys.
+
+    Raises:
+        WeightsError: it is none.
+    """
+    try:
+        read = yaml.safe_load(text)
+    except yaml.YAMLError:
+        read = None
+    if not isinstance(read, dict):
+        raise WeightsError(f"class_map={text} is no map: write {{'name here': 'name or number there'}}")
+    return {str(name): output for name, output in read.items()}
 
 
 def select_outputs(

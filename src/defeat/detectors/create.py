@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from defeat.detectors.adapted import adapt
-from defeat.detectors.class_order import ClassMap
+from defeat.detectors.class_order import ClassMap, read_class_map
 from defeat.detectors.compiled_backbone import COMPILE_MODES, CompileMode
 from defeat.detectors.loading import LoadReport, load_backbone_weights, load_detector_weights
 from defeat.detectors.teacher_precision import PRECISIONS, Precision
@@ -59,7 +59,7 @@ def create_detector(
     ema: bool | None = None,
     precision: Precision | None = None,
     compile: CompileMode | None = None,
-    class_map: ClassMap | None = None,
+    class_map: ClassMap | str | None = None,
     teacher: bool = False,
     download: bool = False,
 ) -> Detector:
@@ -82,7 +82,7 @@ def create_detector(
         compile: of a teacher, see :func:`~defeat.detectors.compiled_backbone.compile_backbone`; None for
             not at all.
         class_map: for classes that ``weights`` call otherwise: name of the class to the name, or the number,
-            of its output there.
+            of its output there; or such a map as text, in YAML.
         teacher: the detector only teaches: its ``weights`` may be of further classes, and may lack some.
         download: allow enums to be fetched.
 
@@ -113,7 +113,7 @@ def create_detector(
             download=download,
             ema=ema,
             teacher=teacher,
-            class_map=class_map,
+            class_map=read_class_map(class_map) if isinstance(class_map, str) else class_map,
         )
         if file.config is not None:
             _check_settings(weights, file.config, model)
