@@ -83,6 +83,17 @@ def evaluate(case: Case, classes=CLASSES) -> Evaluation:
 
 def judge(case: Case, classes=CLASSES) -> tuple[dict[str, float], dict[str, float]]:
     """The 12 figures and each class's AP by pycocotools, nan for its -1."""
+    judge = pycocotools_evaluation(case, classes)
+    coco = {key: _nan(value) for key, value in zip(COCO_KEYS, judge.stats, strict=True)}
+    per_class = {}
+    for position, name in enumerate(classes):
+        precision = judge.eval["precision"][:, :, position, 0, 2]
+        per_class[name] = _nan(precision[precision > -1].mean()) if (precision > -1).any() else np.nan
+    return coco, per_class
+
+
+def pycocotools_evaluation(case: Case, classes=CLASSES) -> COCOeval:
+    """The reference's own arrays, under ``eval``."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth, found = COCO(), COCO()
         frame = {
@@ -98,12 +109,7 @@ def judge(case: Case, classes=CLASSES) -> tuple[dict[str, float], dict[str, floa
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
-    coco = {key: _nan(value) for key, value in zip(COCO_KEYS, judge.stats, strict=True)}
-    per_class = {}
-    for position, name in enumerate(classes):
-        precision = judge.eval["precision"][:, :, position, 0, 2]
-        per_class[name] = _nan(precision[precision > -1].mean()) if (precision > -1).any() else np.nan
-    return coco, per_class
+    return judge
 
 
 def _annotations(items, targets):

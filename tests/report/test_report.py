@@ -24,7 +24,7 @@ from defeat.report.tide import KINDS
 from tests.helpers.report_cases import detect, random_truth, write_run
 
 CLASSES = ("ant", "bee", "cow", "a very long name of a class")
-CSV = {"summary.csv", "runs.csv", "classes.csv", "errors.csv"}
+CSV = {"summary.csv", "runs.csv", "classes.csv", "errors.csv", "precision_recall.csv", "confusion.csv"}
 WEIGHT = "distiller.terms.neck.object_weight"
 LABELS = ["scenes_plain", f"scenes [{WEIGHT}=4]", f"scenes [{WEIGHT}=16]"]
 
@@ -75,8 +75,26 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_curves_average_to_ap50_and_confusions_add_up_to_the_objects(made: Made) -> None:
+    curves = table(made.folder / "precision_recall.csv")
+    rows = {row["group"]: row for row in table(made.folder / "summary.csv")}
+    confusion = table(made.folder / "confusion.csv")
+    for group in LABELS:
+        for iou, figure in (("0.5", "AP50"), ("0.75", "AP75")):
+            mean = [
+                float(row["precision"])
+                for row in curves
+                if (row["group"], row["class"], row["IoU"]) == (group, "", iou)
+            ]
+            assert np.mean(mean) == pytest.approx(float(rows[group][figure]))
+        for name, objects in made.comparison.objects.items():
+            cells = [c for c in confusion if (c["group"], c["class"]) == (group, name)]
+            seeds = len(rows[group]["seeds"].split())
+            assert sum(int(c["objects"]) for c in cells) == seeds * objects
+
+
 def test_files_and_pictures(made):
-    pictures = {"ap.png", "difference.png", "errors.png"}
+    pictures = {"ap.png", "difference.png", "errors.png", "precision_recall.png", "confusion.png"}
     assert {path.name for path in made.folder.iterdir()} == {"report.md", *CSV, *pictures}
     for name in pictures:
         with Image.open(made.folder / name) as picture:
@@ -201,7 +219,7 @@ def test_a_student_that_cannot_be_built_costs_a_warning_and_no_report(few, tmp_p
 def test_markdown_holds_all_tables(made):
     lines = read_markdown(made.folder).splitlines()
     titles = [line for line in lines if line.startswith("## ")]
-    assert len(titles) == len(set(titles)) == 11
+    assert len(titles) == len(set(titles)) == 13
     assert "![Errors](errors.png)" in lines
     unlike = "teacher=create_detector (not null), distiller=Distiller (not null)"
     assert f"- {LABELS[1]}: {unlike}" in lines

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.util.tensor_util import make_ndarray
+from torch.utils.tensorboard import SummaryWriter
 
 from defeat.config import compose_config, leaves, to_plain
+from defeat.evaluation import read_detections
+from defeat.evaluation.precision_recall import PrecisionRecall
 from defeat.run.build import build_run
 from defeat.run.train import train
+from defeat.training.callbacks.validation_charts import _add
 from defeat.training.tensorboard import LINES, hyperparameters, scalar_layout
 from tests.helpers.tiny import tiny, tiny_teacher
 
@@ -106,6 +114,40 @@ def test_runs_of_a_sweep_have_the_same_hyperparameters() -> None:
     assert [row["head.object_weight"] > 0 for row in rows] == [True, False, False, True]  # type: ignore[operator]
     assert all((row["optim.optimizer.lr"], row["seed"]) == (1e-3, 3) for row in rows)
     assert not {"run_dir", "data.root", "callbacks.last.every_n_steps"} & set(rows[0])
+
+
+def test_curves_and_confusions_follow_each_validation(board: EventAccumulator, run_dir: Path) -> None:
+    curves = [tag for tag in board.Tags()["tensors"] if tag.startswith("precision_recall")]
+    assert {"precision_recall_IoU_0.50/mean", "precision_recall_IoU_0.75/mean"} <= set(curves)
+    assert board.Tensors("precision_recall_IoU_0.50/mean")[0].step == 2
+    assert "confusion" in board.Tags()["images"]
+    with (run_dir / "confusion.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    detections = read_detections(run_dir / "detections.safetensors")
+    truth = torch.cat([image.true_labels[~image.ignore] for image in detections.images.values()]).tolist()
+    for label, row in enumerate(rows[:-1], start=1):
+        assert row.pop("class") == detections.classes[label - 1]
+        assert sum(map(int, row.values())) == truth.count(label)
+
+
+def test_tensorboard_is_told_the_counts_of_a_curve(tmp_path: Path) -> None:
+    # five objects; by falling score: hit 0.9, hit 0.8, false 0.7, hit 0.5, false 0.25
+    precision = np.where(np.arange(101) <= 40, 1.0, np.where(np.arange(101) <= 60, 0.75, 0.0))
+    scores = np.select([np.arange(101) <= n for n in (20, 40, 60)], [0.9, 0.8, 0.5])
+    with SummaryWriter(str(tmp_path)) as writer:
+        _add(writer, "x/y", PrecisionRecall(precision, scores, 5), 7)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (event,) = events.Tensors("x/y")
+    hits, false, _, missed, *_ = make_ndarray(event.tensor_proto)  # (6, 101)
+    for threshold, counts in {
+        0: (3, 1, 2),
+        50: (3, 1, 2),
+        51: (2, 0, 3),
+        85: (1, 0, 4),
+        95: (0, 0, 5),
+    }.items():
+        assert (hits[threshold], false[threshold], missed[threshold]) == pytest.approx(counts)
 
 
 def test_the_texts_say_how_the_run_was_made(board: EventAccumulator, run_dir: Path, teacher: Path) -> None:

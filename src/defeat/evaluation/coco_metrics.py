@@ -45,13 +45,17 @@ _THRESHOLDS, _RECALLS, _AREAS, _MAX_DETECTIONS = 10, 101, 4, 3
 _ALL, _SMALL, _MEDIUM, _LARGE = range(_AREAS)
 
 
-class _Curves(NamedTuple):
+class CocoCurves(NamedTuple):
     """The values that the metrics are means of; -1 where there is no ground truth to measure by."""
 
     precision: NDArray[np.float64]
     """(K, 10, 101, 4) by class, IoU threshold, recall and area, with at most ``max_dets`` detections."""
     recall: NDArray[np.float64]
     """(K, 10, 4, 3) by class, IoU threshold, area and number of detections."""
+    scores: NDArray[np.float64]
+    """(K, 10, 101, 4) score of the detection with which that recall is reached; 0 where it is not."""
+    positives: NDArray[np.int64]
+    """(K,) number of ground truth boxes to find."""
 
 
 def check_backend(name: object) -> Backend:
@@ -103,15 +107,21 @@ def coco_metrics(
         The value of each of the 12 keys, and the AP of each class name; nan where there is no ground truth
         to measure by.
     """
-    curves = _curves(images, len(classes), backend, max_dets)
+    return metrics_of_curves(coco_curves(images, len(classes), backend, max_dets), classes)
+
+
+def metrics_of_curves(
+    curves: CocoCurves, classes: Sequence[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Average curves to what :func:`coco_metrics` returns."""
     per_class = {
         name: _mean(precision[..., _ALL]) for name, precision in zip(classes, curves.precision, strict=True)
     }
     return _metrics(curves), per_class
 
 
-def _metrics(curves: _Curves) -> dict[str, float]:
-    precision, recall = curves
+def _metrics(curves: CocoCurves) -> dict[str, float]:
+    precision, recall = curves.precision, curves.recall
     sizes = (_SMALL, _MEDIUM, _LARGE)
     averaged = [
         precision[..., _ALL],
@@ -129,8 +139,23 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(measured.mean()) if measured.size else math.nan
 
 
-def _curves(images: Sequence[ImageResult], classes: int, backend: Backend, max_dets: int) -> _Curves:
+def coco_curves(
+    images: Sequence[ImageResult],
+    classes: int,
+    backend: Backend = DEFAULT_BACKEND,
+    max_dets: int = DEFAULT_MAX_DETS,
+) -> CocoCurves:
+    """Compute the curves that all figures follow from. Arguments are those of :func:`coco_metrics`.
+
+    Args:
+        images: any number of images, none twice.
+        classes: K, their number.
+        backend: the engine.
+        max_dets: detections that count, of an image and class.
+    """
     precision = np.full((classes, _THRESHOLDS, _RECALLS, _AREAS), -1.0)
+    scores = precision.copy()
+    positives = np.zeros(classes, dtype=np.int64)
     recall = np.full((classes, _THRESHOLDS, _AREAS, _MAX_DETECTIONS), -1.0)
     detections = _by_class([(image.boxes, image.labels, image.scores) for image in images], classes)
     truths = _by_class(
@@ -139,8 +164,9 @@ def _curves(images: Sequence[ImageResult], classes: int, backend: Backend, max_d
     for label, (detected, true) in enumerate(zip(detections, truths, strict=True)):
         if len(true[0]):
             with pause_gc():
-                precision[label], recall[label] = _evaluate(detected, true, backend, max_dets)
-    return _Curves(precision, recall)
+                precision[label], recall[label], scores[label] = _evaluate(detected, true, backend, max_dets)
+            positives[label] = np.count_nonzero(~true[-1])  # crowds are not to be found
+    return CocoCurves(precision, recall, scores, positives)
 
 
 _Columns = list[NDArray[Any]]
@@ -161,8 +187,8 @@ def _by_class(images: Sequence[Sequence[Tensor]], classes: int) -> Iterator[_Col
 
 def _evaluate(
     detections: _Columns, truths: _Columns, backend: Backend, max_dets: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(10, 101, 4) precision and (10, 4, 3) recall of one class."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(10, 101, 4) precision, (10, 4, 3) recall and (10, 101, 4) scores of one class."""
     number, boxes, scores = detections
     detected = _annotations(number, boxes, boxes[:, 2] * boxes[:, 3], score=scores)
     number, boxes, area, crowd = truths
@@ -176,7 +202,8 @@ def _evaluate(
         evaluation.params.maxDets = [*FEWER_DETECTIONS, max_dets]
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation.eval["precision"][:, :, 0, :, -1], evaluation.eval["recall"][:, 0]
+    found = evaluation.eval
+    return found["precision"][:, :, 0, :, -1], found["recall"][:, 0], found["scores"][:, :, 0, :, -1]
 
 
 def _silence(backend: Backend) -> AbstractContextManager[Any]:

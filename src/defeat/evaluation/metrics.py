@@ -15,9 +15,11 @@ from defeat.evaluation.coco_metrics import (
     DEFAULT_BACKEND,
     DEFAULT_MAX_DETS,
     Backend,
+    CocoCurves,
     check_backend,
     check_max_dets,
-    coco_metrics,
+    coco_curves,
+    metrics_of_curves,
 )
 from defeat.evaluation.evaluation import Evaluation
 from defeat.evaluation.image_result import ImageResult
@@ -44,7 +46,11 @@ def evaluate_images(
         backend: the engine of the COCO metrics.
         max_dets: detections that count for them, of an image and class.
     """
-    coco, per_class = coco_metrics(images, classes, backend, max_dets)
+    return _evaluation(coco_curves(images, len(classes), backend, max_dets), images, classes)
+
+
+def _evaluation(curves: CocoCurves, images: Sequence[ImageResult], classes: Sequence[str]) -> Evaluation:
+    coco, per_class = metrics_of_curves(curves, classes)
     return Evaluation(coco=coco, per_class=per_class, voc=voc_metrics(images, classes), images=len(images))
 
 
@@ -82,6 +88,7 @@ class DetectionMetrics(Metric):
         self.backend = check_backend(backend)
         self.max_dets = check_max_dets(max_dets)
         self.computed: dict[int, ImageResult] = {}
+        self.curves: CocoCurves | None = None
         for name in ("images", "detections", "truths"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -114,10 +121,13 @@ class DetectionMetrics(Metric):
     def compute(self) -> Evaluation:
         """Return the figures over the images of all ranks, the same on each rank.
 
-        What they were computed from stays in ``computed`` until the next call, by position in the data set.
+        What they were computed from stays until the next call: in ``computed``, by position in the data set,
+        and the curves of precision in ``curves``.
         """
         self.computed = self._image_results()
-        return evaluate_images(list(self.computed.values()), self.classes, self.backend, self.max_dets)
+        images = list(self.computed.values())
+        self.curves = coco_curves(images, len(self.classes), self.backend, self.max_dets)
+        return _evaluation(self.curves, images, self.classes)
 
     def _check_labels(self, name: str, labels: Tensor) -> None:
         if labels.numel() > 0 and not 1 <= labels.min() <= labels.max() <= len(self.classes):

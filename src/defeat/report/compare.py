@@ -10,7 +10,10 @@ import numpy as np
 
 from defeat.errors import DefeatError
 from defeat.evaluation.average_precision import Floats
-from defeat.evaluation.coco_metrics import coco_metrics
+from defeat.evaluation.coco_metrics import CocoCurves, coco_curves, metrics_of_curves
+from defeat.evaluation.confusion import confusion_matrix
+from defeat.evaluation.matching import Integers
+from defeat.evaluation.precision_recall import precision_recall
 from defeat.report.bootstrap import FIGURES, Counts, draw_weights, resampled_figures
 from defeat.report.class_matches import match_classes
 from defeat.report.groups import Group
@@ -31,6 +34,9 @@ class RunFigures(NamedTuple):
     errors: Errors
     resampled: Floats
     """(R, 6) :data:`defeat.report.bootstrap.FIGURES` of each resample of the images."""
+    curves: CocoCurves
+    confusion: Integers
+    """(K + 1, K + 1), see :func:`~defeat.evaluation.confusion.confusion_matrix`."""
 
 
 class PairedDifference(NamedTuple):
@@ -62,6 +68,24 @@ class GroupFigures(NamedTuple):
     def label(self) -> str:
         """Name of the group."""
         return self.group.label
+
+    @property
+    def confusion(self) -> Integers:
+        """(K + 1, K + 1) sum over the runs."""
+        matrix: Integers = np.sum([run.confusion for run in self.runs], axis=0)
+        return matrix
+
+    def precision(self, iou: float, label: int | None = None) -> Floats | None:
+        """Average a curve of :func:`~defeat.evaluation.precision_recall.precision_recall` over the runs.
+
+        Returns:
+            (101,) at the recalls 0, 0.01, ... 1; None where there is no ground truth to measure by.
+        """
+        curves = [precision_recall(run.curves, iou, label) for run in self.runs]
+        if None in curves:
+            return None
+        mean: Floats = np.mean([curve.precision for curve in curves if curve], axis=0)
+        return mean
 
 
 class Comparison(NamedTuple):
@@ -131,10 +155,12 @@ def compare(
 
 def _run_figures(run: FinishedRun, weights: Counts) -> RunFigures:
     images, classes = list(run.detections.images.values()), run.detections.classes
-    coco, per_class = coco_metrics(images, classes, max_dets=run.detections.max_dets)
+    curves = coco_curves(images, len(classes), max_dets=run.detections.max_dets)
+    coco, per_class = metrics_of_curves(curves, classes)
     matches = match_classes(images, len(classes), run.detections.max_dets)
     resampled = resampled_figures(matches, weights)
-    return RunFigures(run, coco, per_class, tide(images, len(classes)), resampled)
+    matrix = confusion_matrix(images, len(classes))
+    return RunFigures(run, coco, per_class, tide(images, len(classes)), resampled, curves, matrix)
 
 
 def _group_figures(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from defeat.evaluation.average_precision import COCO_RECALLS
+from defeat.evaluation.confusion import MISSED, confusion_rows
 from defeat.evaluation.evaluation import COCO_KEYS
 from defeat.render import Cell, Table
 from defeat.report.bootstrap import FIGURES
@@ -16,7 +19,7 @@ Row = dict[str, Cell]
 
 
 def write_csv(comparison: Comparison, folder: Path) -> None:
-    """Write summary.csv (groups), runs.csv, classes.csv and errors.csv; an empty cell stands for nan."""
+    """Write summary.csv (groups), runs.csv and others; an empty cell stands for nan."""
     groups = comparison.groups
     files: dict[str, list[Row]] = {
         "summary.csv": [_group(group, group.group is comparison.baseline) for group in groups],
@@ -41,9 +44,11 @@ def write_csv(comparison: Comparison, folder: Path) -> None:
             for group in groups
             for kind in (*KINDS, *SPECIAL)
         ],
+        "precision_recall.csv": [row for group in groups for row in _curves(group, comparison.classes)],
+        "confusion.csv": [row for group in groups for row in _confusion(group, comparison.classes)],
     }
     for name, rows in files.items():
-        table = Table(list(rows[0]), [list(row.values()) for row in rows])
+        table = Table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
         (folder / name).write_text(table.as_csv(), encoding="utf-8")
 
 
@@ -80,6 +85,25 @@ def _runs(group: GroupFigures) -> list[Row]:
         }
         for figures in group.runs
     ]
+
+
+def _curves(group: GroupFigures, classes: Sequence[str]) -> Iterator[Row]:
+    """Yield the points of the curves of each class, and of the mean over classes, at two IoUs."""
+    for iou in (0.5, 0.75):
+        for label, name in enumerate(["", *classes]):
+            precision = group.precision(iou, label or None)
+            if precision is not None:
+                for recall, value in zip(COCO_RECALLS.tolist(), precision.tolist(), strict=True):
+                    where: Row = {"group": group.label, "class": name, "IoU": iou}
+                    yield {**where, "recall": round(recall, 2), "precision": value}
+
+
+def _confusion(group: GroupFigures, classes: Sequence[str]) -> Iterator[Row]:
+    """Yield the cells of the confusion matrix that are not 0."""
+    for truth, *counts in confusion_rows(group.confusion, classes):
+        for predicted, count in zip([*classes, MISSED], counts, strict=True):
+            if count:
+                yield {"group": group.label, "class": truth, "detected as": predicted, "objects": count}
 
 
 def _estimate(name: str, estimate: Estimate) -> Row:

@@ -11,10 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from defeat.evaluation.average_precision import COCO_RECALLS
+from defeat.evaluation.confusion import rule
 from defeat.io.text import printable
 from defeat.report.compare import Comparison, GroupFigures
 from defeat.report.statistics import Estimate
 from defeat.report.tide import KINDS
+from defeat.visual.confusion import draw_confusion
 
 # Okabe and Ito's blue and vermilion; the baseline is grey.
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#6b7076"
@@ -54,6 +57,32 @@ def plot_differences(comparison: Comparison, path: Path) -> None:
     title = fill(f"Difference in AP to {printable(comparison.baseline.label)}", 60)
     _dress(axes, f"{title}\n95% interval of a paired bootstrap over images")
     _save(figure, path)
+
+
+def plot_precision_recall(comparison: Comparison, path: Path) -> None:
+    """Draw precision over recall of each group, mean over classes and runs, a panel for each of two IoUs."""
+    figure = Figure(figsize=(11, 4.6), dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, iou in zip(panels, (0.5, 0.75), strict=True):
+        for group in comparison.groups:
+            precision = group.precision(iou)
+            if precision is not None:
+                axes.plot(COCO_RECALLS, precision, linewidth=1.8, label=fill(printable(group.label), _LINE))
+        _dress(axes, f"Precision over recall at an IoU of {iou:.2f}")
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    legend = panels[1].legend(fontsize=9, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    _save(figure, path)
+
+
+def plot_confusion(comparison: Comparison, path: Path) -> None:
+    """Draw the confusion matrix of the baseline and of the group with the highest AP."""
+    best = max(comparison.groups, key=lambda group: np.nan_to_num(group.coco["AP"].value))
+    shown = {group.label: group.confusion for group in (comparison.groups[0], best)}
+    panels = [(fill(printable(label), _LINE), matrix) for label, matrix in shown.items()]
+    draw_confusion(panels, comparison.classes, rule()).savefig(path)
 
 
 def plot_errors(comparison: Comparison, path: Path) -> None:

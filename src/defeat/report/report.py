@@ -15,7 +15,13 @@ from defeat.report.compare import Comparison, compare
 from defeat.report.csv_files import write_csv
 from defeat.report.groups import choose_baseline, group_runs
 from defeat.report.markdown import markdown
-from defeat.report.plots import plot_differences, plot_errors, plot_figures
+from defeat.report.plots import (
+    plot_confusion,
+    plot_differences,
+    plot_errors,
+    plot_figures,
+    plot_precision_recall,
+)
 from defeat.report.runs import find_runs, with_same_truth
 from defeat.report.terminal import print_report
 
@@ -74,8 +80,11 @@ def make_report(
 def _write(comparison: Comparison, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [("AP", "ap.png"), ("Errors", "errors.png")]
+    pictures += [("Precision and recall", "precision_recall.png"), ("Confusion of classes", "confusion.png")]
     plot_figures(comparison, folder / "ap.png")
     plot_errors(comparison, folder / "errors.png")
+    plot_precision_recall(comparison, folder / "precision_recall.png")
+    plot_confusion(comparison, folder / "confusion.png")
     if len(comparison.groups) > 1:
         plot_differences(comparison, folder / "difference.png")
         pictures.insert(1, ("Difference to the baseline", "difference.png"))

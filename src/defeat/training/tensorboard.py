@@ -62,7 +62,7 @@ def scalar_layout(module: DetectionModule) -> Layout:
     layout = {
         "Detection losses": {
             "by part": r"^train/(?!loss$|loss_detection$|images_per_s$|skipped_steps$)",
-            "sum, without and with the distiller's": "^train/(loss|loss_detection)$",
+            "in all: loss_detection; loss has the distiller's, too": "^train/(loss|loss_detection)$",
         },
         **_distillation(module),
         "AP": {

@@ -11,6 +11,7 @@ from defeat.training.callbacks.nonfinite import NonFinite
 from defeat.training.callbacks.profile import ProfileSteps
 from defeat.training.callbacks.progress import ProgressBar
 from defeat.training.callbacks.student_ema import StudentEMA
+from defeat.training.callbacks.validation_charts import ValidationCharts
 
 __all__ = [
     "BestCheckpoint",
@@ -25,4 +26,5 @@ __all__ = [
     "ProgressBar",
     "SaveDetections",
     "StudentEMA",
+    "ValidationCharts",
 ]

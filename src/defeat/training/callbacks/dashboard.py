@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import OmegaConf
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
@@ -43,10 +46,10 @@ class Dashboard(Callback):
         config = module.provenance.get("config") or {}
         words = _words()
         shown = hyperparameters(dict(leaves(config)), config.get("distiller"), dict(_set_keys(words)))
+        swept = [key.removeprefix("distiller.terms.") for key, _ in _set_keys(_swept())]
         for writer in writers(trainer):
             writer.add_custom_scalars(scalar_layout(module))
-            experiment, start, _ = hparams(shown, dict.fromkeys(METRICS))
-            for summary in (experiment, start):
+            for summary in _row(shown, swept):
                 writer.file_writer.add_summary(summary)
             for title, text in _texts(self.folder, words, module.provenance):
                 writer.add_text(f"run/{title}", text, 0)
@@ -60,20 +63,46 @@ class Dashboard(Callback):
         _end(trainer, "STATUS_FAILURE")
 
 
+def _row(shown: dict[str, float | str], swept: Sequence[str]) -> list[Any]:
+    """Build the summaries that begin a row of the HParams table; what was swept stands first there."""
+    experiment, start, _ = hparams(shown, dict.fromkeys(METRICS))
+    with _content(experiment) as content:
+        for info in content.experiment.hparam_infos:
+            info.differs = info.name in swept
+    return [experiment, start]
+
+
 def _end(trainer: Trainer, status: str) -> None:
     _, _, end = hparams({}, {})  # which says SUCCESS, and no time
-    plugin = end.value[0].metadata.plugin_data
-    content = HParamsPluginData.FromString(plugin.content)
-    content.session_end_info.status = Status.Value(status)
-    content.session_end_info.end_time_secs = time.time()
-    plugin.content = content.SerializeToString()
+    with _content(end) as content:
+        content.session_end_info.status = Status.Value(status)
+        content.session_end_info.end_time_secs = time.time()
     for writer in writers(trainer):
         writer.file_writer.add_summary(end)
+
+
+@contextmanager
+def _content(summary: Any) -> Iterator[Any]:
+    """Within the ``with`` block, let what a summary tells the HParams plugin be changed."""
+    plugin = summary.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    yield content
+    plugin.content = content.SerializeToString()
 
 
 def _words() -> list[str] | None:
     """Return what the command line sets; None for a run that Python code began."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
+
+
+def _swept() -> list[str]:
+    """Return the words of a sweep's command line that have several values."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return []
+    sweep = Path(HydraConfig.get().sweep.dir, "multirun.yaml")
+    words = OmegaConf.load(sweep).hydra.overrides.task if is_file(sweep) else []
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    return [word for word, override in zip(words, parsed, strict=True) if override.is_sweep_override()]
 
 
 def _set_keys(words: list[str] | None) -> Iterator[tuple[str, str | None]]:
@@ -86,7 +115,8 @@ def _set_keys(words: list[str] | None) -> Iterator[tuple[str, str | None]]:
 def _texts(folder: Path, words: list[str] | None, provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the titles of the texts and the texts, in Markdown."""
     if words is not None:
-        yield "1 command", f"    {shlex.join(['defeat-train', *words])}"
+        lines = ["defeat-train", *map(shlex.quote, words)]
+        yield "1 command", "    " + " \\\n      ".join(lines)
     if teacher := provenance.get("teacher"):
         rows = [["weights", teacher["source"]], ["SHA-256", teacher["sha256"]]]
         yield "2 teacher", Table(["teacher", ""], rows, text_columns=2).as_markdown()

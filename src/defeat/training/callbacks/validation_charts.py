@@ -1,0 +1,92 @@
+"""Precision over recall, and the confusion of classes, after each validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from defeat.errors import ConfigError
+from defeat.evaluation import DetectionMetrics
+from defeat.evaluation.confusion import IOU, MISSED, SCORE, confusion_matrix, confusion_rows, rule
+from defeat.evaluation.precision_recall import PrecisionRecall, precision_recall
+from defeat.io.atomic_write import write_text
+from defeat.io.text import printable
+from defeat.render import Table
+from defeat.training.callbacks.last_checkpoint import is_of_training
+from defeat.training.module import DetectionModule
+from defeat.training.tensorboard import writers
+from defeat.visual.confusion import draw_confusion
+
+THRESHOLDS = np.linspace(0, 1, 101)
+"""Scores at which TensorBoard is told a curve; it takes 127 at most."""
+
+
+class ValidationCharts(Callback):
+    """Give TensorBoard curves of precision over recall and a confusion matrix; file the matrix, too.
+
+    Curves are of each class and of the mean at an IoU of 0.5, and of the mean at 0.75.
+
+    Args:
+        folder: the run's; ``confusion.csv`` of the latest validation goes here.
+        score: the least score of a detection that counts in the matrix.
+        iou: the least overlap of a detection and its object there.
+
+    Raises:
+        ConfigError: a number is outside of [0, 1].
+    """
+
+    def __init__(self, folder: str, *, score: float = SCORE, iou: float = IOU) -> None:
+        for name, value in {"score": score, "iou": iou}.items():
+            if not 0 <= value <= 1:
+                raise ConfigError(f"callbacks.charts.{name}={value} must be from 0 to 1")
+        self.folder = Path(folder)
+        self.score = score
+        self.iou = iou
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, unless this validation is a sanity check or stands alone."""
+        if not (
+            is_of_training(trainer) and trainer.is_global_zero and isinstance(pl_module, DetectionModule)
+        ):
+            return
+        classes = pl_module.classes
+        matrix = confusion_matrix(
+            list(pl_module.metrics.computed.values()), len(classes), score=self.score, iou=self.iou
+        )
+        table = Table(["class", *classes, MISSED], list(confusion_rows(matrix, classes)))
+        write_text(self.folder / "confusion.csv", table.as_csv())
+        step = trainer.global_step
+        for writer in writers(trainer):
+            panels = [(f"step {step}", matrix)]
+            drawn = draw_confusion(panels, classes, rule(self.score, self.iou))
+            writer.add_figure("confusion", drawn, step)
+            for tag, curve in _curves(pl_module.metrics):
+                _add(writer, tag, curve, step)
+
+
+def _curves(metrics: DetectionMetrics) -> Iterator[tuple[str, PrecisionRecall]]:
+    if metrics.curves is None:
+        return
+    chosen: list[tuple[str, float, int | None]] = [("mean", 0.5, None), ("mean", 0.75, None)]
+    chosen += [(name, 0.5, label) for label, name in enumerate(metrics.classes, start=1)]
+    for name, iou, label in chosen:
+        if curve := precision_recall(metrics.curves, iou, label):
+            yield f"precision_recall_IoU_{iou:.2f}/{printable(name)}", curve
+
+
+def _add(writer: Any, tag: str, curve: PrecisionRecall, step: int) -> None:
+    precision, recall = curve.at_thresholds(THRESHOLDS)
+    hits = recall * curve.positives
+    false = np.divide(hits * (1 - precision), precision, out=np.zeros_like(hits), where=precision > 0)
+    writer.add_pr_curve_raw(
+        tag,
+        *(hits, false, np.zeros_like(hits), curve.positives - hits),  # there are no true negatives
+        precision,
+        recall,
+        step,
+        num_thresholds=len(THRESHOLDS),
+    )
