@@ -21,9 +21,11 @@ from tests.helpers.tiny import tiny, tiny_teacher
 WEIGHTS = ("object_weight", "background_weight")
 
 
-def words(run_dir: Path, scenes: Path, teacher: Path, *more: str, measured: bool = True) -> list[str]:
+def words(
+    run_dir: Path, scenes: Path, teacher: Path, *more: str, measured: bool = True, pictured: bool = False
+) -> list[str]:
     every = [*tiny_teacher(teacher), *more]
-    return ["+experiment=scenes", *tiny(run_dir, scenes, *every, measured=measured)]
+    return ["+experiment=scenes", *tiny(run_dir, scenes, *every, measured=measured, pictured=pictured)]
 
 
 def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -50,12 +52,14 @@ def balanced(tmp_path_factory: pytest.TempPathFactory, scenes: Path, teacher: Pa
     return run_dir
 
 
-def test_a_run_ends_the_same_whether_it_was_measured_or_not(
+def test_a_run_ends_the_same_whether_it_was_measured_and_drawn_or_not(
     scenes: Path, teacher: Path, tmp_path: Path
 ) -> None:
     for name, measured in (("with", True), ("without", False)):
-        more = "distiller.terms.head.proposals=teacher"  # which are drawn at random
-        train(compose_config("train", words(tmp_path / name, scenes, teacher, more, measured=measured)))
+        # Proposals are drawn at random, and a step follows the first validation.
+        more = ["distiller.terms.head.proposals=teacher", "trainer.max_steps=3"]
+        of = words(tmp_path / name, scenes, teacher, *more, measured=measured, pictured=measured)
+        train(compose_config("train", of))
         assert (tmp_path / name / "gradients.md").is_file() == measured
     assert equal(tmp_path / "with", tmp_path / "without")
 

@@ -15,7 +15,14 @@ DETECTOR = [
 ]
 
 
-def tiny(run_dir: Path, scenes: Path, *more: str, steps: int = 2, measured: bool = False) -> list[str]:
+def tiny(
+    run_dir: Path,
+    scenes: Path,
+    *more: str,
+    steps: int = 2,
+    measured: bool = False,
+    pictured: bool = False,
+) -> list[str]:
     """Overrides for +experiment=scenes_* : 64 px, 8 training and 4 validation images, 2 steps."""
     few = ["callbacks.measure.batches=2", "callbacks.measure.adapter_steps=5"]
     return [
@@ -33,6 +40,7 @@ def tiny(run_dir: Path, scenes: Path, *more: str, steps: int = 2, measured: bool
         "callbacks.progress=null",
         "preflight=off",
         *(few if measured else ["callbacks.measure=null"]),
+        *([] if pictured else ["callbacks.charts=null", "callbacks.pictures=null"]),
         *more,
     ]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -32,7 +34,7 @@ WITHOUT_CHART = r"epoch|val/voc_.*|val/AR10?|train/skipped_steps"
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory, scenes: Path, teacher: Path) -> Path:
     folder = tmp_path_factory.mktemp("dashboard")
-    words = tiny(folder, scenes, *tiny_teacher(teacher), measured=True)
+    words = tiny(folder, scenes, *tiny_teacher(teacher), measured=True, pictured=True)
     train(compose_config("train", ["+experiment=scenes", *words]))
     return folder
 
@@ -128,6 +130,18 @@ def test_curves_and_confusions_follow_each_validation(board: EventAccumulator, r
     for label, row in enumerate(rows[:-1], start=1):
         assert row.pop("class") == detections.classes[label - 1]
         assert sum(map(int, row.values())) == truth.count(label)
+
+
+def test_pictures_are_small_and_of_the_same_images(board: EventAccumulator) -> None:
+    tags = [tag for tag in board.Tags()["images"] if tag.startswith(("detections", "differences"))]
+    kinds = ("detections", "differences_backbone", "differences_neck")
+    assert sorted(tags) == [f"{kind}/{number}" for kind in kinds for number in (1, 2, 3, 4)]
+    for tag in tags:
+        (event,) = board.Images(tag)
+        with Image.open(io.BytesIO(event.encoded_image_string)) as picture:
+            assert picture.size == (event.width, event.height)
+        assert event.step == 2
+        assert len(event.encoded_image_string) < 300_000
 
 
 def test_tensorboard_is_told_the_counts_of_a_curve(tmp_path: Path) -> None:

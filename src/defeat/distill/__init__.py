@@ -22,6 +22,7 @@ from defeat.distill.masks import (
 from defeat.distill.terms import (
     AdaptedMaps,
     AnchorTerm,
+    ComparedMaps,
     DistillBatch,
     FeatureTerm,
     HeadTerm,
@@ -34,6 +35,7 @@ from defeat.distill.weight_keys import WeightKey, weight_keys
 __all__ = [
     "AdaptedMaps",
     "AnchorTerm",
+    "ComparedMaps",
     "Decoupled",
     "DistillBatch",
     "Distiller",

@@ -2,7 +2,15 @@
 
 from defeat.distill.terms.adapted_maps import AdaptedMaps
 from defeat.distill.terms.anchors import AnchorTerm
-from defeat.distill.terms.base import DistillBatch, GradientSite, LevelPair, LossDict, Maps, Term
+from defeat.distill.terms.base import (
+    ComparedMaps,
+    DistillBatch,
+    GradientSite,
+    LevelPair,
+    LossDict,
+    Maps,
+    Term,
+)
 from defeat.distill.terms.features import FeatureTerm
 from defeat.distill.terms.head import HeadTerm
 from defeat.distill.terms.whole_map import MapLoss, WholeMapTerm
@@ -10,6 +18,7 @@ from defeat.distill.terms.whole_map import MapLoss, WholeMapTerm
 __all__ = [
     "AdaptedMaps",
     "AnchorTerm",
+    "ComparedMaps",
     "DistillBatch",
     "FeatureTerm",
     "GradientSite",

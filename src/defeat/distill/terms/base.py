@@ -44,6 +44,18 @@ class LevelPair(NamedTuple):
     teacher: Level
 
 
+class ComparedMaps(NamedTuple):
+    """The maps of one level as a term compares them, B images."""
+
+    stride: int
+    student: Tensor
+    """(B, C, H, W), adapted to the teacher's channels."""
+    teacher: Tensor
+    """(B, C, H, W)."""
+    mask: Tensor | None
+    """(B, H, W) in [0, 1], 1 in the object regions; None where the term has no regions."""
+
+
 class GradientSite(NamedTuple):
     """The maps of the student through which a loss acts on it."""
 
@@ -101,6 +113,10 @@ class Term(nn.Module):
         ``batch.normalizer(counts)``: one call a term, with all its counts stacked.
         """
         raise NotImplementedError
+
+    def compared_maps(self, batch: DistillBatch) -> list[ComparedMaps]:
+        """Return what the term compares, for pictures: finest first, nothing for a term without levels."""
+        return []
 
     def weighted(self, losses: Mapping[str, Tensor]) -> LossDict:
         """Multiply losses, given by name, by their weights, and leave out those of weight 0."""

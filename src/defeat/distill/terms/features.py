@@ -13,7 +13,7 @@ from defeat.distill.grids import Grids
 from defeat.distill.losses import decoupled_feature_sums
 from defeat.distill.masks import Mask, object_mask
 from defeat.distill.terms.adapted_maps import AdaptedMaps
-from defeat.distill.terms.base import OBJECT_AND_BACKGROUND, DistillBatch, LossDict, Maps, Term
+from defeat.distill.terms.base import OBJECT_AND_BACKGROUND, ComparedMaps, DistillBatch, LossDict, Maps, Term
 
 
 class FeatureTerm(Term):
@@ -74,6 +74,15 @@ class FeatureTerm(Term):
                 "background": background_sums / divisors[1] / len(levels),
             }
         )
+
+    def compared_maps(self, batch: DistillBatch) -> list[ComparedMaps]:
+        """Return the maps of each level and the mask that divides them."""
+        strides = [level.student.stride for level in self.levels]
+        masks = self.mask(self.grids(batch))
+        return [
+            ComparedMaps(stride, student, teacher, mask)
+            for stride, (student, teacher), mask in zip(strides, self.adapters(batch), masks, strict=True)
+        ]
 
     def grids(self, batch: DistillBatch) -> Grids:
         """Return what the mask is drawn on for one batch."""

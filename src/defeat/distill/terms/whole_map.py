@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from defeat.detectors.capture import DetectorSpec
 from defeat.distill.adapters import matching
 from defeat.distill.terms.adapted_maps import AdaptedMaps
-from defeat.distill.terms.base import DistillBatch, LossDict, Maps, Term
+from defeat.distill.terms.base import ComparedMaps, DistillBatch, LossDict, Maps, Term
 
 MapLoss = Callable[[Tensor, Tensor], Tensor]
 """Adapted student map and teacher map of a level, (B, C, H, W) each, to a scalar."""
@@ -50,6 +50,12 @@ class WholeMapTerm(Term):
         super().__init__({"": weight}, maps=maps, levels=adapters.levels)
         self.loss = loss
         self.adapters = adapters
+
+    def compared_maps(self, batch: DistillBatch) -> list[ComparedMaps]:
+        """Return the maps of each level."""
+        strides = [level.student.stride for level in self.levels]
+        pairs = zip(strides, self.adapters(batch), strict=True)
+        return [ComparedMaps(stride, student, teacher, None) for stride, (student, teacher) in pairs]
 
     def forward(self, batch: DistillBatch) -> LossDict:
         """Compute the weighted loss of one batch, (L,)."""
