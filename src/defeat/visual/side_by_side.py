@@ -33,6 +33,9 @@ Row = tuple[Tensor, Sequence[Panel]]
 
 _DPI = 100
 
+MOST_CLASSES = 20
+"""Of more classes the legend has only those that are drawn."""
+
 
 class Judgement(NamedTuple):
     """Detections and ground truth of one image, sorted into right and wrong."""
@@ -86,7 +89,10 @@ def side_by_side(
         if len(panels) != len(titles):
             raise ValueError(f"{len(panels)} panels for {len(titles)} titles: {', '.join(titles)}")
     heights = [image.shape[1] / max(image.shape[1:]) for image, _ in rows]
-    size = (len(titles) * (side + 10) / _DPI, (sum(heights) * side + 28 * len(rows) + 120) / _DPI)
+    width, handles = len(titles) * (side + 10), _legend_handles(rows, classes, threshold)
+    columns = max(1, int(width / (50 + 7 * max(len(str(handle.get_label())) for handle in handles))))
+    under = 50 + 18 * -(-len(handles) // columns)  # px of the legend
+    size = (width / _DPI, (sum(heights) * side + 28 * len(rows) + 50 + under) / _DPI)
     figure = Figure(size, _DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), len(titles), squeeze=False, height_ratios=heights)
@@ -99,7 +105,13 @@ def side_by_side(
             total.update({name: total.get(name, 0) + n for name, n in counts.items()})
     for axes, title, total in zip(grid[0], titles, totals, strict=True):
         axes.set_title(f"{title}\n{_summary(total)}", fontsize=11, color=INK, parse_math=False)
-    _add_legend(figure, classes, f"a hit has a score from {threshold:g} and an IoU from {iou:g}")
+    rule = f"a hit has a score from {threshold:g} and an IoU from {iou:g}"
+    legend = figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False, title=rule
+    )
+    legend.get_title().set(fontsize=9, color=FADED_INK)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -185,11 +197,16 @@ def _summary(counts: Counts) -> str:
     return "1 object" if text == "1 objects" else text
 
 
-def _add_legend(figure: Figure, classes: Sequence[str], rule: str) -> None:
-    """Explain the colours of the classes and the line styles under all panels."""
+def _legend_handles(rows: Sequence[Row], classes: Sequence[str], threshold: float) -> list[Patch]:
+    """Explain the colours of the classes, of those that are drawn if there are many, and the line styles."""
+    shown = set(range(1, len(classes) + 1))
+    if len(classes) > MOST_CLASSES:
+        panels = [panel for _, row in rows for panel in row]
+        drawn = [above(p, threshold)["labels"] if _is_prediction(p) else p["labels"] for p in panels]
+        shown = set(torch.cat(drawn).tolist())
     handles = [
-        Patch(facecolor=class_colour(i), edgecolor=INK, label=class_label(name))
-        for i, name in enumerate(classes, start=1)
+        Patch(facecolor=class_colour(i), edgecolor=INK, label=class_label(classes[i - 1]))
+        for i in sorted(shown)
     ]
     styles: list[tuple[str, str, LineStyle]] = [
         ("found", FADED_INK, "solid"),
@@ -201,11 +218,4 @@ def _add_legend(figure: Figure, classes: Sequence[str], rule: str) -> None:
         Patch(fill=False, edgecolor=colour, linestyle=style, linewidth=1.8, label=name)
         for name, colour, style in styles
     ]
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, int(figure.get_figwidth() * _DPI / (50 + 7 * longest)))
-    legend = figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False, title=rule
-    )
-    legend.get_title().set(fontsize=9, color=FADED_INK)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    return handles

@@ -51,13 +51,13 @@ class WholeMapTerm(Term):
         self.loss = loss
         self.adapters = adapters
 
+    def forward(self, batch: DistillBatch) -> LossDict:
+        """Compute the weighted loss of one batch, (L,)."""
+        losses = [self.loss(student, teacher) for student, teacher in self.adapters(batch)]  # L scalars
+        return {"": self.weights[""] * torch.stack(losses) / len(losses)}
+
     def compared_maps(self, batch: DistillBatch) -> list[ComparedMaps]:
         """Return the maps of each level."""
         strides = [level.student.stride for level in self.levels]
         pairs = zip(strides, self.adapters(batch), strict=True)
         return [ComparedMaps(stride, student, teacher, None) for stride, (student, teacher) in pairs]
-
-    def forward(self, batch: DistillBatch) -> LossDict:
-        """Compute the weighted loss of one batch, (L,)."""
-        losses = [self.loss(student, teacher) for student, teacher in self.adapters(batch)]  # L scalars
-        return {"": self.weights[""] * torch.stack(losses) / len(losses)}
