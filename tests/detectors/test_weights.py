@@ -30,7 +30,7 @@ from defeat.detectors import (
     read_weights,
     retinanet,
 )
-from defeat.detectors.weights import torchvision_weights
+from defeat.detectors.weights import WeightFile, torchvision_weights
 from defeat.errors import ConfigError, WeightsError
 
 SMALL = {"backbone": "resnet10", "fpn_channels": 8, "box_head_channels": 16}
@@ -275,6 +275,23 @@ def test_frozen_norms_of_torchvisions_first_coco_weights_have_no_epsilon(
         detector = build()
         load_detector_weights(detector, "Served.DEFAULT", download=True)  # known by its own name all the same
         assert {m.eps for m in detector.modules() if isinstance(m, FrozenBatchNorm2d)} == {eps}
+
+
+@pytest.mark.parametrize(
+    ("weights", "eps"),
+    [
+        ("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", 0.0),
+        ("FasterRCNN_ResNet50_FPN_Weights.DEFAULT", 0.0),
+        ("folder/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth", 0.0),
+        ("FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1", 1e-5),
+        (None, 1e-5),
+    ],
+)
+def test_a_checkpoint_has_the_epsilon_of_its_training(weights: str | None, eps: float) -> None:
+    detector = build()
+    config = {"student": {"weights": weights}}
+    load_detector_weights(detector, WeightFile(build().state_dict(), None, config))
+    assert {m.eps for m in detector.modules() if isinstance(m, FrozenBatchNorm2d)} == {eps}
 
 
 def test_weights_without_epsilon_are_those_whose_builders_take_it_away() -> None:

@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_weight
 from torchvision.models.detection._utils import overwrite_eps
 
 from defeat.detectors.class_order import (
@@ -122,9 +124,21 @@ def load_detector_weights(
     _copy(detector, head.tensors, report)
     if head.left_out:
         include_in_background(detector, tensors, head.left_out)
-    if file.enum in ZERO_EPS:
+    if file.enum in ZERO_EPS or _began_without_epsilon(file):
         overwrite_eps(detector, 0.0)
     return report, file
+
+
+def _began_without_epsilon(file: WeightFile) -> bool:
+    """Whether a checkpoint is of a training that began with :data:`ZERO_EPS`, so that it has no epsilon."""
+    student = (file.config or {}).get("student")
+    weights = student.get("weights") if isinstance(student, dict) else None
+    if not isinstance(weights, str):
+        return False
+    names = {name: get_weight(name) for name in ZERO_EPS}
+    shipped = {Path(urlparse(enum.url).path).name for enum in names.values()}
+    default = {f"{type(enum).__name__}.DEFAULT" for enum in names.values() if type(enum).DEFAULT is enum}
+    return weights in names or weights in default or Path(weights).name in shipped
 
 
 def _check_model(report: LoadReport, new_head: bool) -> None:
