@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 from tests.helpers.console import Run, logged, only
 from tests.helpers.tiny import tiny, tiny_teacher
@@ -64,6 +66,11 @@ def test_a_sweep_files_one_run_per_value(script: Run, scenes: Path, teacher: Pat
         losses.append(logged(folder / run, "distill/neck_object")[0])
     assert losses[0] > 0
     assert losses[1] == pytest.approx(2 * losses[0], rel=1e-5)
+    events = EventAccumulator(str(folder / "1" / "tensorboard"))
+    events.Reload()
+    content = events.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
+    infos = metadata.parse_experiment_plugin_data(content).hparam_infos
+    assert [info.name for info in infos if info.differs] == ["neck.object_weight"]
 
 
 def test_a_sweep_names_the_job_that_failed(script: Run, scenes: Path, tmp_path: Path) -> None:

@@ -120,8 +120,9 @@ def test_runs_of_a_sweep_have_the_same_hyperparameters() -> None:
 
 def test_curves_and_confusions_follow_each_validation(board: EventAccumulator, run_dir: Path) -> None:
     curves = [tag for tag in board.Tags()["tensors"] if tag.startswith("precision_recall")]
-    assert {"precision_recall_IoU_0.50/mean", "precision_recall_IoU_0.75/mean"} <= set(curves)
-    assert board.Tensors("precision_recall_IoU_0.50/mean")[0].step == 2
+    means = [f"precision_recall/mean, IoU {iou}" for iou in ("0.50", "0.75")]
+    assert sorted(curves)[:2] == means
+    assert board.Tensors(means[0])[0].step == 2
     assert "confusion" in board.Tags()["images"]
     with (run_dir / "confusion.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -134,7 +135,7 @@ def test_curves_and_confusions_follow_each_validation(board: EventAccumulator, r
 
 def test_pictures_are_small_and_of_images_with_objects(board: EventAccumulator, run_dir: Path) -> None:
     images = read_detections(run_dir / "detections.safetensors").images.values()
-    drawn = range(1, 1 + sum(not bool(image.ignore.all()) for image in images))
+    drawn = range(1, 1 + min(2, sum(not bool(image.ignore.all()) for image in images)))
     tags = [tag for tag in board.Tags()["images"] if tag.startswith(("detections", "differences"))]
     kinds = ("detections", "differences_backbone", "differences_neck")
     assert sorted(tags) == [f"{kind}/{number}" for kind in kinds for number in drawn]

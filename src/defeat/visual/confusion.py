@@ -27,7 +27,7 @@ def draw_confusion(panels: Sequence[tuple[str, Integers]], classes: Sequence[str
         rule: by which detections and objects were matched, in words.
     """
     few = len(classes) <= MOST_CLASSES
-    side = 1.8 + 0.42 * (len(classes) + 1) if few else 6.5
+    side = 1.6 + 0.36 * (len(classes) + 1) if few else 6.5
     figure = Figure((max(4.5, side) * len(panels), side + 0.6), 100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     for axes, (title, matrix) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -50,7 +50,7 @@ def _draw_matrix(axes: Axes, matrix: Integers, classes: Sequence[str]) -> None:
     )
     axes.set_yticks(places, [*names, BACKGROUND], parse_math=False)
     axes.set_xlabel("detected as", color=INK)
-    axes.set_ylabel("is", color=INK)
+    axes.set_ylabel("object", color=INK)
     for row, column in np.argwhere(matrix).tolist():
         ink = "white" if shares[row, column] > 0.5 else INK
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color=ink)

@@ -46,7 +46,7 @@ class Dashboard(Callback):
         config = module.provenance.get("config") or {}
         words = _words()
         shown = hyperparameters(dict(leaves(config)), config.get("distiller"), dict(_set_keys(words)))
-        swept = [key.removeprefix("distiller.terms.") for key, _ in _set_keys(_swept())]
+        swept = [key.removeprefix("distiller.terms.") for key in _swept()]
         for writer in writers(trainer):
             writer.add_custom_scalars(scalar_layout(module))
             for summary in _row(shown, swept):
@@ -96,13 +96,13 @@ def _words() -> list[str] | None:
 
 
 def _swept() -> list[str]:
-    """Return the words of a sweep's command line that have several values."""
+    """Return the keys, or groups of conf/, that a sweep's command line gives several values."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return []
     sweep = Path(HydraConfig.get().sweep.dir, "multirun.yaml")
     words = OmegaConf.load(sweep).hydra.overrides.task if is_file(sweep) else []
     parsed = OverridesParser.create().parse_overrides(list(words))
-    return [word for word, override in zip(words, parsed, strict=True) if override.is_sweep_override()]
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
 
 
 def _set_keys(words: list[str] | None) -> Iterator[tuple[str, str | None]]:

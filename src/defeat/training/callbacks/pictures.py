@@ -66,7 +66,7 @@ class DrawPictures(Callback):
         ConfigError: a number makes no sense.
     """
 
-    def __init__(self, *, every: int = 1, images: int = 4, score: float = 0.5) -> None:
+    def __init__(self, *, every: int = 1, images: int = 2, score: float = 0.5) -> None:
         if every < 1 or images < 1 or not 0 <= score <= 1:
             raise ConfigError(
                 "callbacks.pictures: every and images must be at least 1 and score from 0 to 1, got "

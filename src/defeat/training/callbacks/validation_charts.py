@@ -71,11 +71,16 @@ class ValidationCharts(Callback):
 def _curves(metrics: DetectionMetrics) -> Iterator[tuple[str, PrecisionRecall]]:
     if metrics.curves is None:
         return
-    chosen: list[tuple[str, float, int | None]] = [("mean", 0.5, None), ("mean", 0.75, None)]
-    chosen += [(name, 0.5, label) for label, name in enumerate(metrics.classes, start=1)]
-    for name, iou, label in chosen:
+    chosen: list[tuple[str, float, int | None]] = [
+        (f"precision_recall/mean, IoU {iou:.2f}", iou, None) for iou in (0.5, 0.75)
+    ]
+    chosen += [
+        (f"precision_recall_class/{printable(name)}, IoU 0.50", 0.5, label)
+        for label, name in enumerate(metrics.classes, start=1)
+    ]
+    for tag, iou, label in chosen:
         if curve := precision_recall(metrics.curves, iou, label):
-            yield f"precision_recall_IoU_{iou:.2f}/{printable(name)}", curve
+            yield tag, curve
 
 
 def _add(writer: Any, tag: str, curve: PrecisionRecall, step: int) -> None:
