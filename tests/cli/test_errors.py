@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -298,6 +300,31 @@ def test_what_libraries_say_of_the_machine(error: Exception, part: str) -> None:
     if part == "a folder is missing":
         error.__cause__ = ConfigError(part)
     assert part in str(explain(error, "train", []))
+
+
+@pytest.mark.parametrize("absent", [["optuna"], ["hydra_plugins.hydra_optuna_sweeper.optuna_sweeper"]])
+def test_a_search_without_the_extra_says_what_to_install(
+    absent: list[str], script: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "defeat.optuna_study", raising=False)
+    for name in ["optuna", *absent]:
+        monkeypatch.setitem(sys.modules, name, None)
+    words = ["-m", "hparams_search=loss_weights", "+experiment=frcnn_r152_r50", "data.root=x"]
+    assert script("defeat-train", *words, "teacher.weights=x").line.endswith("pip install 'defeat[sweep]'")
+
+
+@pytest.mark.parametrize("key", ["data.root", "trainer.max_steps", "optim.optimizer.lr"])
+@pytest.mark.parametrize(
+    "hint", ["", "\nDid you mean to override {key}?", "\nDid you mean to override one of a, {key}?"]
+)
+def test_what_was_typed_is_never_proposed(key: str, hint: str) -> None:
+    line = explain(
+        ConfigCompositionException(f"Could not override '{key}'.{hint.format(key=key)}"), "train", []
+    )
+    assert line is not None
+    assert line.startswith(f"unknown key {key}: ")
+    proposed = re.findall(r"did you mean (.*?)\?", line)
+    assert not [words for words in proposed if key in words.split(" or ")]
 
 
 def test_an_error_of_the_program_keeps_its_traceback() -> None:

@@ -56,12 +56,12 @@ def test_runs_of_two_experiments(teacher: Path, scenes: Path, tmp_path: Path, sc
 
 def test_errors_are_one_line(tmp_path: Path, script: Run) -> None:
     assert f"{tmp_path / 'none'}: " in script("defeat-report", tmp_path / "none").line
-    assert (
-        "RUN"
-        in script(
-            "defeat-report",
-        ).line
-    )
+    assert "no run is given" in script("defeat-report").line
+    for word, option in (("run_dir=x", "--output x"), ("seed=1", "--seed 1"), ("trust=true", "--trust;")):
+        line = script("defeat-report", tmp_path, word).line
+        assert word in line
+        assert option in line
+        assert "argument" not in line
     assert "--resamples: " in script("defeat-report", tmp_path, "--resamples", "0").line
     assert "--seed: -1 " in script("defeat-report", tmp_path, "--seed=-1").line
     assert "--bseline" in script("defeat-report", tmp_path, "--bseline", "x").line

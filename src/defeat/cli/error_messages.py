@@ -21,7 +21,10 @@ from defeat.io.text import one_line
 _LONGEST = 4000
 """Characters of a line; the longest lines list all experiments."""
 
-SWEEP_PLUGINS = ("hydra_optuna_sweeper", "hydra_submitit_launcher", "hydra/launcher/submitit")
+SWEEP_PLUGINS = (
+    *("hydra_optuna_sweeper", "defeat.optuna_study"),
+    *("hydra_submitit_launcher", "hydra/launcher/submitit"),
+)
 """Names in Hydra's errors about parts of the extra ``sweep`` that are not installed."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -47,7 +50,10 @@ def _explain(error: BaseException, config_name: str, words: Sequence[str]) -> st
         return _without_traceback(text)
     if isinstance(error, InstantiationException) and isinstance(_innermost(error), DefeatError):
         return str(_innermost(error))
-    if any(name in text for name in SWEEP_PLUGINS) and re.search("ModuleNotFound|Could not find", text):
+    absent = isinstance(_innermost(error), ModuleNotFoundError) or re.search(
+        "ModuleNotFound|Could not find", text
+    )
+    if absent and any(name in text for name in SWEEP_PLUGINS):
         return "this kind of sweep needs further packages: pip install 'defeat[sweep]'"
     if isinstance(error, RuntimeError) and "srun" in text:
         return f"{text} Without SLURM, sweep here (leave hydra/launcher out) or with hydra/launcher=local"

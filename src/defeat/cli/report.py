@@ -28,6 +28,10 @@ class _Parser(argparse.ArgumentParser):
     """Reports wrong words as the other console scripts do."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument RUN: ").replace(
+            "the following arguments are required: RUN",
+            "no run is given: name run folders, or one with runs below",
+        )
         raise ConfigError(f"{message}; {self.prog} --help tells how it is used")
 
 
@@ -98,8 +102,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _path(text: str) -> Path:
     key, equals, value = text.partition("=")
-    if equals and key in ("run_dir", "output"):  # as the other commands have it
-        raise argparse.ArgumentTypeError(f"the folder of a report is given by --output {value}")
+    key = {"run_dir": "output"}.get(key, key)
+    if equals and key in ("output", "baseline", "resamples", "seed", "trust") and not Path(text).exists():
+        written = f"--{key}" if key == "trust" else f"--{key} {value}"
+        raise argparse.ArgumentTypeError(f"{text}: here options have dashes, {written}")  # unlike elsewhere
     return Path(text).expanduser()
 
 
