@@ -17,10 +17,12 @@ from defeat.io.text import printable
 from defeat.report.compare import Comparison, GroupFigures
 from defeat.report.statistics import Estimate
 from defeat.report.tide import KINDS
+from defeat.visual.boxes import class_label
 from defeat.visual.confusion import draw_confusion
 
 # Okabe and Ito's blue and vermilion; the baseline is grey.
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#6b7076"
+_CYCLE = (_GREY, _BLUE, _VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # the baseline first
 _INK, _GRID, _AXIS = "#2b2d31", "#e3e5e8", "#b9bdc3"
 _LINE = 36  # characters of a name on one line
 _NAMES = {
@@ -64,11 +66,14 @@ def plot_precision_recall(comparison: Comparison, path: Path) -> None:
     figure = Figure(figsize=(11, 4.6), dpi=120, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    panels[0].set_ylabel("precision", color=_INK)
     for axes, iou in zip(panels, (0.5, 0.75), strict=True):
+        axes.set_prop_cycle(color=_CYCLE)
         for group in comparison.groups:
             precision = group.precision(iou)
             if precision is not None:
-                axes.plot(COCO_RECALLS, precision, linewidth=1.8, label=fill(printable(group.label), _LINE))
+                axes.plot(COCO_RECALLS, precision, linewidth=1.8, label=fill(class_label(group.label), _LINE))
+        axes.set_xlabel("recall", color=_INK)
         _dress(axes, f"Precision over recall at an IoU of {iou:.2f}")
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
     legend = panels[1].legend(fontsize=9, frameon=False)

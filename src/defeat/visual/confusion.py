@@ -64,4 +64,4 @@ def _draw_bars(axes: Axes, matrix: Integers, classes: Sequence[str]) -> None:
     axes.set_yticks(range(len(shown)), names, fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.margins(x=0.2)
-    axes.set_xlabel("objects (share of the class) detected as another one, most frequent first", color=INK)
+    axes.set_xlabel("objects, and their share of the class", color=INK)
