@@ -11,10 +11,13 @@ from typing import cast
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch import callbacks as lightning_callbacks
 from rich.console import Console
 
 from defeat.config import compose_config
+from defeat.run.evaluate import evaluate
 from defeat.run.train import train
+from defeat.run.trainer import build_trainer
 from defeat.training.callbacks import progress
 from defeat.training.callbacks.progress import ProgressBar, _free_to_read
 from tests.helpers.tiny import tiny
@@ -59,6 +62,27 @@ def test_lines_of_the_log_are_a_time_apart(
     caplog.set_level("INFO", "defeat.training.callbacks.progress")
     run(tmp_path, scenes, ProgressBar(seconds=3600))
     assert sum("loss" in r.getMessage() for r in caplog.records if "progress" in r.name) == 1
+
+
+def test_an_evaluation_shows_its_batches_on_a_terminal_alone(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*, terminal: bool) -> str:
+        file = io.StringIO()
+        console = Console(file=file, force_terminal=terminal, width=80, color_system=None)
+        monkeypatch.setattr(progress, "Console", lambda: console)
+        evaluate(compose_config("eval", [f"checkpoint={teacher}", "+data.val_batch_size=2", "run_dir=x"]))
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+
+    assert "validation: batch 2/2" in shown(terminal=True)
+    assert shown(terminal=False) == capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("word", "bars"), [("~callbacks.progress", []), ("seed=0", [ProgressBar])])
+def test_a_run_without_a_bar_has_none_of_lightnings(word: str, bars: list[type]) -> None:
+    config = compose_config("train", ["+experiment=scenes_plain", "trainer=cpu", "run_dir=x", word])
+    callbacks = build_trainer(config).callbacks  # type: ignore[attr-defined]
+    assert [type(c) for c in callbacks if isinstance(c, lightning_callbacks.ProgressBar)] == bars
 
 
 def test_a_terminal_of_80_columns_shows_one_line(

@@ -17,7 +17,7 @@ from defeat.errors import ConfigError
 from defeat.evaluation import DEFAULT_MAX_DETS, Evaluation, check_backend, check_max_dets, evaluate_results
 from defeat.run.check_trainer import check_trainer_settings
 from defeat.run.checkpoint_detector import build_student
-from defeat.training.callbacks import KeepPredictions
+from defeat.training.callbacks import KeepPredictions, ProgressBar
 from defeat.training.module import DetectionModule
 from defeat.types import Annotations, Prediction
 
@@ -131,6 +131,8 @@ def evaluation_data(config: DictConfig, file: WeightFile) -> DetectionDataModule
 
 
 def _trainer(config: DictConfig, file: WeightFile, callbacks: list[Callback]) -> pl.Trainer:
+    if config.trainer.get("enable_progress_bar", True):
+        callbacks = [*callbacks, ProgressBar()]
     trained = (file.config or {}).get("trainer") or {}
     precision = config.trainer.precision or trained.get("precision") or "32-true"
     trainer: pl.Trainer = build(

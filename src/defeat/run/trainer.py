@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from omegaconf import DictConfig
 
 from defeat.config import build
@@ -32,10 +32,16 @@ def build_trainer(config: DictConfig, callbacks: Sequence[Callback] = ()) -> Tra
         config.trainer,
         logger=loggers or False,
         callbacks=every,
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in every),  # no others
+        # None but those that are configured: Lightning would add its own.
+        enable_checkpointing=_has(Checkpoint, every),
+        enable_progress_bar=config.trainer.get("enable_progress_bar", _has(ProgressBar, every)),
         plugins=[SafeCheckpointIO(), *_slurm()],
     )
     return trainer
+
+
+def _has(kind: type[Callback], callbacks: Sequence[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
 
 
 def _slurm() -> list[SLURMEnvironment]:

@@ -55,11 +55,20 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         self._first_step = trainer.global_step
         steps = trainer.estimated_stepping_batches
         self._steps = None if math.isinf(steps) else int(steps)
+        self._start(self._steps, trainer.global_step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the batches of a validation that is no part of a training."""
+        super().on_validation_start(trainer, pl_module)
+        if trainer.state.fn == "validate":
+            self._start(int(trainer.num_val_batches[0]))
+
+    def _start(self, total: int | None, done: int = 0) -> None:
         console = Console()
         if self._enabled and console.is_terminal:
             columns = (BarColumn(bar_width=8), TextColumn("{task.description}", markup=False))
             self._bar = Progress(*columns, console=console, transient=True, refresh_per_second=4)
-            self._task = self._bar.add_task("begins", total=self._steps, completed=trainer.global_step)
+            self._task = self._bar.add_task("begins", total=total, completed=done)
             self._bar.start()
 
     def on_train_batch_end(
@@ -91,11 +100,15 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         if self._bar:
             batches = trainer.num_val_batches[dataloader_idx]
-            self._bar.update(self._task, description=f"validation: batch {batch_idx + 1}/{batches}")
+            done = batch_idx + 1 if trainer.state.fn == "validate" else None
+            description = f"validation: batch {batch_idx + 1}/{batches}"
+            self._bar.update(self._task, completed=done, description=description)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the figures of a validation."""
         super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "validate":
+            self._stop()
         if not self._enabled or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         figures = {name: float(x) for name, x in trainer.callback_metrics.items() if name.startswith("val/")}
