@@ -101,7 +101,10 @@ def test_the_installed_package_runs_from_any_folder(installed: Path, tmp_path: P
     assert config.teacher.model.backbone == "resnet152"
     assert list(tmp_path.iterdir()) == []
 
-    words = ["+experiment=scenes_plain", *tiny(Path("run"), Path("scenes"), steps=1)]
+    words = [
+        "+experiment=scenes_plain",
+        *tiny(Path("run"), Path("scenes"), "student.model.backbone=resnet10", steps=1),
+    ]
     out = call(installed / "defeat-train", *words, folder=tmp_path)
     assert "steps       1\n" in out
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.helpers.console import Run, execute, logged, only
+from tests.helpers.narrow import IN_A_PROCESS
 from tests.helpers.tiny import tiny, tiny_teacher
 
 SEND = """
@@ -46,8 +47,8 @@ def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> 
     more = [*tiny_teacher(teacher), *hits, *often]
     words = [w for w in tiny(Path(), tmp_path / "scenes", *more, steps=20) if not w.startswith("run_dir")]
     Path("sending.py").write_text(SEND)
-    sending = "+callbacks.send._target_=sending.Send"
-    trained = execute("defeat-train", "+experiment=scenes", *words, sending, PYTHONPATH=str(tmp_path))
+    more = [IN_A_PROCESS, "+callbacks.send._target_=sending.Send"]
+    trained = execute("defeat-train", "+experiment=scenes", *words, *more, PYTHONPATH=str(tmp_path))
     assert trained.status == 128 + signal.SIGTERM
     assert "Warning" not in trained.err
     assert "Traceback" not in trained.err
@@ -89,7 +90,8 @@ def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> 
 
 @pytest.mark.slow
 def test_two_processes_distil_with_no_parameter_unused(teacher: Path, tmp_path: Path) -> None:
-    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", *tiny_teacher(teacher)]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    several = [*ddp, IN_A_PROCESS, *tiny_teacher(teacher)]
     words = [w for w in tiny(Path(), tmp_path / "scenes", *several) if not w.startswith("run_dir")]
     trained = execute("defeat-train", "+experiment=scenes", *words)
     assert trained.status == 0, trained.err

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.helpers.console import Run, logged
+from tests.helpers.console import Run, logged, process_environment
+from tests.helpers.narrow import IN_A_PROCESS
 from tests.helpers.tiny import tiny
 
 # What of SLURM submitit uses. A job is a process of this machine, its tasks its children.
@@ -90,7 +91,13 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def words(scenes: Path, *more: str) -> list[str]:
     sized = [word for word in tiny(Path(), scenes, "~logger.tensorboard") if not word.startswith("run_dir=")]
-    return ["-m", "+experiment=scenes_plain", *sized, *more]
+    return ["-m", "+experiment=scenes_plain", *sized, IN_A_PROCESS, *more]
+
+
+@pytest.fixture(autouse=True)
+def _python_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of jobs find the helpers of the tests."""
+    monkeypatch.setenv("PYTHONPATH", process_environment()["PYTHONPATH"])
 
 
 def runs(sweep: Path) -> list[Path]:

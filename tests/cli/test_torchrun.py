@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import socket
 import subprocess
 import sys
@@ -18,11 +17,10 @@ from omegaconf import OmegaConf
 from defeat.config import compose_config
 from defeat.evaluation.detections import read_detections
 from defeat.run.train import train
-from tests.helpers.console import Ended, Run, logged, only
+from tests.helpers.console import Ended, Run, logged, only, process_environment
+from tests.helpers.narrow import IN_A_PROCESS
 from tests.helpers.seen_images import SeenImages, global_batches
 from tests.helpers.tiny import tiny
-
-CHECKOUT = Path(__file__).parents[2]
 
 # The student begins as the shipped teacher, so that its figures are not 0, and 5 images cannot be shared out
 # evenly to 2 processes.
@@ -57,7 +55,6 @@ def torchrun(nodes: int, processes: int, *words: str, of_node: Sequence[Sequence
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}"]
-    python_path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
     launchers = [
         subprocess.Popen(
             [
@@ -66,7 +63,7 @@ def torchrun(nodes: int, processes: int, *words: str, of_node: Sequence[Sequence
                 *("--master-addr=127.0.0.1", f"--master-port={port}", "-m", "defeat.cli.train"),
                 *(*words, *place, f"trainer.num_nodes={nodes}", *(of_node[node] if of_node else ())),
             ],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path},
+            env=process_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -190,7 +187,7 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path: Path) -> None:
     spy = "tests.helpers.seen_images.SeenImages"
     seen = [f"+callbacks.seen={{_target_:{spy},folder:{tmp_path}/resumed_seen}}"]
     checkpoint = [f"ckpt_path={tmp_path}/begun/checkpoints/last.ckpt", "data.batch_size=2"]
-    (ended,) = torchrun(1, 2, *words("resumed", 10, *checkpoint, *seen))
+    (ended,) = torchrun(1, 2, *words("resumed", 10, *checkpoint, *seen, IN_A_PROCESS))
     assert ended.status == 0, ended.err
     assert ended.out.count("parameters ") == 1
     assert len(list((tmp_path / "resumed_seen").iterdir())) == 2

@@ -18,6 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from defeat.detectors import capture, create_detector, faster_rcnn, fcos, retinanet
 from defeat.detectors.adapted import HalfFrozenBatchNorm2d, PixelTransform, adapt
+from tests.helpers.narrow import NARROW
 
 HEIGHT, WIDTH = 64, 1333
 SIZE = {"min_size": HEIGHT, "max_size": WIDTH}
@@ -121,7 +122,7 @@ def test_builders_construct_what_adapt_puts_in(build: Callable[..., nn.Module]) 
             for name, module in detector.named_modules()
         ]
 
-    detector = build(3, backbone="resnet10", fpn_channels=64)
+    detector = build(3, backbone=NARROW, fpn_channels=64)
     before = kinds(detector)
     torchvisions = (AnchorGenerator, FrozenBatchNorm2d, MultiScaleRoIAlign)
     assert sum(issubclass(kind, torchvisions) for _, kind, _ in before) > 10
@@ -150,7 +151,7 @@ def test_subclasses_of_others_stay() -> None:
         pass
 
     def build(num_classes: int) -> nn.Module:
-        detector = faster_rcnn(num_classes, backbone="resnet10", fpn_channels=16)
+        detector = faster_rcnn(num_classes, backbone=NARROW, fpn_channels=16)
         detector.backbone.body.bn1 = Norm(64)
         detector.roi_heads.box_roi_pool = Pool(["0"], 7, 2)
         return detector

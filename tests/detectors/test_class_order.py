@@ -33,11 +33,12 @@ from defeat.detectors.backbones import fpn_backbone
 from defeat.detectors.class_order import is_head, order, reorder
 from defeat.detectors.weights import WeightFile, torchvision_weights
 from defeat.errors import WeightsError
+from tests.helpers.narrow import NARROW
 
 Builder = Callable[..., nn.Module]
 
 COCO = [name for name in _COCO_CATEGORIES[1:] if name != "N/A"]
-SMALL: dict[str, Any] = {"backbone": "resnet10", "fpn_channels": 64, "min_size": 64, "max_size": 64}
+SMALL: dict[str, Any] = {"backbone": NARROW, "fpn_channels": 64, "min_size": 64, "max_size": 64}
 # Nothing is cut off or suppressed, so that detections do not hang on the last digit of a score.
 ALL: dict[str, Any] = {
     "score_thresh": 0.0,

@@ -25,6 +25,7 @@ from defeat.detectors import (
     read_weights,
 )
 from defeat.errors import ConfigError, WeightsError
+from tests.helpers.narrow import NARROW
 
 Tensors = dict[str, Tensor]
 
@@ -40,7 +41,7 @@ def average() -> nn.Module:
 
 
 def build(num_classes: int) -> nn.Module:
-    return faster_rcnn(num_classes, backbone="resnet10", fpn_channels=8, box_head_channels=16)
+    return faster_rcnn(num_classes, backbone=NARROW, fpn_channels=8, box_head_channels=16)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from defeat.detectors import create_detector, faster_rcnn
+from tests.helpers.narrow import NARROW
 
 SIDE = 64
 LONG = torch.zeros(3, 3, SIDE)
@@ -71,7 +72,7 @@ def rcnn(kind: type[FasterRCNN], backbone: type[nn.Module], num_classes: int, **
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "of this project": partial(faster_rcnn, backbone="resnet10", returned_layers=(1, 2), **SIZE),
+    "of this project": partial(faster_rcnn, backbone=NARROW, returned_layers=(1, 2), **SIZE),
     "pyramid": partial(rcnn, FasterRCNN, Pyramid),
     "one map": partial(rcnn, FasterRCNN, OneMap),
     "masks": partial(rcnn, MaskRCNN, Pyramid),

@@ -15,8 +15,9 @@ from defeat.detectors import FrozenTeacher, create_detector, faster_rcnn, fcos, 
 from defeat.detectors.class_order import is_head, read_class_map, select_outputs
 from defeat.detectors.weights import read_weights, torchvision_weights
 from defeat.errors import WeightsError
+from tests.helpers.narrow import NARROW
 
-SMALL: dict[str, Any] = {"backbone": "resnet10", "fpn_channels": 64, "min_size": 32, "max_size": 32}
+SMALL: dict[str, Any] = {"backbone": NARROW, "fpn_channels": 64, "min_size": 32, "max_size": 32}
 ALL: dict[str, Any] = {"score_thresh": 0.0, "nms_thresh": 1.0, "detections_per_img": 99999}
 MANY: dict[str, Any] = {"topk_candidates": 99999}
 FAMILIES: dict[str, Any] = {

@@ -19,9 +19,10 @@ from defeat.distill import (
 )
 from defeat.distill.schedules import constant, cosine, linear, up_down, warmup
 from defeat.errors import ConfigError
+from tests.helpers.narrow import NARROW
 
 SMALL: dict[str, Any] = {
-    "backbone": "resnet10",
+    "backbone": NARROW,
     "min_size": 64,
     "max_size": 64,
     "norm": "batch",
@@ -50,7 +51,7 @@ ALL = {"neck": NECK, "head": HEAD, "backbone": STAGES}
 
 def pair(student_channels: int = 8, teacher_channels: int = 12) -> tuple[nn.Module, nn.Module]:
     student = faster_rcnn(3, **FRCNN, fpn_channels=student_channels).train()
-    teacher = faster_rcnn(3, **{**FRCNN, "backbone": "resnet18"}, fpn_channels=teacher_channels)
+    teacher = faster_rcnn(3, **{**FRCNN, "backbone": NARROW}, fpn_channels=teacher_channels)
     return student, teacher.requires_grad_(False).eval()
 
 

@@ -24,6 +24,7 @@ from tests.helpers.evaluation_cases import (
     make_target,
     random_case,
 )
+from tests.helpers.narrow import NARROW
 
 
 @pytest.mark.parametrize("backend", ["faster_coco_eval", "pycocotools"])
@@ -98,7 +99,7 @@ def test_max_dets_must_make_sense(number):
 
 @pytest.mark.parametrize("build", [faster_rcnn, retinanet, fcos])
 def test_max_dets_reaches_the_detector(build):
-    student = build(3, backbone="resnet10", min_size=64, max_size=64)
+    student = build(3, backbone=NARROW, min_size=64, max_size=64)
     DetectionModule(student, CLASSES[:2])
     limits = student.roi_heads if build is faster_rcnn else student
     assert limits.detections_per_img == 100

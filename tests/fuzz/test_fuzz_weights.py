@@ -18,10 +18,11 @@ from torch import nn
 from defeat.detectors import faster_rcnn, load_detector_weights, read_weights
 from defeat.errors import WeightsError
 from tests.helpers.mutations import NUMBERS, STRINGS, ByteChange, byte_changes, change_bytes
+from tests.helpers.narrow import NARROW
 from tests.helpers.trials import Tally, refused, sizes, try_inputs
 from tests.helpers.weight_files import packed, payloads, replaced, saved
 
-SETTINGS = {"backbone": "resnet10", "fpn_channels": 8, "box_head_channels": 8, "returned_layers": [1, 2]}
+SETTINGS = {"backbone": NARROW, "fpn_channels": 8, "box_head_channels": 8, "returned_layers": [1, 2]}
 CLASSES = ["dog", "cat"]
 
 

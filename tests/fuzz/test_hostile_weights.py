@@ -22,6 +22,7 @@ from defeat.detectors import create_detector, faster_rcnn, read_weights
 from defeat.detectors.weights import torchvision_weights
 from defeat.errors import WeightsError
 from tests.helpers.limits import bounded, forbid_network
+from tests.helpers.narrow import NARROW
 from tests.helpers.trials import refused
 from tests.helpers.weight_files import Code, packed, payloads, replaced, saved
 
@@ -182,7 +183,7 @@ def test_no_weights_of_torchvision_are_fetched_unasked(
     assert all(torchvision_weights.checksum(entry.url.rpartition("/")[2]) for entry in entries)
     for entry in entries:
         raises(str(entry), str(entry), "download=true")
-    create_detector(lambda num_classes: faster_rcnn(num_classes, backbone="resnet10"), ["dog"])
+    create_detector(lambda num_classes: faster_rcnn(num_classes, backbone=NARROW), ["dog"])
     assert not (tmp_path / "hub").exists()
 
 

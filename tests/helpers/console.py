@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+CHECKOUT = Path(__file__).parents[2]
+
 
 class Ended(NamedTuple):
     """How a console script ended."""
@@ -32,11 +34,18 @@ class Ended(NamedTuple):
 Run = Callable[..., Ended]
 
 
+def process_environment(**more: str) -> dict[str, str]:
+    """The environment of another process, which finds the helpers of the tests too."""
+    places = [str(CHECKOUT), more.pop("PYTHONPATH", ""), os.environ.get("PYTHONPATH", "")]
+    paths = os.pathsep.join(filter(None, places))
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more, "PYTHONPATH": paths}
+
+
 def execute(name: str, *words: str, **environment: str) -> Ended:
     """Start an executable that lies beside this interpreter, in an environment with some more variables."""
     done = subprocess.run(
         [Path(sys.executable).with_name(name), *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env=process_environment(**environment),
         capture_output=True,
         text=True,
         check=False,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.helpers.narrow import NARROW
+
 DETECTOR = [
-    "model.backbone=resnet10",
+    f"model.backbone={NARROW}",
     "model.fpn_channels=8",
     "model.min_size=64",
     "model.max_size=64",

@@ -14,6 +14,7 @@ from defeat.detectors import faster_rcnn, fcos, retinanet
 from defeat.errors import DataError
 from defeat.run.fit_to_data import fit_to_data, fitted_sizes
 from defeat.types import Record
+from tests.helpers.narrow import NARROW
 
 
 def records(width: int, height: int, side: float) -> list[Record]:
@@ -43,7 +44,7 @@ def test_large_pictures_are_reduced_and_small_objects_enlarged() -> None:
 def test_every_family_is_built_of_its_sizes(builder: Any) -> None:
     sizes = fitted_sizes(f"defeat.detectors.{builder.__name__}", records(320, 240, 30))
     with torch.device("meta"):
-        detector = builder(3, backbone="resnet10", fpn_channels=64, **sizes)
+        detector = builder(3, backbone=NARROW, fpn_channels=64, **sizes)
     assert detector.transform.min_size == tuple(sizes["min_size"])
 
 

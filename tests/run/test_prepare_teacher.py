@@ -27,6 +27,7 @@ from defeat.report.report import make_report
 from defeat.run.evaluate import evaluate
 from defeat.run.prepare_teacher import prepare_teacher
 from defeat.run.train import Outcome, train
+from tests.helpers.narrow import NARROW
 from tests.helpers.tiny import tiny, tiny_teacher
 
 
@@ -115,7 +116,7 @@ def images(data: Data, count: int = 20) -> Any:
 
 
 def detector() -> nn.Module:
-    return faster_rcnn(3, backbone="resnet10", fpn_channels=8, min_size=[32, 64], max_size=64)
+    return faster_rcnn(3, backbone=NARROW, fpn_channels=8, min_size=[32, 64], max_size=64)
 
 
 def made(model: nn.Module, precision: Any = None) -> Detector:

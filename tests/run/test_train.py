@@ -102,7 +102,7 @@ def test_a_checkpoint_holds_no_teacher_and_only_plain_containers(distilled: Path
     assert own["teacher"]["source"] == str(teacher)
     assert len(own["teacher"]["sha256"]) == 64
     assert own["classes"][:2] == ["disc", "square"]
-    assert own["config"]["student"]["model"]["backbone"] == "resnet10"
+    assert own["config"]["student"]["model"]["backbone"] == "narrow"
     assert {"best.ckpt", "last.ckpt"} == {p.name for p in (distilled / "checkpoints").iterdir()}
 
 

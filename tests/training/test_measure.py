@@ -21,9 +21,10 @@ from defeat.training.gradient_tables import as_csv, chart, figures, gradient_tab
 from defeat.training.loss_gradients import DETECTION, Measurement, measure
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.types import Batch, Target
+from tests.helpers.narrow import NARROW
 
 SMALL: dict[str, Any] = {
-    "backbone": "resnet10",
+    "backbone": NARROW,
     "min_size": 64,
     "max_size": 64,
     "norm": "batch",
@@ -69,7 +70,7 @@ BATCHES = [batch(1), batch(2)]
 
 def trio(terms: dict[str, Any] | None = None, **more: Any) -> tuple[nn.Module, nn.Module, Distiller]:
     student = faster_rcnn(3, **FRCNN, fpn_channels=8).train()
-    teacher = faster_rcnn(3, **{**FRCNN, "backbone": "resnet18"}, fpn_channels=12)
+    teacher = faster_rcnn(3, **{**FRCNN, "backbone": NARROW}, fpn_channels=12)
     teacher = teacher.requires_grad_(False).eval()
     return student, teacher, Distiller(student, teacher, terms=terms or ALL, **more)
 

@@ -18,9 +18,10 @@ from defeat.distill import Distiller, FeatureTerm
 from defeat.training.lr_schedules import warmup_cosine, warmup_multistep
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.types import Target
+from tests.helpers.narrow import NARROW
 
 SMALL = {
-    "backbone": "resnet10",
+    "backbone": NARROW,
     "min_size": 64,
     "max_size": 64,
     "norm": "batch",
@@ -53,7 +54,7 @@ def module(distilled: bool = True, norm: str = "batch") -> DetectionModule:
     adam = partial(torch.optim.AdamW, lr=1e-3)
     if not distilled:
         return DetectionModule(student, ["a", "b"], optimizer=adam)
-    teacher = faster_rcnn(3, **{**SMALL, "backbone": "resnet18"})
+    teacher = faster_rcnn(3, **{**SMALL, "backbone": NARROW})
     term = partial(FeatureTerm, object_weight=1.0, background_weight=1.0)
     distiller = Distiller(student, teacher, terms={"neck": term})
     return DetectionModule(
@@ -206,7 +207,7 @@ def test_a_sanity_check_logs_no_figures_and_validation_does(tmp_path: Path) -> N
 
 def test_background_is_never_a_detection() -> None:
     made = DetectionModule(
-        retinanet(3, backbone="resnet10", fpn_channels=8, min_size=64, max_size=64, score_thresh=0.0),
+        retinanet(3, backbone=NARROW, fpn_channels=8, min_size=64, max_size=64, score_thresh=0.0),
         ["a", "b"],
     ).eval()
     with torch.no_grad():

@@ -33,6 +33,7 @@ from defeat.run.train import train
 from defeat.training.callbacks.nonfinite import NonFinite, NonFiniteError
 from defeat.training.module import DetectionModule, to_unit_range
 from defeat.types import Target
+from tests.helpers.narrow import NARROW
 from tests.helpers.ranks import start_two
 from tests.helpers.tiny import tiny, tiny_teacher
 
@@ -404,7 +405,7 @@ def test_settings_that_make_no_sense_are_refused(
         run("scenes_plain", tiny(tmp_path, scenes, f"callbacks.nonfinite.{word}"))
 
 
-SMALL = {"backbone": "resnet10", "min_size": 32, "max_size": 32, "box_head_channels": 16, "fpn_channels": 8}
+SMALL = {"backbone": NARROW, "min_size": 32, "max_size": 32, "box_head_channels": 16, "fpn_channels": 8}
 
 
 def small(**settings: Any) -> DetectionModule:

@@ -160,7 +160,7 @@ def test_a_run_on_a_full_disk_says_so_and_its_last_checkpoint_resumes(
     class Fill(pl.Callback):
         def on_train_batch_end(self, trainer, *args) -> None:  # type: ignore[no-untyped-def]
             if trainer.global_step == 3:
-                limited(1_000_000)
+                limited(100_000)
 
     with pytest.raises(StorageError, match=r"last.ckpt cannot be written"):
         run(tmp_path / "a", images, watch=(Fill(),))

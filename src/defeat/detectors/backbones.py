@@ -86,7 +86,7 @@ def fpn_backbone(
 
 
 def _check(name: str, returned_layers: Sequence[int], trainable_layers: int, norm: str) -> None:
-    if name not in NAMES:
+    if name not in RESNETS and name not in MOBILENETS:
         raise ConfigError(f"unknown backbone {name!r}: choose one of {', '.join(NAMES)}")
     if norm not in NORMS:
         raise ConfigError(f"unknown norm {norm!r}: choose one of {', '.join(NORMS)}")
