@@ -14,6 +14,7 @@ from defeat.detectors.weights import read_weights
 from defeat.distill import Distiller
 from defeat.errors import ConfigError, WeightsError
 from tests.helpers.data_sets import CocoFiles
+from tests.helpers.distillation import distiller_config
 
 RUN = ["run_dir=runs/x"]
 
@@ -77,13 +78,6 @@ def test_optimisers_instantiate(name: str) -> None:
 
 
 @cache
-def distiller_choice(name: str) -> DictConfig:
-    """A choice of conf/distiller. Not to be changed."""
-    node: DictConfig = compose_config("train", [f"distiller={name}", *RUN]).distiller
-    return node
-
-
-@cache
 def pair(family: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     """A student and a wider teacher of a family."""
     few = 64 if family == "fcos" else 8  # the fewest that the head of FCOS takes
@@ -96,7 +90,7 @@ def pair(family: str) -> tuple[torch.nn.Module, torch.nn.Module]:
 @pytest.mark.parametrize("name", choices("distiller"))
 @pytest.mark.parametrize("family", ["frcnn", "retinanet", "fcos"])
 def test_distillers_instantiate_or_say_why_not(name: str, family: str) -> None:
-    node, (student, teacher) = distiller_choice(name), pair(family)
+    node, (student, teacher) = distiller_config(name), pair(family)
     terms = [term for term in node.terms.values() if term is not None]
     targets = {term["_target_"] for term in terms}
     if family != "frcnn" and "defeat.distill.HeadTerm" in targets:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader
 
-from defeat.config import build, compose_config
+from defeat.config import build
 from defeat.data import collate
 from defeat.detectors import FrozenTeacher, capture
 from defeat.distill import Grids, random_mask
@@ -28,6 +28,8 @@ from defeat.distill.normalizers import global_normalizer, local_normalizer
 from defeat.training.module import DetectionModule
 from defeat.types import Target
 from tests.helpers.agree import Kind, detector, lively, once
+from tests.helpers.distillation import distiller_config
+from tests.helpers.narrow import NARROW
 from tests.helpers.ranks import start_two
 
 OBJECTS = [[5, 3, 0, 0], [0, 1, 6, 2]]
@@ -96,14 +98,8 @@ def pair(kind: Kind) -> tuple[nn.Module, nn.Module]:
     """Student and teacher, the same in every process."""
     torch.manual_seed(1)
     # Batch normalisation would see the images of its process alone.
-    settings = {"norm": "frozen", "min_size": 96, "max_size": 96}
+    settings = {"norm": "frozen", "min_size": 96, "max_size": 96, "backbone": NARROW}
     return detector(kind, "student", **settings), detector(kind, "teacher", **settings)
-
-
-@cache
-def configured(name: str) -> DictConfig:
-    config: DictConfig = compose_config("train", [f"distiller={name}"]).distiller
-    return config
 
 
 def module(name: str, config: DictConfig) -> DetectionModule:
@@ -184,7 +180,7 @@ def train(name: str, config: DictConfig, share: slice, processes: int = 1) -> Ru
 
 def look_alone() -> dict[str, float]:
     """The losses of a batch, as a measurement before the training has them in one process."""
-    made = module("defeat", configured("defeat"))
+    made = module("defeat", distiller_config("defeat"))
     assert made.teacher is not None
     assert made.distiller is not None
     with patch("torch.randperm", in_order), capture(made.student) as captured:
@@ -222,7 +218,7 @@ class Rank(NamedTuple):
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    configs = {name: configured(name) for name in CASES}
+    configs = {name: distiller_config(name) for name in CASES}
     start_two(_rank, str(folder), configs)
     found = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     return [Rank({name: Run(*run) for name, run in runs.items()}, *rest) for runs, *rest in found]
@@ -261,7 +257,7 @@ def distance(found: Run, expected: Run) -> float:
 @pytest.mark.parametrize("name", EXACT)
 def test_losses_and_gradients_of_two_processes_are_those_of_one(name: str, ranks: list[Rank]) -> None:
     first, second = (rank.runs[name] for rank in ranks)
-    one = train(name, configured(name), WHOLE)
+    one = train(name, distiller_config(name), WHOLE)
     found = distance(mean([first, second]), one)  # not within the assertion, which would print every gradient
     assert found < 1e-10
     for a, b in zip(first.gradients, second.gradients, strict=True):
@@ -273,7 +269,7 @@ def test_losses_and_gradients_of_two_processes_are_those_of_one(name: str, ranks
 @cache
 def halves(name: str) -> list[Run]:
     """Each process's images in one process, where nothing is counted over processes."""
-    return [train(name, configured(name), half) for half in HALVES]
+    return [train(name, distiller_config(name), half) for half in HALVES]
 
 
 def test_the_mean_over_what_each_process_would_find_alone_is_another_loss(ranks: list[Rank]) -> None:
@@ -290,7 +286,7 @@ def test_the_mean_over_what_each_process_would_find_alone_is_another_loss(ranks:
 def test_correlations_are_those_of_each_process(ranks: list[Rank]) -> None:
     together = mean([rank.runs["pkd"] for rank in ranks])
     to_halves = distance(together, mean(halves("pkd")))
-    to_whole = distance(together, train("pkd", configured("pkd"), WHOLE))
+    to_whole = distance(together, train("pkd", distiller_config("pkd"), WHOLE))
     assert to_halves < 1e-10
     assert to_whole > 1e-3
 

@@ -13,12 +13,13 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from defeat.config import build, compose_config, conf_dir
+from defeat.config import build, conf_dir
 from defeat.detectors import Captured, FrozenTeacher, capture
 from defeat.detectors.heads import Proposals
 from defeat.distill import AdaptedMaps, DistillBatch, Distiller
 from defeat.distill.terms import head
 from tests.helpers.agree import BOXES, IMAGES, Kind, detector, lively, once
+from tests.helpers.distillation import distiller_config
 
 DISTILLERS = sorted(path.stem for path in (conf_dir() / "distiller").glob("*.yaml"))
 
@@ -88,9 +89,8 @@ CASES = [(name, torch.bfloat16) for name in DISTILLERS] + [
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
 def test_losses_under_autocast_are_those_of_float32(name: str, dtype: torch.dtype) -> None:
     kind: Kind = "retinanet" if "retinanet" in name else "frcnn"
-    config = compose_config("train", [f"distiller={name}"]).distiller
     with once():
-        distiller: Distiller = build(config)(*pair(kind))
+        distiller: Distiller = build(distiller_config(name))(*pair(kind))
     lively(distiller).float()
     both, tape = forwards(kind, dtype), Tape()
     with torch.no_grad(), tape.between():

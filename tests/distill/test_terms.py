@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defeat.config import build, compose_config
+from defeat.config import build
 from defeat.detectors import Captured, inspect_detector
 from defeat.distill import (
     AnchorTerm,
@@ -38,6 +38,7 @@ from tests.helpers.agree import (
     observe,
     once,
 )
+from tests.helpers.distillation import distiller_config
 
 DECOUPLED = Neck("object", 4, 16)
 DEEP = Neck("shared", 1, 1, (16, 32))
@@ -89,9 +90,8 @@ def pair(kind: Kind) -> tuple[nn.Module, nn.Module]:
 
 def configured(name: str, kind: Kind, *overrides: str) -> nn.Module:
     """A distiller as ``distiller=NAME`` on the command line makes it."""
-    config = compose_config("train", [f"distiller={name}", *overrides])
     with once():
-        return lively(build(config.distiller)(*pair(kind)))
+        return lively(build(distiller_config(name, *overrides))(*pair(kind)))
 
 
 def checked(recipe: Recipe, name: str, kind: Kind, *overrides: str) -> dict[str, float]:

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from defeat.config import build, compose_config
+from defeat.config import build
 from defeat.detectors import FrozenTeacher, capture, faster_rcnn, inspect_detector, retinanet
 from defeat.distill import Distiller, WholeMapTerm, channel_loss, conv3x3, matching, pearson_loss
 from defeat.distill.terms import MapLoss
 from defeat.errors import ConfigError
+from tests.helpers.distillation import distiller_config
+from tests.helpers.narrow import NARROW
 
 LOSSES = [pearson_loss, partial(channel_loss, temperature=2.0)]
 SMALL: dict[str, Any] = {
-    "backbone": "resnet10",
+    "backbone": NARROW,
     "min_size": 64,
     "max_size": 64,
     "norm": "batch",
@@ -225,8 +227,7 @@ def test_the_configured_distillers_teach(
     student, teacher = pair(family, *channels, teacher_family=teacher_family)
     # where two images have more than a cell each: among two numbers the correlation is 1 or -1
     strides = f"distiller.terms.{name}.strides=[8,16,32]"
-    config = compose_config("train", [f"distiller={name}", strides, "run_dir=x"])
-    distiller = build(config.distiller)(student, teacher)
+    distiller = build(distiller_config(name, strides))(student, teacher)
     assert bool(list(distiller.parameters())) == (channels[0] != channels[1])
     parameters = [p for p in [*student.parameters(), *distiller.parameters()] if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-4)
@@ -247,9 +248,9 @@ def test_the_configured_distillers_teach(
 
 
 def test_the_configured_weights_and_what_is_inherited() -> None:
-    neck = compose_config("train", ["distiller=neck", "run_dir=x"]).distiller
+    neck = distiller_config("neck")
     for name, weight in (("pkd", 24.0), ("cwd", 20.0)):
-        config = compose_config("train", [f"distiller={name}", "run_dir=x"]).distiller
+        config = distiller_config(name)
         assert {key for key, term in config.terms.items() if term is not None} == {name}
         assert config.terms[name].weight == weight
         assert {k: v for k, v in config.items() if k != "terms"} == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig
 from PIL import Image
 
-from defeat.config import build, build_factory, to_plain
+from defeat.config import build, build_factory, compose_config, to_plain
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector
 
@@ -22,6 +23,13 @@ SHRUNK = (
     "returned_layers=[1]",
     "anchor_sizes=null",
 )
+
+
+@cache
+def distiller_config(name: str, *overrides: str) -> DictConfig:
+    """The distiller that ``distiller=NAME`` on the command line makes. Not to be changed."""
+    config: DictConfig = compose_config("train", [f"distiller={name}", "run_dir=x", *overrides]).distiller
+    return config
 
 
 def distillation(root: Path) -> list[str]:
