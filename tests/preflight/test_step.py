@@ -21,6 +21,18 @@ from defeat.training.module import DetectionModule
 from defeat.training.run import Run
 from defeat.types import Batch
 from tests.helpers.built_runs import built_run, severe
+from tests.helpers.tiny import tiny, tiny_teacher
+
+
+def tiny_run(run_dir: Path, scenes: Path, teacher: Path, *more: str) -> Run:
+    """A distilled run of tiny detectors: the faults below are found whatever the teacher knows."""
+    return built_run(run_dir, scenes, *tiny(run_dir, scenes, *tiny_teacher(teacher), *more))
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory, scenes: Path, teacher: Path) -> Run:
+    """Shared: change copies alone."""
+    return tiny_run(tmp_path_factory.mktemp("healthy"), scenes, teacher)
 
 
 def walk(run: Run, steps: int = 1) -> tuple[Steps, list[Batch]]:
@@ -136,7 +148,7 @@ def test_adapters_left_out_of_the_optimiser_are_found(built: Run) -> None:
 
     built.module._optimizer = forgetful
     text = severe(check_optimizer(walk(built)[0]))
-    assert "12 of 65 parameters are not in the optimiser: distiller.terms.neck" in text
+    assert "12 of 68 parameters are not in the optimiser: distiller.terms.neck" in text
 
 
 def test_an_optimiser_that_is_asked_for_the_student_alone_is_found(
@@ -148,7 +160,7 @@ def test_an_optimiser_that_is_asked_for_the_student_alone_is_found(
         "build_optimizer",
         lambda self: self._optimizer(p for p in self.student.parameters() if p.requires_grad),
     )
-    assert "12 of 65 parameters" in severe(check_optimizer(walk(built)[0]))
+    assert "12 of 68 parameters" in severe(check_optimizer(walk(built)[0]))
 
 
 # -- losses -----------------------------------------------------------------------------------------------
@@ -165,8 +177,8 @@ def test_a_term_whose_mask_is_empty_is_found(built: Run) -> None:
     assert "distiller.terms.neck.object_weight=0" in text
 
 
-def test_a_term_on_frozen_stages_is_found(tmp_path: Path, pictures: Path) -> None:
-    frozen = built_run(tmp_path, pictures, "student.model.trainable_layers=0")
+def test_a_term_on_frozen_stages_is_found(tmp_path: Path, scenes: Path, teacher: Path) -> None:
+    frozen = tiny_run(tmp_path, scenes, teacher, "student.model.trainable_layers=0")
     found = losses(frozen)
     text = " ".join(problem.cause for problem in found.problems if problem.severe)
     assert "backbone_object has a gradient of nan at the student's stages: it teaches nothing" in text
@@ -210,10 +222,10 @@ def test_images_without_objects_leave_a_loss_unjudged(healthy: Run) -> None:
     assert "neck_object cannot be judged, for the first 4 images have no objects" in found.problems[0].cause
 
 
-def test_a_plain_run_has_its_own_losses_and_parameters_alone(tmp_path: Path, pictures: Path) -> None:
-    plain = built_run(tmp_path, pictures, experiment="scenes_plain")
+def test_a_plain_run_has_its_own_losses_and_parameters_alone(tmp_path: Path, scenes: Path) -> None:
+    plain = built_run(tmp_path, scenes, *tiny(tmp_path, scenes), experiment="scenes_plain")
     steps, batches = walk(plain)
     found = check_losses(plain, plain.distillation, steps, batches, level_factor=100)
     assert found.result == check_gradients(steps, half=False).result == "ok"
     assert found.summary.startswith("detection ")
-    assert check_optimizer(steps).summary == "53 parameters, 0 of them the distiller's"
+    assert check_optimizer(steps).summary == "56 parameters, 0 of them the distiller's"

@@ -141,9 +141,9 @@ def test_a_new_head_is_not_judged(built: Run) -> None:
     assert [finding.result for finding in look(new)] == ["ok", "ok"]
 
 
+@pytest.mark.usefixtures("found")
 def test_the_teacher_and_the_students_transform_are_left_alone(healthy: Run) -> None:
     assert healthy.distillation is not None
-    look(healthy)
     assert healthy.module.student.transform.training
     assert not any(module.training for module in healthy.distillation.frozen_teacher.modules())
     assert healthy.distillation.frozen_teacher.detector.transform is not healthy.module.student.transform
