@@ -18,6 +18,7 @@ from defeat.detectors.compiled_backbone import COMPILE_MODES
 from defeat.detectors.teacher_precision import optimize_for_inference
 from defeat.errors import ConfigError
 from defeat.run.train import train
+from tests.helpers.narrow import NARROW
 from tests.helpers.tiny import tiny, tiny_teacher
 
 # Inductor of torch 2.11 about itself, when it is imported and where it tunes; nothing to mend here
@@ -38,7 +39,8 @@ def _nothing_compiled() -> Iterator[None]:
 
 
 def built(build: Callable[..., nn.Module] = faster_rcnn) -> FrozenTeacher:
-    return FrozenTeacher(build(3, backbone="resnet10", fpn_channels=16))
+    few = {"returned_layers": (1, 2), "anchor_sizes": None}  # tracing takes its time for each layer
+    return FrozenTeacher(build(3, backbone=NARROW, fpn_channels=16, **few))
 
 
 def all_maps(teacher: FrozenTeacher, images: Tensor) -> dict[str, Tensor]:
@@ -53,9 +55,15 @@ class Backend:
 
     def __init__(self) -> None:
         self.graphs = 0
+        self.dynamic = False
+        """Whether one of them was for any shape."""
 
     def __call__(self, graph: fx.GraphModule, inputs: list[Tensor], **options: Any) -> Callable[..., Any]:
         self.graphs += 1
+        sizes = [size for x in inputs if isinstance(x, Tensor) for size in x.shape]
+        self.dynamic |= not all(
+            type(size) is int for size in (*inputs, *sizes) if not isinstance(size, Tensor)
+        )
         return graph.forward
 
 
@@ -84,6 +92,7 @@ def test_hooks_see_all_maps_and_nothing_is_compiled_twice(build: Callable[..., n
         for images, own in zip(batches, exact, strict=True):
             torch.testing.assert_close(all_maps(detector, images), own)
         assert backend.graphs == 2 * len(SHAPES), "body and pyramid, once a shape"
+    assert not backend.dynamic
 
 
 def test_the_body_is_compiled_alone_where_no_pyramid_is_wanted() -> None:
