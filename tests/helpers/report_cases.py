@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from omegaconf import OmegaConf
 
 from defeat.config import compose_config, to_plain
@@ -93,11 +93,11 @@ def detect(
 
 
 @cache
-def _composed(experiment: str) -> dict[str, Any]:
+def _composed(experiment: str) -> str:
+    """The file config.yaml of a run in the folder RUN."""
     more = ["teacher.weights=teacher.ckpt"] if experiment == "scenes" else []
-    return to_plain(
-        compose_config("train", [f"+experiment={experiment}", "run_dir=RUN", "data.root=x", *more])
-    )
+    config = compose_config("train", [f"+experiment={experiment}", "run_dir=RUN", "data.root=x", *more])
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
 
 
 def write_run(
@@ -111,13 +111,12 @@ def write_run(
     changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write what a run leaves behind, as far as a report reads it; no detections if there are no images."""
-    config = OmegaConf.create(deepcopy(_composed(experiment)))
-    text = OmegaConf.to_yaml(config).replace("RUN", str(folder))
-    config = OmegaConf.create(text)
+    config = yaml.load(_composed(experiment).replace("RUN", str(folder)), yaml.CSafeLoader)
     for key, value in {"seed": seed, "data.seed": seed, **(changes or {})}.items():
-        OmegaConf.update(config, key, value)
+        *groups, name = key.split(".")
+        reduce(lambda node, group: node[group], groups, config)[name] = value
     folder.mkdir(parents=True)
-    OmegaConf.save(config, folder / "config.yaml")
+    (folder / "config.yaml").write_text(yaml.dump(config, Dumper=yaml.CSafeDumper, sort_keys=False))
     (folder / "data.json").write_text(json.dumps({"splits": {"train": {"sha256": "0"}}}))
     if images:
         write_detections(folder / DETECTIONS_FILE, Detections(dict(enumerate(images)), tuple(classes), step))
