@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -16,6 +17,7 @@ from defeat.config import compose_config
 from defeat.errors import ConfigError
 from defeat.run.train import train
 from tests.helpers.console import Run, execute, only
+from tests.helpers.narrow import IN_A_PROCESS
 from tests.helpers.tiny import tiny, tiny_teacher
 
 WEIGHTS = ("object_weight", "background_weight")
@@ -55,12 +57,20 @@ def balanced(tmp_path_factory: pytest.TempPathFactory, scenes: Path, teacher: Pa
 def test_a_run_ends_the_same_whether_it_was_measured_and_drawn_or_not(
     scenes: Path, teacher: Path, tmp_path: Path
 ) -> None:
+    class Watch(Callback):
+        """Keeps the random state that the measurement leaves behind."""
+
+        def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            states.append(torch.get_rng_state())
+
+    states: list[torch.Tensor] = []
     for name, measured in (("with", True), ("without", False)):
         # Proposals are drawn at random, and a step follows the first validation.
         more = ["distiller.terms.head.proposals=teacher", "trainer.max_steps=3"]
         of = words(tmp_path / name, scenes, teacher, *more, measured=measured, pictured=measured)
-        train(compose_config("train", of))
+        train(compose_config("train", of), [Watch()])
         assert (tmp_path / name / "gradients.md").is_file() == measured
+    assert torch.equal(*states)
     assert equal(tmp_path / "with", tmp_path / "without")
 
 
@@ -207,7 +217,8 @@ def test_the_request_and_the_report_are_shown(scenes: Path, teacher: Path, scrip
 
 @pytest.mark.slow
 def test_two_processes_train_with_the_same_weights(teacher: Path, tmp_path: Path) -> None:
-    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "distiller.balance=gradient"]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    several = [*ddp, IN_A_PROCESS, "distiller.balance=gradient"]
     asked = [w for w in words(Path(), tmp_path / "scenes", teacher, *several) if "run_dir=" not in w]
     trained = execute("defeat-train", *asked)
     assert trained.status == 0, trained.err

@@ -165,6 +165,20 @@ def test_resumed_is_uninterrupted(
     assert check_all("scenes_plain", variant, 5, images, tmp_path, monkeypatch, *end) >= 2
 
 
+def test_places_are_counted_in_whole_steps_and_whole_epochs(images: Path, tmp_path: Path) -> None:
+    """A validation before the third batch's step is done; and an end of 5 steps, which are an epoch."""
+    more = ["data.batch_size=2", "trainer.accumulate_grad_batches=2", "data.train.images=20", "~logger"]
+    third = ["trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=0.3"]
+    words = tiny(tmp_path, images, *more, *third, steps=5)
+    train(compose_config("train", ["+experiment=scenes_plain", *words]))
+    best, last = (
+        torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)["place"]
+        for name in ("best", "last")
+    )
+    assert best == {"epoch": 0, "batches": 3, "steps": 1, "validation_due": False}
+    assert last == {"epoch": 1, "batches": 0, "steps": 5, "validation_due": False}
+
+
 def test_a_distilled_run_keeps_its_schedule(
     images: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

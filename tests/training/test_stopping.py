@@ -15,12 +15,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from defeat.cli import train as command
 from defeat.config import compose_config
 from defeat.errors import ConfigError, StorageError
 from defeat.io.atomic_write import write_text
 from defeat.run.checkpoint_io import SafeCheckpointIO
 from defeat.run.train import train
 from defeat.training.stopping import SIGNALS, StoppedError, StopRequest, hand_on
+from tests.helpers.console import process_environment
+from tests.helpers.narrow import IN_A_PROCESS
 from tests.helpers.tiny import tiny
 
 
@@ -114,6 +117,29 @@ def test_submitits_signal_is_handed_on_to_it_and_no_other(images: Path, tmp_path
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_the_command_ends_as_by_the_signal_and_hands_on_submitits_alone(
+    signum: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in SIGNALS}
+
+    def stopped(*args: object, **more: object) -> None:
+        raise StoppedError(signum, 7, "last.ckpt")
+
+    monkeypatch.setattr("defeat.run.train.train", stopped)
+    try:
+        with pytest.raises(SystemExit) as end:
+            command.run(compose_config("train", ["run_dir=x"]))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert end.value.code == 128 + signum
+    line = f"stopped by {signum.name} after step 7; go on with ckpt_path=last.ckpt"
+    assert capsys.readouterr().err == f"{line}\n"
+    assert heard == [signum] * (signum == signal.SIGUSR2)
 
 
 def test_signals_between_accumulated_batches_wait_for_the_step(images: Path, tmp_path: Path) -> None:
@@ -224,10 +250,10 @@ def test_a_folder_that_has_a_run_is_refused_and_stays_as_it_is(images: Path, tmp
 @pytest.mark.slow
 def test_two_processes_told_to_stop_stop_together_and_one_goes_on(images: Path, tmp_path: Path) -> None:
     both = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
-    words = tiny(tmp_path / "two", images, "data.train.images=20", *both, steps=1000)
+    words = tiny(tmp_path / "two", images, "data.train.images=20", *both, IN_A_PROCESS, steps=1000)
     process = subprocess.Popen(
         [Path(sys.executable).with_name("defeat-train"), "+experiment=scenes_plain", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=process_environment(),
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
