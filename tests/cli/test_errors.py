@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from defeat.cli.error_messages import explain
 from defeat.cli.launch import launch
 from defeat.cli.overrides import check_types
 from defeat.config import compose_config
 from defeat.errors import ConfigError
+from defeat.run.build import build_run
 from tests.helpers.console import Run
 from tests.helpers.tiny import tiny, tiny_teacher
 
@@ -86,8 +88,9 @@ def distilled() -> DictConfig:
     ],
 )
 def test_values_of_another_type_than_their_defaults(word: str, expected: str) -> None:
-    config = compose_config("train", [*DISTILLED, word])
+    config = distilled().copy()
     key, _, value = word.partition("=")
+    OmegaConf.update(config, key, yaml.safe_load(value), merge=False)
     with pytest.raises(ConfigError, match=rf"^{key} must be {expected}, got .*{value}"):
         check_types(config, distilled())
 
@@ -134,18 +137,37 @@ def test_types_that_are_right_beside_the_default(choices: list[str], values: lis
         (["+student.model.norn=1"], ["student", "'norn'"]),
         (["+optim.optimizer.momentun=1"], ["optim.optimizer: ", "'momentun'"]),
         (["+data.train.imagez=1"], ["data.train: ", "'imagez'"]),
-        (["optim.optimizer.lr=-1"], ["optim.optimizer: ", "-1"]),
         (["student._target_=defeat.nope.nope"], ["student: ", "defeat.nope"]),
         (["student.model._target_=defeat.detectors.nope"], ["student.model: "]),
+        (["ckpt_path=last"], ["ckpt_path=last: ", "no last.ckpt"]),
+    ],
+)
+def test_values_that_cannot_be_trained_with(words: list[str], parts: list[str], plain: list[str]) -> None:
+    line = refusal([*plain, *words])
+    assert [part for part in parts if part not in line] == [], line
+
+
+def refusal(words: list[str]) -> str:
+    """The line of a training that ends before it begins."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - any that the line below is made of
+        build_run(compose_config("train", words))
+    line = explain(caught.value, "train", words)
+    assert line is not None
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
         (
             ["trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=99"],
             ["val_check_interval", "99"],
         ),
-        (["ckpt_path=last"], ["ckpt_path=last: ", "no last.ckpt"]),
+        (["optim.optimizer.lr=-1"], ["optim.optimizer: ", "-1"]),
         (["optimized_metric=val/ap"], ["optimized_metric=val/ap ", "val/AP, "]),
     ],
 )
-def test_values_that_cannot_be_trained_with(
+def test_what_a_training_finds_wrong_ends_the_command_in_a_line(
     words: list[str], parts: list[str], plain: list[str], script: Run
 ) -> None:
     ended = script("defeat-train", *plain, *words)
@@ -160,14 +182,14 @@ def test_values_that_cannot_be_trained_with(
 
 @pytest.mark.parametrize("content", [None, b"no zip at all", b"", "half"])
 def test_teachers_that_cannot_be_read(
-    content: bytes | str | None, teacher: Path, scenes: Path, tmp_path: Path, script: Run
+    content: bytes | str | None, teacher: Path, scenes: Path, tmp_path: Path
 ) -> None:
     if content == "half":
         content = teacher.read_bytes()[: teacher.stat().st_size // 2]
     if isinstance(content, bytes):
         Path("teacher.ckpt").write_bytes(content)
     words = tiny(tmp_path / "run", scenes, *tiny_teacher(Path("teacher.ckpt")))
-    assert "teacher.ckpt" in script("defeat-train", "+experiment=scenes", *words).line
+    assert "teacher.ckpt" in refusal(["+experiment=scenes", *words])
 
 
 def test_a_distillation_without_its_teachers_weights_reads_no_data(tmp_path: Path, script: Run) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,10 +28,10 @@ HEAVY = {
 
 PROGRAM = """
 import contextlib, importlib, io, json, sys
-module, heavy, command_lines = json.loads(sys.argv[1])
-main = importlib.import_module(module).main
+heavy, command_lines = json.loads(sys.argv[1])
 answers = []
-for words in command_lines:
+for command, words in command_lines:
+    main = importlib.import_module(f"defeat.cli.{command}").main
     sys.argv = ["command", *words]
     out, status = io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
@@ -64,23 +64,32 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("command", WRONG)
-def test_looks_and_mistakes_import_nothing_heavy(command: str, tmp_path: Path) -> None:
-    looks = LOOKS.get(command, HYDRA)
-    asked = [f"defeat.cli.{command}", sorted(HEAVY), [*looks, *WRONG[command]]]
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What each command answers, all of them in one process: status, output, and what is imported by then."""
+    folder = tmp_path_factory.mktemp("looks")
+    lines = [(name, words) for name in WRONG for words in (*LOOKS.get(name, HYDRA), *WRONG[name])]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(asked)],
+        [sys.executable, "-c", PROGRAM, json.dumps([sorted(HEAVY), lines])],
         capture_output=True,
         text=True,
         check=True,
-        cwd=tmp_path,
+        cwd=folder,
     )
-    answers = json.loads(done.stdout)
-    assert [imported for _, _, imported in answers] == [[]] * len(answers)
-    assert [status for status, _, _ in answers] == [0] * len(looks) + [1] * len(WRONG[command])
-    text = [out for _, out, _ in answers]
+    assert not any(path.is_file() for path in folder.rglob("*"))
+    found: dict[str, list[Any]] = {}
+    for (name, _), answer in zip(lines, json.loads(done.stdout), strict=True):
+        found.setdefault(name, []).append(answer)
+    return found
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_looks_and_mistakes_import_nothing_heavy(command: str, answers: dict[str, list[Any]]) -> None:
+    looks = LOOKS.get(command, HYDRA)
+    status, text, imported = zip(*answers[command], strict=True)
+    assert list(imported) == [[]] * len(imported)
+    assert list(status) == [0] * len(looks) + [1] * len(WRONG[command])
     assert re.match(rf"defeat {re.escape(defeat.__version__)} \(torch \d\S*, torchvision ", text[1])
     assert len(text[0].splitlines()) < 120, "the keys that matter"
     assert max(map(len, text[0].splitlines())) <= 80
     assert all(re.fullmatch(r"error: .+\n", line) for line in text[len(looks) :]), text
-    assert not any(path.is_file() for path in tmp_path.rglob("*"))

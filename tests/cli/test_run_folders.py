@@ -48,7 +48,18 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Start:
-    """Start a task of a moment as the console scripts start theirs: it logs, and writes its run_dir."""
+    """Start a task of a moment as ``defeat-eval`` starts its own, whose configuration takes half the time."""
+    return starter("eval", monkeypatch, capfd)
+
+
+@pytest.fixture
+def start_training(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Start:
+    """The same as ``defeat-train``, which alone has sweeps and several processes."""
+    return starter("train", monkeypatch, capfd)
+
+
+def starter(command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Start:
+    """Start a task as a command does: it logs, and writes its run_dir."""
 
     def task(config: DictConfig) -> None:
         log.info("at work")
@@ -60,10 +71,10 @@ def start(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
 
     def run(*words: str) -> Ended:
         capfd.readouterr()
-        monkeypatch.setattr("sys.argv", ["defeat-train", *words, "data.root=x"])
+        monkeypatch.setattr("sys.argv", [f"defeat-{command}", *words, "data.root=x"])
         status = 0
         try:
-            launch(task, "train")
+            launch(task, command)
         except SystemExit as end:
             status = int(end.code or 0)
         finally:
@@ -130,10 +141,10 @@ def test_processes_that_start_at_once_have_a_folder_each(tmp_path: Path) -> None
 
 def test_runs_of_the_same_second(start: Start, tmp_path: Path) -> None:
     assert start().status == 0
-    runs = tmp_path / "runs" / "train"
+    runs = tmp_path / "runs" / "eval"
     first, second = runs / "2026-01-02_03-04-05", runs / "2026-01-02_03-04-05_2"
     before = content(first)
-    assert {"train.log", ".hydra/overrides.yaml", "result"} <= before.keys()
+    assert {"eval.log", ".hydra/overrides.yaml", "result"} <= before.keys()
     assert start("seed=1").status == 0
     assert content(first) == before
     assert OmegaConf.load(second / ".hydra" / "config.yaml").seed == 1
@@ -164,8 +175,8 @@ def test_a_folder_that_is_named(start: Start, tmp_path: Path) -> None:
         ".hydra/config.yaml",
         ".hydra/hydra.yaml",
         ".hydra/overrides.yaml",
+        "eval.log",
         "result",
-        "train.log",
     ]
     for folder in ("a/new one", "empty", "b"):
         assert list(content(tmp_path / folder)) == own
@@ -178,7 +189,7 @@ def test_a_folder_that_is_named(start: Start, tmp_path: Path) -> None:
 
 
 def test_the_configuration_of_a_run_as_a_new_one(start: Start, tmp_path: Path) -> None:
-    OmegaConf.save(compose_config("train", ["run_dir=runs/old"]), tmp_path / "config.yaml")
+    OmegaConf.save(compose_config("eval", ["run_dir=runs/old"]), tmp_path / "config.yaml")
     again = ["--config-path", str(tmp_path), "--config-name", "config"]
     assert start(*again).status == 0
     assert start(*again).line.startswith("run_dir=runs/old: there is .hydra already")
@@ -199,10 +210,10 @@ def test_what_a_run_has_written_stays_when_it_fails(monkeypatch: pytest.MonkeyPa
         Path(config.run_dir, "result").touch()
         raise ConfigError("too late")
 
-    monkeypatch.setattr("sys.argv", ["defeat-train", "run_dir=x", "data.root=x"])
+    monkeypatch.setattr("sys.argv", ["defeat-eval", "run_dir=x"])
     with pytest.raises(SystemExit):
-        launch(fail, "train")
-    assert {"result", ".hydra", "train.log"} <= {p.name for p in (tmp_path / "x").iterdir()}
+        launch(fail, "eval")
+    assert {"result", ".hydra", "eval.log"} <= {p.name for p in (tmp_path / "x").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -214,9 +225,9 @@ def test_what_a_run_has_written_stays_when_it_fails(monkeypatch: pytest.MonkeyPa
         (["-m", "seed=1,2", "output_root=file"], "cannot be written: "),
     ],
 )
-def test_where_no_folder_can_be(words: list[str], line: str, start: Start, tmp_path: Path) -> None:
+def test_where_no_folder_can_be(words: list[str], line: str, start_training: Start, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    assert line in start(*words).line
+    assert line in start_training(*words).line
     assert content(tmp_path) == {"file": b"mine"}
 
 
@@ -229,13 +240,13 @@ def test_to_look_makes_no_folder(words: list[str], start: Start, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweep_is_one_folder(start: Start, tmp_path: Path) -> None:
+def test_a_sweep_is_one_folder(start_training: Start, tmp_path: Path) -> None:
     root = "it's a=b,{c} \\"
     sweep = ["-m", "seed=1,2", "output_root='" + root.replace("\\", "\\\\").replace("'", "\\'") + "'"]
-    assert start(*sweep).status == 0
+    assert start_training(*sweep).status == 0
     sweeps = tmp_path / root / "sweeps"
     before = content(only(sweeps))
-    assert start(*sweep).status == 0
+    assert start_training(*sweep).status == 0
     assert content(sweeps / "2026-01-02_03-04-05") == before
     for folder in sweeps.iterdir():
         assert {p.name for p in folder.iterdir()} == {"0", "1", "multirun.yaml"}
@@ -245,11 +256,11 @@ def test_a_sweep_is_one_folder(start: Start, tmp_path: Path) -> None:
     assert {p.name for p in sweeps.iterdir()} == {"2026-01-02_03-04-05", "2026-01-02_03-04-05_2"}
 
 
-def test_a_sweep_that_is_begun_again_in_its_folder(start: Start, tmp_path: Path) -> None:
+def test_a_sweep_that_is_begun_again_in_its_folder(start_training: Start, tmp_path: Path) -> None:
     sweep = ["-m", "hydra.sweep.dir=swept"]
-    assert start(*sweep, "seed=1,2").status == 0
+    assert start_training(*sweep, "seed=1,2").status == 0
     before = content(tmp_path / "swept")
-    assert start(*sweep, "seed=3,4").status == 0
+    assert start_training(*sweep, "seed=3,4").status == 0
     after = content(tmp_path / "swept")
     assert {p.name for p in (tmp_path / "swept").iterdir() if p.is_dir()} == {"0", "1", "0_2", "1_2"}
     assert after["multirun_1.yaml"] == before.pop("multirun.yaml")
@@ -328,11 +339,11 @@ def test_a_further_process_makes_nothing_and_says_nothing(
 
 @pytest.mark.parametrize("environment", [TORCHRUN, SRUN])
 def test_the_first_process_has_the_folder(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, start: Start, tmp_path: Path
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, start_training: Start, tmp_path: Path
 ) -> None:
     for name, value in ({"RANK": "0", "SLURM_PROCID": "0"} | environment).items():
         monkeypatch.setenv(name, value)
-    ended = start(*TWO)
+    ended = start_training(*TWO)
     assert ended.status == 0, ended.err
     assert "at work" in ended.out
     assert (only(tmp_path / "runs" / "train") / "result").is_file()
@@ -343,28 +354,30 @@ def test_a_process_that_lightning_starts_joins_the_folder(
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "train.log").write_text("of the first process")
-    given = ['hydra.run.dir="run"', "hydra.job.name=train_ddp_process_1", "hydra.output_subdir=null"]
+    (tmp_path / "run" / "eval.log").write_text("of the first process")
+    given = ['hydra.run.dir="run"', "hydra.job.name=eval_ddp_process_1", "hydra.output_subdir=null"]
     assert start(*given).status == 0
     found = content(tmp_path / "run")
-    assert list(found) == ["result", "train.log", "train_ddp_process_1.log"]
+    assert list(found) == ["eval.log", "eval_ddp_process_1.log", "result"]
     assert found["result"] == str(tmp_path / "run").encode()
-    assert found["train.log"] == b"of the first process"
+    assert found["eval.log"] == b"of the first process"
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize(
-    ("name", "words", "parts"),
+    ("rank", "name", "words", "parts"),
     [
-        ("defeat-train", ["data.root=x"], ["is for 1: add trainer=ddp", "trainer.num_nodes=<"]),
+        ("0", "defeat-train", ["data.root=x"], ["is for 1: add trainer=ddp", "trainer.num_nodes=<"]),
         (
+            "1",
             "defeat-train",
             ["data.root=x", "trainer=ddp", "trainer.devices=2", "trainer.num_nodes=2"],
             ["is for 4: add trainer=ddp", "trainer.num_nodes=<"],
         ),
-        ("defeat-eval", [], ["runs as one"]),
-        ("defeat-demo", [], ["runs as one"]),
-        ("defeat-train", ["-m", "seed=1,2", "data.root=x", *TWO], ["a sweep (-m)", "start one process"]),
+        ("0", "defeat-eval", [], ["runs as one"]),
+        ("1", "defeat-eval", [], ["runs as one"]),
+        ("0", "defeat-demo", [], ["runs as one"]),
+        ("0", "defeat-train", ["-m", "seed=1,2", "data.root=x", *TWO], ["a sweep (-m)", "start one process"]),
+        ("1", "defeat-train", ["-m", "seed=1,2", "data.root=x", *TWO], ["a sweep (-m)", "start one process"]),
     ],
 )
 def test_processes_that_would_each_work_alone_are_refused(
@@ -384,11 +397,13 @@ def test_processes_that_would_each_work_alone_are_refused(
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
-def test_devices_that_lightning_counts_are_left_to_it(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
+def test_devices_that_lightning_counts_are_left_to_it(
+    monkeypatch: pytest.MonkeyPatch, start_training: Start
+) -> None:
     for key, value in (TORCHRUN | {"RANK": "0"}).items():
         monkeypatch.setenv(key, value)
-    assert start("trainer=ddp").status == 0
-    assert "is for 1: add" in start("trainer.devices=auto").line
+    assert start_training("trainer=ddp").status == 0
+    assert "is for 1: add" in start_training("trainer.devices=auto").line
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "results.json"])
