@@ -12,14 +12,13 @@ from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters
 from torchvision.models.detection import ssd300_vgg16
 
-from defeat.config import compose_config
 from defeat.detectors import FrozenTeacher, faster_rcnn, retinanet
 from defeat.detectors.compiled_backbone import COMPILE_MODES
 from defeat.detectors.teacher_precision import optimize_for_inference
 from defeat.errors import ConfigError
 from defeat.run.train import train
 from tests.helpers.narrow import NARROW
-from tests.helpers.tiny import tiny, tiny_teacher
+from tests.helpers.tiny import tiny, tiny_config, tiny_teacher
 
 # Inductor of torch 2.11 about itself, when it is imported and where it tunes; nothing to mend here
 pytestmark = [
@@ -184,7 +183,7 @@ def test_a_run_compiles_its_teacher_and_trains_alike(
     losses = []
     for name, more in (("plain", []), ("compiled", ["teacher.compile=default"])):
         words = tiny(tmp_path / name, scenes, *tiny_teacher(teacher), "~logger", *more)
-        losses.append(train(compose_config("train", ["+experiment=scenes", *words])).metrics)
+        losses.append(train(tiny_config("scenes", words)).metrics)
         assert backend.graphs == (0 if name == "plain" else 2)
     for key in ("distill/neck_object", "distill/head_background", "train/loss"):
         assert losses[1][key] == pytest.approx(losses[0][key], rel=1e-4), key
@@ -205,4 +204,4 @@ def test_what_cannot_be_compiled_is_refused(
 ) -> None:
     words = tiny(tmp_path / "run", scenes, *tiny_teacher(teacher), "~logger", word)
     with pytest.raises(ConfigError, match=message):
-        train(compose_config("train", ["+experiment=scenes", *words]))
+        train(tiny_config("scenes", words))

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+from defeat.config import compose_config
 from tests.helpers.narrow import NARROW
 
 DETECTOR = [
@@ -51,3 +57,20 @@ def tiny_teacher(weights: Path) -> list[str]:
     """Overrides that give such a run a teacher of its own size, with twice the channels."""
     sized = [word.replace("fpn_channels=8", "fpn_channels=16") for word in DETECTOR]
     return [*(f"teacher.{word}" for word in sized), f"teacher.weights={weights}"]
+
+
+PATHS = ("run_dir", "ckpt_path")
+"""Keys that are others in nearly every run."""
+
+
+def tiny_config(experiment: str, words: Sequence[str]) -> DictConfig:
+    """Compose an experiment with the words of :func:`tiny`; Hydra once for all that differ in paths alone."""
+    paths = {key: value for key, _, value in (word.partition("=") for word in words) if key in PATHS}
+    config = copy.deepcopy(_composed(experiment, tuple(w for w in words if w.partition("=")[0] not in PATHS)))
+    config.update(paths)
+    return config
+
+
+@cache
+def _composed(experiment: str, words: tuple[str, ...]) -> DictConfig:
+    return compose_config("train", [f"+experiment={experiment}", "run_dir=x", *words])

@@ -9,7 +9,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from defeat.config import compose_config
 from defeat.memory import largest_batch
 from defeat.preflight.cost import check_cost, duration, plan
 from defeat.preflight.step import Gradients, Steps, Teacher
@@ -17,7 +16,7 @@ from defeat.run.build import build_run
 from defeat.run.train import train
 from defeat.training.run import Run
 from tests.helpers.built_runs import built_run
-from tests.helpers.tiny import tiny
+from tests.helpers.tiny import tiny, tiny_config
 
 
 class Count(pl.Callback):
@@ -58,9 +57,9 @@ class Count(pl.Callback):
 def test_the_plan_is_what_the_trainer_does(settings: list[str], tmp_path: Path, scenes: Path) -> None:
     words = tiny(tmp_path / "a", scenes, "~logger", *settings)
     count = Count()
-    outcome = train(compose_config("train", ["+experiment=scenes_plain", *words]), [count])
+    outcome = train(tiny_config("scenes_plain", words), [count])
     words[0] = f"run_dir={tmp_path / 'b'}"
-    planned = plan(build_run(compose_config("train", ["+experiment=scenes_plain", *words])))
+    planned = plan(build_run(tiny_config("scenes_plain", words)))
     assert planned.steps == outcome.steps
     assert planned.batches == count.batches
     assert planned.validations == count.validations

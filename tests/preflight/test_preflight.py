@@ -10,21 +10,20 @@ import pytest
 import torch
 
 from defeat.cli.error_messages import explain
-from defeat.config import compose_config
 from defeat.errors import ConfigError
 from defeat.preflight import CHECKS, Finding, Preflight, PreflightError, Problem
 from defeat.preflight import preflight as checks
 from defeat.run.train import train
 from defeat.training.run import Run
 from tests.helpers.built_runs import words
-from tests.helpers.tiny import tiny, tiny_teacher
+from tests.helpers.tiny import tiny, tiny_config, tiny_teacher
 
 FEW = ["preflight.images=24", "preflight.batches=1", "preflight.steps=1"]
 PLAIN = ("weights", "data", "losses", "gradients", "optimizer", "cost")
 
 
 def run(experiment: str, overrides: list[str]) -> Any:
-    return train(compose_config("train", [f"+experiment={experiment}", *overrides]))
+    return train(tiny_config(experiment, overrides))
 
 
 def report(run_dir: Path) -> dict[str, Any]:

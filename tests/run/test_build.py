@@ -13,11 +13,11 @@ from defeat.errors import ConfigError
 from defeat.run.build import build_run
 from defeat.run.trainer import build_trainer
 from defeat.training.run import Run
-from tests.helpers.tiny import tiny, tiny_teacher
+from tests.helpers.tiny import tiny, tiny_config, tiny_teacher
 
 
 def run_of(experiment: str, words: list[str], *, swept: bool = False) -> Run:
-    return build_run(compose_config("train", [f"+experiment={experiment}", *words]), swept=swept)
+    return build_run(tiny_config(experiment, words), swept=swept)
 
 
 def test_building_trains_nothing_and_writes_nothing(scenes: Path, teacher: Path, tmp_path: Path) -> None:

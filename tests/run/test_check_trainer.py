@@ -13,7 +13,7 @@ from defeat.config import build, compose_config
 from defeat.errors import ConfigError
 from defeat.run.check_trainer import check_trainer, check_trainer_settings
 from defeat.run.train import train
-from tests.helpers.tiny import tiny
+from tests.helpers.tiny import tiny, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,6 @@ def test_validations_by_time_do_not_fall_into_a_step(composed: DictConfig) -> No
 def test_a_sanity_check_and_no_logged_losses_go_with_the_progress_bar(scenes: Path, tmp_path: Path) -> None:
     words = [word for word in tiny(tmp_path / "run", scenes) if word != "callbacks.progress=null"]
     words += ["trainer.num_sanity_val_steps=1", "trainer.log_every_n_steps=0", "+trainer.max_time={hours: 1}"]
-    outcome = train(compose_config("train", ["+experiment=scenes_plain", *words]))
+    outcome = train(tiny_config("scenes_plain", words))
     assert outcome.steps == 2
     assert outcome.best is not None

@@ -12,11 +12,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from defeat.config import compose_config
 from defeat.run.train import train
 from defeat.training import callbacks
 from defeat.training.callbacks.exact_resume import move_step_counts
-from tests.helpers.tiny import tiny, tiny_teacher
+from tests.helpers.tiny import tiny, tiny_config, tiny_teacher
 
 VARIANTS = {
     "validation every 2 of 5 steps": ["trainer.max_steps=12"],
@@ -144,14 +143,14 @@ def check_all(
     """Resume from every so-manieth checkpoint of a run and compare; the number of those resumed from."""
     keeper = KeepAll(tmp_path / "kept", monkeypatch)
     words = words_of(variant, tmp_path / "whole", images, *more)
-    train(compose_config("train", [f"+experiment={experiment}", *words]))
+    train(tiny_config(experiment, words))
     keeper.restore()
     whole, curves = final(tmp_path / "whole"), rows(tmp_path / "whole")
     *begun, _ = keeper.kept  # the last one is of the end
     for checkpoint in begun[::-every][::-1]:
         run_dir = tmp_path / checkpoint.stem
         words = words_of(variant, run_dir, images, *more, f"ckpt_path={checkpoint}")
-        train(compose_config("train", [f"+experiment={experiment}", *words]))
+        train(tiny_config(experiment, words))
         assert list(differences(whole, final(run_dir))) == [], checkpoint.stem
         assert rows(run_dir) == curves, checkpoint.stem
         assert (run_dir / "checkpoints" / "best.ckpt").is_file()
@@ -170,7 +169,7 @@ def test_places_are_counted_in_whole_steps_and_whole_epochs(images: Path, tmp_pa
     more = ["data.batch_size=2", "trainer.accumulate_grad_batches=2", "data.train.images=20", "~logger"]
     third = ["trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=0.3"]
     words = tiny(tmp_path, images, *more, *third, steps=5)
-    train(compose_config("train", ["+experiment=scenes_plain", *words]))
+    train(tiny_config("scenes_plain", words))
     best, last = (
         torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)["place"]
         for name in ("best", "last")
@@ -200,7 +199,7 @@ def test_every_step_draws_other_random_numbers_and_a_seed_the_same(scenes: Path,
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         watch = Watch()
         words = words_of("by epochs", tmp_path / name, scenes, "data.train.images=8", f"seed={seed}")
-        train(compose_config("train", ["+experiment=scenes_plain", *words]), [watch])
+        train(tiny_config("scenes_plain", words), [watch])
         assert len(watch.seeds) == len(set(watch.seeds)) == 4
         found.append(watch.seeds)
     assert found[0] == found[1]
@@ -228,7 +227,7 @@ def test_workers_change_nothing(images: Path, tmp_path: Path, monkeypatch: pytes
     variant = "validation every 2 of 5 steps"
     for name, workers in (("none", 0), ("two", 2)):
         words = words_of(variant, tmp_path / name, images, f"data.num_workers={workers}")
-        train(compose_config("train", ["+experiment=scenes_plain", *words]))
+        train(tiny_config("scenes_plain", words))
     assert rows(tmp_path / "none") == rows(tmp_path / "two")
     assert check_all("scenes_plain", variant, 4, images, tmp_path, monkeypatch, "data.num_workers=2")
 

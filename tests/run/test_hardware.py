@@ -17,12 +17,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from defeat.config import compose_config
 from defeat.errors import ConfigError
 from defeat.run.build import build_run
 from defeat.run.hardware import keep_freed_memory, laid_like_parameters
 from defeat.run.train import train
-from tests.helpers.tiny import tiny, tiny_teacher
+from tests.helpers.tiny import tiny, tiny_config, tiny_teacher
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
@@ -60,7 +59,7 @@ def configured(run_dir: Path, scenes: Path, teacher: Path, *more: str, steps: in
     # Adam makes a whole step of a gradient that is rounding alone, and SGD does not.
     sgd = ["optim=sgd_1x", "optim.lr_schedule.warmup_steps=1"]
     words = tiny(run_dir, scenes, *tiny_teacher(teacher), "~logger", *sgd, *more, steps=steps)
-    return compose_config("train", ["+experiment=scenes", *words])
+    return tiny_config("scenes", words)
 
 
 def plain_run(run_dir: Path, scenes: Path, *more: str, steps: int = 3) -> Watch:
@@ -68,7 +67,7 @@ def plain_run(run_dir: Path, scenes: Path, *more: str, steps: int = 3) -> Watch:
     watch = Watch()
     sgd = ["optim=sgd_1x", "optim.lr_schedule.warmup_steps=1"]
     words = tiny(run_dir, scenes, "~logger", *sgd, *more, steps=steps)
-    train(compose_config("train", ["+experiment=scenes_plain", *words]), callbacks=[watch])
+    train(tiny_config("scenes_plain", words), callbacks=[watch])
     return watch
 
 

@@ -14,27 +14,26 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from defeat.config import compose_config
 from defeat.errors import ConfigError, WeightsError
 from defeat.run.build import build_run
 from defeat.run.find_checkpoint import find_checkpoint
 from defeat.run.train import train
 from defeat.training.callbacks.exact_resume import _current_name
 from defeat.training.curves import Curves
-from tests.helpers.tiny import tiny, tiny_teacher
+from tests.helpers.tiny import tiny, tiny_config, tiny_teacher
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory, scenes: Path, teacher: Path) -> Path:
     """The last checkpoint of a distilled run of two steps."""
     run_dir = tmp_path_factory.mktemp("begun")
-    train(compose_config("train", ["+experiment=scenes", *tiny(run_dir, scenes, *tiny_teacher(teacher))]))
+    train(tiny_config("scenes", tiny(run_dir, scenes, *tiny_teacher(teacher))))
     return run_dir / "checkpoints" / "last.ckpt"
 
 
 def resumed(checkpoint: Path, run_dir: Path, scenes: Path, teacher: Path, *more: str) -> DictConfig:
     words = tiny(run_dir, scenes, *tiny_teacher(teacher), f"ckpt_path={checkpoint}", *more, steps=4)
-    return compose_config("train", ["+experiment=scenes", *words])
+    return tiny_config("scenes", words)
 
 
 def resume(checkpoint: Path, run_dir: Path, scenes: Path, teacher: Path, *more: str) -> int:
@@ -129,7 +128,7 @@ def test_another_optimiser_cannot_go_on(begun: Path, scenes: Path, teacher: Path
 def test_a_plain_run_does_not_go_on_from_a_distilled_one(begun: Path, scenes: Path, tmp_path: Path) -> None:
     words = tiny(tmp_path / "run", scenes, f"ckpt_path={begun}")
     with pytest.raises(ConfigError, match=r"teacher file \w+\.\.\. -> None"):
-        train(compose_config("train", ["+experiment=scenes_plain", *words]))
+        train(tiny_config("scenes_plain", words))
 
 
 def test_what_does_not_make_the_training_may_change(

@@ -16,7 +16,7 @@ from defeat.errors import ConfigError, WeightsError
 from defeat.run.evaluate import evaluate
 from defeat.run.train import train
 from defeat.training.callbacks import KeepPredictions
-from tests.helpers.tiny import tiny, tiny_teacher
+from tests.helpers.tiny import tiny, tiny_config, tiny_teacher
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_steps_after_the_last_validation_are_saved_too(scenes: Path, tmp_path: P
 def test_evaluation_takes_the_precision_of_the_training(scenes: Path, tmp_path: Path) -> None:
     more = ("trainer.precision=bf16-mixed", "student.model.box_score_thresh=0.0", "~logger")
     keeper = KeepPredictions()
-    train(compose_config("train", ["+experiment=scenes_plain", *tiny(tmp_path, scenes, *more)]), [keeper])
+    train(tiny_config("scenes_plain", tiny(tmp_path, scenes, *more)), [keeper])
     words = [f"checkpoint={tmp_path}/checkpoints/last.ckpt", f"run_dir={tmp_path}", "trainer=cpu"]
     same, other = (
         evaluate(compose_config("eval", [*words, *precision])).predictions
@@ -174,7 +174,7 @@ def test_a_resumed_run_knows_the_best_so_far(
     state["kth_value"] = torch.tensor(0.9)
     torch.save(last, tmp_path / "last.ckpt")
     words = tiny(tmp_path / "on", scenes, *tiny_teacher(teacher), f"ckpt_path={tmp_path}/last.ckpt", steps=6)
-    outcome = train(compose_config("train", ["+experiment=scenes", *words]))
+    outcome = train(tiny_config("scenes", words))
     assert outcome.best_score == pytest.approx(0.9)
     # the run that was resumed keeps its file; this one has a copy
     assert outcome.best == tmp_path / "on" / "checkpoints" / "best.ckpt"
@@ -202,7 +202,7 @@ def test_a_plain_run_and_a_distilled_one_begin_alike_and_see_the_same_batches(
     ):
         watch = SeeBatches()
         words = tiny(tmp_path / name, scenes, "~logger.tensorboard", *more, steps=3)
-        train(compose_config("train", [f"+experiment={experiment}", *words]), [watch])
+        train(tiny_config(experiment, words), [watch])
         seen.append(watch.images)
     assert len(seen[0]) == len(seen[1]) == 12
     assert all(map(torch.equal, *seen))
@@ -251,19 +251,19 @@ def test_what_cannot_be_resumed_exactly_is_refused(
 ) -> None:
     words = tiny(tmp_path / "run", scenes, "~logger", *more)
     with pytest.raises(ConfigError, match=message):
-        train(compose_config("train", ["+experiment=scenes_plain", *words]))
+        train(tiny_config("scenes_plain", words))
     assert not (tmp_path / "run").exists()
 
 
 def test_without_checkpoint_callbacks_nothing_is_saved(scenes: Path, tmp_path: Path) -> None:
     words = tiny(tmp_path, scenes, "callbacks.checkpoint=null", "callbacks.last=null", "~logger", steps=1)
-    assert train(compose_config("train", ["+experiment=scenes_plain", *words])).best is None
+    assert train(tiny_config("scenes_plain", words)).best is None
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_without_best_checkpoints_a_run_ends_all_the_same(scenes: Path, tmp_path: Path) -> None:
     words = tiny(tmp_path, scenes, "callbacks.checkpoint=null", "~logger", steps=1)
-    outcome = train(compose_config("train", ["+experiment=scenes_plain", *words]))
+    outcome = train(tiny_config("scenes_plain", words))
     assert outcome.best is None
     assert outcome.steps == 1
 
@@ -284,9 +284,9 @@ def test_a_teacher_with_a_new_head_teaches_features_alone(
     torch.save(state, tmp_path / "other.pth")
     words = tiny(tmp_path, scenes, *tiny_teacher(tmp_path / "other.pth"), steps=1)
     with pytest.raises(WeightsError, match="new_head=true"):
-        train(compose_config("train", ["+experiment=scenes", *words]))
+        train(tiny_config("scenes", words))
     words.append("teacher.new_head=true")
     with pytest.raises(ConfigError, match=r"nothing to teach: leave the head term out"):
-        train(compose_config("train", ["+experiment=scenes", *words]))
+        train(tiny_config("scenes", words))
     outcome = train(compose_config("train", ["+experiment=scenes", *words, "~distiller.terms.head"]))
     assert outcome.steps == 1

@@ -23,7 +23,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from defeat.cli.error_messages import explain
-from defeat.config import compose_config
 from defeat.data import collate
 from defeat.data.images import read_image
 from defeat.detectors import FrozenTeacher, capture, faster_rcnn
@@ -35,7 +34,7 @@ from defeat.training.module import DetectionModule, to_unit_range
 from defeat.types import Target
 from tests.helpers.narrow import NARROW
 from tests.helpers.ranks import start_two
-from tests.helpers.tiny import tiny, tiny_teacher
+from tests.helpers.tiny import tiny, tiny_config, tiny_teacher
 
 NAN, INF = math.nan, math.inf
 
@@ -110,7 +109,7 @@ def rows(run_dir: Path, column: str) -> list[float]:
 
 
 def run(experiment: str, words: list[str], *callbacks: pl.Callback) -> None:
-    train(compose_config("train", [f"+experiment={experiment}", *words]), callbacks)
+    train(tiny_config(experiment, words), callbacks)
 
 
 def last(run_dir: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from defeat.timing import PHASES, CudaClock, HostClock, Phase, Recorder
 from defeat.training import module as training_module
 from defeat.training.callbacks.profile import WARM_UP, CountFlops, Profile, ProfileSteps, _is_compiled
 from defeat.training.module import DetectionModule
-from tests.helpers.tiny import tiny, tiny_teacher
+from tests.helpers.tiny import tiny, tiny_config, tiny_teacher
 
 LONG = ("trainer.val_check_interval=100", "trainer.check_val_every_n_epoch=null")
 """No validation."""
@@ -47,7 +47,7 @@ def run(
     pair = tiny_teacher(teacher) if teacher else []
     words = tiny(folder, scenes, *pair, *LONG, *more, steps=steps)
     experiment = "scenes" if teacher else "scenes_plain"
-    return train(compose_config("train", [f"+experiment={experiment}", *words]), callbacks)
+    return train(tiny_config(experiment, words), callbacks)
 
 
 def state(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from defeat.run.train import train
 from defeat.run.trainer import build_trainer
 from defeat.training.callbacks import progress
 from defeat.training.callbacks.progress import ProgressBar, _free_to_read
-from tests.helpers.tiny import tiny
+from tests.helpers.tiny import tiny, tiny_config
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_the_bar_reads_a_gpus_losses_where_they_are_logged(
 
 def run(tmp_path: Path, scenes: Path, bar: ProgressBar) -> dict[str, float]:
     words = tiny(tmp_path, scenes, "~logger", "data.batch_size=2", steps=6)
-    return train(compose_config("train", ["+experiment=scenes_plain", *words]), [bar]).metrics
+    return train(tiny_config("scenes_plain", words), [bar]).metrics
 
 
 def test_the_log_tells_the_steps_and_the_validations(

@@ -13,10 +13,9 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import defeat
-from defeat.config import compose_config
 from defeat.run.train import train
 from tests.helpers.gpu import gpu_waits
-from tests.helpers.tiny import tiny, tiny_teacher
+from tests.helpers.tiny import tiny, tiny_config, tiny_teacher
 
 PACKAGE = str(Path(defeat.__file__).parent)
 OURS = (PACKAGE, "lightning/pytorch/trainer/", "lightning/pytorch/callbacks/")
@@ -64,7 +63,7 @@ def run(watch: Watch, every: int, folder: Path, scenes: Path, teacher: Path, *mo
     lengths = [f"trainer.log_every_n_steps={every}", "trainer.val_check_interval=6"]
     words = tiny(folder, scenes, *tiny_teacher(teacher), *lengths, *more, steps=6)
     with watch.stack:
-        train(compose_config("train", ["+experiment=scenes", *words]), [watch])
+        train(tiny_config("scenes", words), [watch])
 
 
 @pytest.mark.parametrize(("every", "reads"), [(3, False), (1, True)])

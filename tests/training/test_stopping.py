@@ -24,7 +24,7 @@ from defeat.run.train import train
 from defeat.training.stopping import SIGNALS, StoppedError, StopRequest, hand_on
 from tests.helpers.console import process_environment
 from tests.helpers.narrow import IN_A_PROCESS
-from tests.helpers.tiny import tiny
+from tests.helpers.tiny import tiny, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ class Send(pl.Callback):
 
 def run(run_dir: Path, images: Path, *more: str, watch: tuple[pl.Callback, ...] = ()) -> int:
     words = tiny(run_dir, images, "data.train.images=20", *more, steps=5)
-    return train(compose_config("train", ["+experiment=scenes_plain", *words]), watch).steps
+    return train(tiny_config("scenes_plain", words), watch).steps
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from defeat.evaluation.detections import read_detections
 from defeat.run.evaluate import evaluate
 from defeat.run.train import train
 from defeat.training.callbacks.student_ema import StudentEMA, update_average
-from tests.helpers.tiny import tiny, tiny_teacher
+from tests.helpers.tiny import tiny, tiny_config, tiny_teacher
 
 
 class KeepStudents(pl.Callback):
@@ -43,7 +43,7 @@ def test_the_student_alone_is_averaged_saved_and_validated(
     keep = KeepStudents()
     more = ["callbacks=ema", "callbacks.ema.decay=0.3", "optim.optimizer.lr=1e-2", "distiller=neck"]
     words = tiny(tmp_path / "run", scenes, *tiny_teacher(teacher), *more, steps=4)
-    outcome = train(compose_config("train", ["+experiment=scenes", *words]), [keep])
+    outcome = train(tiny_config("scenes", words), [keep])
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
     assert {key.split(".")[0] for key in content["current_model_state"]} == {"student"}
@@ -90,7 +90,7 @@ def test_whole_numbers_are_copied_and_parameters_averaged() -> None:
 
 def test_a_run_that_averages_goes_on_with_its_average_alone(scenes: Path, tmp_path: Path) -> None:
     words = tiny(tmp_path / "a", scenes, "callbacks=ema", steps=1)
-    train(compose_config("train", ["+experiment=scenes_plain", *words]))
+    train(tiny_config("scenes_plain", words))
     resumed = [f"ckpt_path={tmp_path}/a/checkpoints/last.ckpt"]
     with pytest.raises(ConfigError, match=r"callbacks\.ema\.decay 0\.999 -> None"):
         train(compose_config("train", ["+experiment=scenes_plain", *tiny(tmp_path / "b", scenes, *resumed)]))
@@ -118,7 +118,7 @@ def test_a_training_without_gain_stops_and_says_what_to_do(
         "callbacks.early_stopping.min_delta=1",
     ]
     words = tiny(tmp_path / "my run", scenes, *more, steps=20)
-    outcome = train(compose_config("train", ["+experiment=scenes_plain", *words]))
+    outcome = train(tiny_config("scenes_plain", words))
     # the first validation has an AP, the second one none that is higher by 1
     assert (outcome.steps, outcome.stopped_early) == (4, True)
     print_summary(outcome)
