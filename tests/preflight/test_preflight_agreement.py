@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 from defeat.config import build, compose_config, conf_dir, to_plain
+from defeat.data.scenes import CLASSES
 from defeat.detectors import Detector, FrozenTeacher, WeightFile
 from defeat.errors import WeightsError
 from defeat.preflight.agreement import (
@@ -22,7 +23,7 @@ from defeat.preflight.agreement import (
 )
 from defeat.training.module import DetectionModule
 from defeat.training.run import Run
-from tests.helpers.built_runs import SHIPPED, built_run, severe
+from tests.helpers.built_runs import SHIPPED, built_run, severe, words
 
 
 def test_a_healthy_pair_agrees(healthy: Run) -> None:
@@ -34,15 +35,14 @@ def test_a_healthy_pair_agrees(healthy: Run) -> None:
 
 def test_a_teacher_file_of_a_deeper_network_is_found(tmp_path: Path, pictures: Path) -> None:
     # Its first layers fill the shallower network whole: the loader has nothing to refuse.
-    wrong = built_run(tmp_path, pictures, "teacher.model.backbone=resnet10")
-    found = check_weights(wrong.student, wrong.teacher)
+    found = check_weights(*_detectors(tmp_path, pictures, "teacher.model.backbone=resnet10"))
     assert "keys that the teacher's backbone lacks" in severe(found)
     assert "of a deeper network" in severe(found)
 
 
 def test_a_teacher_file_of_a_shallower_network_is_refused_at_loading(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(WeightsError, match=r"missing .* These weights are of another model"):
-        built_run(tmp_path, pictures, "teacher.model.backbone=resnet34")
+        _detectors(tmp_path, pictures, "teacher.model.backbone=resnet34")
 
 
 def test_keys_of_a_file_outside_of_the_backbone_are_a_warning(tmp_path: Path, pictures: Path) -> None:
@@ -81,18 +81,13 @@ def test_backbone_weights_are_counted(tmp_path: Path, pictures: Path) -> None:
 
 
 def _detectors(tmp_path: Path, pictures: Path, *more: str) -> tuple[Detector, Detector | None]:
-    found = built_run(tmp_path / "run", pictures, *more)
-    return found.student, found.teacher
+    """What a run of the scenes would build, without its data."""
+    config = compose_config("train", ["+experiment=scenes", *words(tmp_path / "run", pictures, *more)])
+    student: Detector = build(config.student, classes=list(CLASSES))
+    return student, build(config.teacher, classes=list(CLASSES), teacher=True)
 
 
-def test_another_normalisation_is_found(built: Run) -> None:
-    assert built.distillation is not None
-    built.module.student.transform.image_mean = [0.0, 0.0, 0.0]
-    text = severe(check_normalisation(built, built.distillation))
-    assert "by image_mean [0.0, 0.0, 0.0], and the teacher was trained with [0.485" in text
-
-
-def test_normalisation_of_the_teachers_training_counts_though_both_are_configured_alike(
+def test_another_normalisation_in_the_teachers_training_is_found_though_both_are_configured_alike(
     healthy: Run,
 ) -> None:
     spoilt = _trained(healthy, {"image_std": [1.0, 1.0, 1.0]})
