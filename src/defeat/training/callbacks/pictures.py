@@ -133,7 +133,8 @@ def _compared(
     """Yield the name of each term that compares maps, and its maps of one image."""
     parts = cast(Any, student)
     device = next(student.parameters()).device
-    target = {name: cast(Tensor, value).to(device) for name, value in sample.target.items()}
+    learned = ~sample.target["ignore"]  # a training has no boxes to ignore
+    target = {name: sample.target[name][learned].to(device) for name in ("boxes", "labels")}
     with _in_eval_mode(student), _in_eval_mode(distiller), capture(student) as captured:
         images, _ = parts.transform(to_unit_range([sample.image.to(device)]), [target])
         parts.backbone(images.tensors)
