@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-teacher experiments-table test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-commands bench-gpu evidence evidence-real format lint types check clean
+.PHONY: help setup demo demo-teacher export-demo experiments-table test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-commands bench-gpu evidence evidence-real format lint types check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -29,6 +29,11 @@ demo: $(READY)  ## Distil a detector on generated scenes and compare: table, pic
 
 demo-teacher: $(READY)  ## Train the demo's teacher anew and put its weights into the package (under an hour)
 	$(BIN)/python -m defeat.demo.demo_teacher $(ARGS)
+
+export-demo: $(READY)  ## Export the student of the latest demo in every format, compared, timed, with a model card
+	@ls demo/*/DeFeat/checkpoints/best.ckpt >/dev/null 2>&1 || { echo 'no demo here yet: make demo'; exit 1; }
+	$(BIN)/defeat-export checkpoint=$$(ls -t demo/*/DeFeat/checkpoints/best.ckpt | head -1) \
+	  'format=[onnx,core,safetensors,state_dict]' timing=true $(ARGS)
 
 experiments-table: $(READY)  ## Write docs/experiments.md from conf/experiment
 	$(BIN)/python tools/experiments_table.py

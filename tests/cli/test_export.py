@@ -38,7 +38,7 @@ def test_weights_leave_with_all_that_describes_them(teacher: Path, evaluation: P
     assert done.status == 0, done.err
     names = ["README.md", "export.md", "load_student.py", "student.pth", "student.safetensors"]
     assert sorted(path.name for path in FOLDER.iterdir()) == sorted(names)
-    assert (FOLDER / "export.md").read_text().count("| passed | 0 | 0 |") == 2
+    assert (FOLDER / "export.md").read_text().count("| passed |") == 2
 
     content = torch.load(teacher, weights_only=True)
     exported = torch.load(FOLDER / "student.pth", weights_only=True)
@@ -75,12 +75,21 @@ def test_a_failing_comparison_deletes_nothing_and_ends_with_1(
     failing = known["state_dict"]._replace(
         verify=lambda *_: [Check("2 pictures", False, 3.5, math.inf, "why")]
     )
-    monkeypatch.setattr(module, "formats", lambda nms: {"state_dict": failing})
-    done = script("defeat-export", f"checkpoint={teacher}", "format=state_dict", "output=out", "images=0")
+
+    def fail(*_: object) -> list[Check]:
+        raise RuntimeError("no such operator\nin this runtime")
+
+    broken = known["safetensors"]._replace(verify=fail)
+    monkeypatch.setattr(module, "formats", lambda nms: {"state_dict": failing, "safetensors": broken})
+    words = ["format=[state_dict,safetensors]", "output=out", "images=0"]
+    done = script("defeat-export", f"checkpoint={teacher}", *words)
     assert done.status == 1
     assert "does not do what the student does" in done.err
-    assert "| FAILED | 3.5e+00 | other set | why |" in (FOLDER / "export.md").read_text()
+    report = (FOLDER / "export.md").read_text()
+    assert "| state_dict | 2 pictures | FAILED | why | 3.5e+00 | other set |" in report
+    assert "| safetensors | running it | FAILED | no such operator | - | - |" in report
     assert (FOLDER / "student.pth").is_file()
+    assert (FOLDER / "student.safetensors").is_file()
     assert "has failed" in (FOLDER / "README.md").read_text()
 
 
@@ -106,7 +115,7 @@ def test_a_student_beside_its_teacher(
         return Speed([Timed(n, 1, [seconds[n]] * 3) for n in given], ["no compiler"], 40, 50, 2, {})
 
     monkeypatch.setattr(module, "measure", timed)
-    words = ["timing=true", "size=[40,50]", "output=out", "images=2", "verify=false"]
+    words = ["timing=true", "size=[40,50]", "output=out", "images=2", "verify=false", "format=state_dict"]
     words.append("evaluation=evaluation.json")
     done = script("defeat-export", "checkpoint=distilled.ckpt", *words)
     assert done.status == 0, done.err

@@ -11,7 +11,7 @@ from defeat.errors import ConfigError
 from defeat.io.text import quote
 from defeat.render import print_line
 
-FORMATS = ("state_dict", "safetensors")
+FORMATS = ("state_dict", "safetensors", "onnx", "core")
 
 LEAST = 32
 """Pixels of a picture's side; the deepest stage of a backbone has one cell then."""

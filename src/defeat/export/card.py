@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
-from torch import Tensor
 
+from defeat.evaluation.confusion import MISSED, confusion_rows, confusions, rule
+from defeat.evaluation.matching import Integers
 from defeat.export.figures import Figures
 from defeat.export.speed import Speed
 from defeat.export.student import TrainedStudent
@@ -154,22 +155,16 @@ def _figures(figures: Figures | None, classes: Sequence[str]) -> Iterator[str]:
     yield _table(Table(("size of the objects", "AP"), rows))
     yield _table(Table(("class", "AP"), [(name, decimals(x)) for name, x in figures.per_class.items()]))
     if figures.confusion is not None:
-        yield (
-            "Objects by their class and by the class as which they were found, each by the detection of the "
-            "highest score that overlaps it with an IoU of 0.5 or more:"
-        )
+        yield f"Objects by class, and by the class as which they were found: {rule()}."
         yield _table(_confusion(figures.confusion, classes))
 
 
-def _confusion(counts: Tensor, classes: Sequence[str]) -> Table:
+def _confusion(matrix: Integers, classes: Sequence[str]) -> Table:
     if len(classes) <= MOST_CLASSES:
-        rows = [(name, *row) for name, row in zip(classes, counts.tolist(), strict=True)]
-        return Table(("object", *classes), rows)
-    wrong = counts.clone().fill_diagonal_(0)
-    order = wrong.flatten().argsort(descending=True, stable=True)[:MOST_CLASSES].tolist()
-    pairs = [divmod(i, len(classes)) for i in order if wrong.flatten()[i] > 0]
-    most = [(classes[a], classes[b], int(wrong[a, b]), int(counts[a].sum())) for a, b in pairs]
-    return Table(("object", "found as", "times", "of"), most, text_columns=2)
+        return Table(("object", *classes, MISSED), list(confusion_rows(matrix, classes)))
+    frequent = confusions(matrix, classes)[:MOST_CLASSES]
+    rows = [(pair.truth, pair.predicted, pair.objects, decimals(pair.share)) for pair in frequent]
+    return Table(("object", "found as", "times", "share"), rows, text_columns=2)
 
 
 def _speed(speed: Speed) -> Iterator[str]:

@@ -12,7 +12,8 @@ class Check(NamedTuple):
     """The images and what was compared, such as ``portrait, batch 3``."""
     passed: bool
     boxes: float = 0.0
-    """Largest difference of a coordinate, pixels; inf where the detections are not the same set."""
+    """Largest difference of a coordinate, pixels; inf where the detections are not the same set, nan where
+    they were not compared."""
     scores: float = 0.0
     """Largest difference of a score, likewise."""
     note: str = ""

@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from defeat.detectors.weights import sha256
 from defeat.errors import ConfigError, DataError
 from defeat.evaluation import COCO_KEYS, Detections, read_detections
+from defeat.evaluation.confusion import confusion_matrix
 from defeat.evaluation.detections import DETECTIONS_FILE
+from defeat.evaluation.matching import Integers
 from defeat.evaluation.metrics import evaluate_images
 from defeat.export.student import TrainedStudent
 from defeat.io.safe_read import is_file, load_json
 from defeat.io.text import few, quote
-from defeat.preflight.teacher import confusion_matrix
 from defeat.training.curves import Curves
 from defeat.training.module import class_metric
 
@@ -31,8 +30,8 @@ class Figures(NamedTuple):
     """Class name to AP."""
     source: str
     """A phrase that says who found them on what."""
-    confusion: Tensor | None = None
-    """(K, K) int64, objects by true class and by class as which they were found; None where not known."""
+    confusion: Integers | None = None
+    """See :func:`~defeat.evaluation.confusion.confusion_matrix`; None where it is not known."""
 
 
 def read_figures(student: TrainedStudent, evaluation: str | Path | None) -> Figures | None:

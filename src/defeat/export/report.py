@@ -54,17 +54,18 @@ def _result(checks: Sequence[Check] | None) -> str:
 def checks_table(checks: Mapping[str, Sequence[Check]]) -> Table:
     """All comparisons."""
     rows = [
-        (form, check.name, "passed" if check.passed else "FAILED", *_differences(check), check.note)
+        (form, check.name, "passed" if check.passed else "FAILED", check.note, *_differences(check))
         for form, of_format in checks.items()
         for check in of_format
     ]
-    columns = ("format", "compared", "result", "boxes, px", "scores", "")
-    return Table(columns, rows, text_columns=3)
+    columns = ("format", "compared", "result", "of", "boxes, px", "scores")
+    return Table(columns, rows, text_columns=4)
 
 
 def _differences(check: Check) -> Iterator[str]:
     for value in (check.boxes, check.scores):
-        yield "other set" if math.isinf(value) else "0" if value == 0 else f"{value:.1e}"
+        text = "0" if value == 0 else f"{value:.1e}"
+        yield "other set" if math.isinf(value) else "-" if math.isnan(value) else text
 
 
 def markdown(exported: Exported) -> str:

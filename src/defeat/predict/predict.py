@@ -25,7 +25,8 @@ from defeat.io.atomic_write import replacing, write_text
 from defeat.io.run_dirs import refuse_overwriting
 from defeat.io.text import counted, one_line
 from defeat.predict.extra import supervision
-from defeat.predict.predictor import Predictor, from_hwc, load, to_image
+from defeat.predict.loading import load
+from defeat.predict.predictor import Predictor, from_hwc, to_image
 from defeat.predict.sources import Source, find_sources
 from defeat.render import Table
 from defeat.types import Prediction

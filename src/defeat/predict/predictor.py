@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from os import PathLike
 from typing import Any, Self
@@ -14,10 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from defeat.data import read_image, to_rgb_tensor
-from defeat.detectors import read_weights
 from defeat.errors import ConfigError
 from defeat.predict.extra import supervision
-from defeat.run.checkpoint_detector import build_student, build_teacher
 from defeat.training.module import detect
 from defeat.types import ExifRule, Prediction
 
@@ -186,50 +184,6 @@ class Predictor:
             scores=torch.from_numpy(merged.confidence[order]).float(),
             labels=torch.from_numpy(merged.class_id[order]).long(),
         )
-
-
-def load(
-    checkpoint: str | PathLike[str],
-    *,
-    teacher: bool = False,
-    student: Mapping[str, Any] | None = None,
-    device: str | torch.device = "auto",
-    precision: str | None = None,
-    ema: bool | None = None,
-    download: bool = False,
-) -> Predictor:
-    """Load a trained detector.
-
-    Args:
-        checkpoint: a checkpoint of ``defeat-train``; or weights that name their classes, such as a
-            torchvision enum, together with ``student``.
-        teacher: take the teacher of that run in place of its student.
-        student: configuration of the detector (conf/detector); None for what the checkpoint says.
-        device: see :class:`Predictor`.
-        precision: see :class:`Predictor`; None for the precision of the training, or 32-true.
-        ema: of a file with averaged weights beside raw ones, True takes the averaged and False the raw ones.
-        download: allow torchvision weights to be fetched.
-
-    Raises:
-        ConfigError: the file does not say which detector or which classes it is of, or there is no teacher.
-        WeightsError: a file cannot be read or does not fit.
-    """
-    source = str(checkpoint)
-    file = read_weights(source, download=download, ema=ema)
-    if file.outputs is None:
-        raise ConfigError(
-            f"{source} does not name its classes: give a checkpoint of defeat-train, or weights of a "
-            "torchvision enum"
-        )
-    classes = file.classes or file.outputs[1:]
-    trained = file.config or {}
-    if teacher:
-        detector = build_teacher(file, classes, download=download)
-    else:
-        detector = build_student(file, classes, node=student)
-    precision = precision or str((trained.get("trainer") or {}).get("precision") or "32-true")
-    upright = (trained.get("data") or {}).get("exif") != "ignore"
-    return Predictor(detector, classes, device=device, precision=precision, upright=upright)
 
 
 def to_image(picture: Picture, *, upright: bool = True) -> Tensor:
