@@ -81,6 +81,7 @@ def look(
     distiller: Distiller,
     batches: list[Batch] = BATCHES,
     steps: int = 3,
+    sites_alone: bool = False,
 ) -> Measurement:
     return measure(
         DetectionModule(student, ["a", "b"], teacher=FrozenTeacher(teacher), distiller=distiller),
@@ -88,7 +89,22 @@ def look(
         adapter_steps=steps,
         adapter_rate=1e-3,
         device=torch.device("cpu"),
+        sites_alone=sites_alone,
     )
+
+
+def test_at_the_sites_alone_the_same_is_measured() -> None:
+    student, teacher, distiller = trio()
+    whole = look(student, teacher, distiller, steps=0)
+    sites = look(student, teacher, distiller, steps=0, sites_alone=True)
+    assert sites.start.keys() == distiller.weights.keys()
+    for name, (maps, strides) in distiller.gradient_sites.items():
+        assert sites.start[name].values.equal(whole.start[name].values)
+        assert (
+            sites.norm(sites.start[name], maps, strides) == whole.norm(whole.start[name], maps, strides) > 0
+        )
+        other = "stages" if maps == "neck" else "neck"
+        assert math.isnan(sites.norm(sites.start[name], other))
 
 
 def by_hand(student: nn.Module, teacher: nn.Module, distiller: Distiller, one: Batch, name: str) -> Any:

@@ -56,6 +56,7 @@ def check_losses(
             adapter_rate=fitting["adapter_rate"] if fitting else 1.0,
             device=run.device,
             precision=run.precision,
+            sites_alone=fitting is None,
         )
         objects = sum(len(target["labels"]) for batch in batches for target in batch.targets)
         problems += _schedule(distillation.distiller)

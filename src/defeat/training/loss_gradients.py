@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from defeat.detectors import inspect_detector
 from defeat.detectors.capture import Captured
 from defeat.distill import DistillBatch, Distiller
-from defeat.distill.terms import Maps
+from defeat.distill.terms import GradientSite, Maps
 from defeat.training.module import DetectionModule
 from defeat.types import Batch
 
@@ -109,6 +109,7 @@ def measure(
     adapter_rate: float,
     device: torch.device,
     precision: Precision = nullcontext,
+    sites_alone: bool = False,
 ) -> Measurement:
     """Measure value and gradient of every loss at every neck and stage map of the student.
 
@@ -126,6 +127,8 @@ def measure(
         adapter_rate: its learning rate, which falls linearly to 0.
         device: where to compute.
         precision: context of every forward, for instance autocast.
+        sites_alone: measure the distiller's losses alone, each at the maps that it acts through, which takes
+            no backward through the backbone; nothing is told of the other maps.
     """
     with isolate_rng():
         probe = _Probe(module, device, precision)
@@ -133,10 +136,10 @@ def measure(
         seeds = [int(seed) for seed in torch.randint(2**62, (len(batches),))]
         moved = [move_data_to_device(batch, device) for batch in batches]
         # Beside the graph of one batch, a GPU has no room for the maps of all others: these wait elsewhere.
-        first = [probe.measure(batch, seed) for batch, seed in zip(moved, seeds, strict=True)]
+        first = [probe.measure(*args, sites_alone) for args in zip(moved, seeds, strict=True)]
         start, distilled = _stack([readings for readings, _ in first]), [kept for _, kept in first]
         fitted = dict(start)
-        if probe.adapted:
+        if probe.adapted and adapter_steps:
             probe.fit([_moved(kept, device) for kept in distilled], adapter_steps, adapter_rate)
             again = [probe.measure_adapted(*args) for args in zip(moved, seeds, distilled, strict=True)]
             fitted |= _stack(again)
@@ -164,15 +167,18 @@ class _Probe:
         self.adapted = {name for name, term in terms if any(p.requires_grad for p in term.parameters())}
         """Terms that learn."""
 
-    def measure(self, batch: Batch, seed: int) -> tuple[dict[str, Reading], DistillBatch]:
+    def measure(self, batch: Batch, seed: int, sites_alone: bool) -> tuple[dict[str, Reading], DistillBatch]:
         """Measure all losses on a batch; its captures come back on the CPU, without their graph."""
         torch.manual_seed(seed)
         with self.precision():
             detection, captures = self.module.detection_losses(batch)
             distilled = self.distiller.make_batch(self.module.student, self.teacher, captures)
             total = torch.stack(list(detection.values())).sum()
-            losses = {**detection, DETECTION: total, **self.distiller.term_losses(distilled)}
-        readings = {name: self._read(loss, captures) for name, loss in losses.items()}
+            losses = self.distiller.term_losses(distilled)
+        sites = self.distiller.gradient_sites if sites_alone else {}
+        if not sites_alone:
+            losses = {**detection, DETECTION: total, **losses}
+        readings = {name: self._read(loss, captures, sites.get(name)) for name, loss in losses.items()}
         kept = distilled._replace(student_captures=_detached(captures))
         return readings, _moved(kept, torch.device("cpu"))
 
@@ -186,9 +192,10 @@ class _Probe:
             losses = self.distiller.term_losses(distilled, self.adapted)
         return {name: self._read(loss, captures) for name, loss in losses.items()}
 
-    def _read(self, loss: Tensor, captures: Captured) -> Reading:
+    def _read(self, loss: Tensor, captures: Captured, site: GradientSite | None = None) -> Reading:
         inputs = [getattr(captures, m.maps)[m.name] for m in self.maps]
-        trained = [i for i, x in enumerate(inputs) if x.requires_grad]  # stages may be frozen
+        wanted = [site is None or (m.maps == site.maps and m.stride in site.strides) for m in self.maps]
+        trained = [i for i, x in enumerate(inputs) if wanted[i] and x.requires_grad]  # stages may be frozen
         norms: dict[int, Tensor] = {}
         if trained and loss.requires_grad:
             gradients = torch.autograd.grad(
