@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from defeat.distill import weight_keys
+from defeat.io.text import cut, printable
 from defeat.training.module import DetectionModule, class_metric
 
 Layout = dict[str, dict[str, list[Any]]]
@@ -107,7 +108,8 @@ def _classes(names: Sequence[str]) -> dict[str, str]:
     for first in range(0, len(names), LINES):
         some = names[first : first + LINES]
         tags = "|".join(re.escape(class_metric(name)) for name in some)
-        charts[f"classes {first + 1} to {first + len(some)}"] = f"^({tags})$"
+        named = cut(printable(", ".join(some)), 60)
+        charts[f"{first + 1} to {first + len(some)}: {named}"] = f"^({tags})$"
     return charts
 
 
