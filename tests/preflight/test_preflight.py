@@ -112,11 +112,11 @@ def test_failed_checks_refuse_the_run_in_one_line_and_say_how_to_go_on(
 
 
 def test_tolerated_checks_only_warn(tmp_path: Path, scenes: Path, teacher: Path) -> None:
-    wrong = "student.model.min_size=32"  # another size than the teacher's, and objects below a cell
-    forgiven = [wrong, *FEW, "preflight=only", "preflight.tolerate=[resize,data]"]
+    wrong = "student.model.min_size=32"  # another size than the teacher's
+    forgiven = [wrong, *FEW, "preflight=only", "preflight.tolerate=[resize]"]
     run("scenes", tiny(tmp_path, scenes, *tiny_teacher(teacher), "~logger", *forgiven))
     found = report(tmp_path)["checks"]
-    assert [name for name, one in found.items() if one["result"] == "tolerated"] == ["resize", "data"]
+    assert [name for name, one in found.items() if one["result"] == "tolerated"] == ["resize"]
     assert "**resize**: the student's images" in (tmp_path / "preflight.md").read_text()
 
 
