@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from defeat.config import compose_config
 from defeat.evaluation.detections import read_detections
@@ -90,8 +91,18 @@ def assert_is_whole(run_dir: Path) -> None:
         events,
         *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "csv/metrics.csv", "data.json"),
-        *("detections.safetensors", "environment.json", "tensorboard/hparams.yaml", "train.log"),
+        *(
+            "confusion.csv",
+            "detections.safetensors",
+            "environment.json",
+            "tensorboard/hparams.yaml",
+            "train.log",
+        ),
     }
+    board = EventAccumulator(str(run_dir / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Images("detections/1")] == [2]  # by one process of them
+    assert [event.step for event in board.Images("differences_neck/1")] == [2]
     content = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     assert {key.split(".")[0] for key in content["state_dict"]} == {"student", "distiller"}
     assert content["global_step"] == 2
