@@ -40,7 +40,7 @@ def test_texts_are_read_as_they_stand(key: str, value: str) -> None:
     [
         *("name=null", "name='2024'", "name=", "name=a,b", "name=choice(a,b)", "ckpt_path=last", "seed=3"),
         *("data.root=[a,b]", "data.train.roots=[a b]", "run_dir=${output_root}/x", "trainer.max_steps=a=b"),
-        *("--help", "foo"),
+        *("--help", "foo", "teacher=true", "teacher=false"),
     ],
 )
 def test_other_words_stay(word: str) -> None:

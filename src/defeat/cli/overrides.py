@@ -162,7 +162,8 @@ def _quote_text(word: str, sweep: bool) -> str:
         return word
     try:
         override = OverridesParser.create().parse_override(word)
-        is_text = override.is_sweep_override() or not isinstance(override.value(), int | float)
+        switch = key == "teacher" and isinstance(override.value(), bool)  # of defeat-predict
+        is_text = switch or override.is_sweep_override() or not isinstance(override.value(), int | float)
         if is_text and value == value.strip():
             return word
     except HydraException:
