@@ -21,6 +21,7 @@ QUICK = (
     *("data.train.images=16", "data.val.images=6", "~callbacks.progress", "trainer.log_every_n_steps=1"),
     *("data.batch_size=4", "preflight=off", "callbacks.measure.batches=1"),
     "callbacks.measure.adapter_steps=2",
+    *("callbacks.charts=null", "callbacks.pictures=null"),
 )
 SMALL = f"overrides=[{','.join(map(repr, QUICK))}]"
 
@@ -114,7 +115,7 @@ def test_the_command_that_makes_the_shipped_teacher(tmp_path: Path, monkeypatch:
     output = tmp_path / "teacher.safetensors"
     words = ["--run-dir", tmp_path / "run", "--scenes", tmp_path / "scenes", "--output", output]
     shorter = ["trainer.max_steps=20", "trainer.val_check_interval=10", "data.train.images=64"]
-    more = ["data.val.images=8", "~callbacks.progress"]
+    more = ["data.val.images=8", "~callbacks.progress", "callbacks.charts=null", "callbacks.pictures=null"]
     monkeypatch.setattr("sys.argv", ["teacher", *map(str, words), *shorter, *more])
     main()
     made, shipped = read_weights(output).tensors, read_weights(SHIPPED_TEACHER).tensors
