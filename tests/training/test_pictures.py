@@ -60,8 +60,8 @@ def test_masks_and_differences_are_those_of_the_losses(built: Run) -> None:
         for level, mask, (name, own) in zip(drawn["neck"], masks, student_maps.items(), strict=True):
             cells = -(-80 // level.stride)
             shown = _level_map(level)
-            taught = teacher_maps[name]
-            difference = (taught - adapters[str(level.stride)](own)).abs().mean(1)[0]  # type: ignore[index]
+            teacher_map = teacher_maps[name]
+            difference = (teacher_map - adapters[str(level.stride)](own)).abs().mean(1)[0]  # type: ignore[index]
             assert shown.mask is not None
             assert shown.mask.tolist() == [row[:cells] for row in mask[0][:cells]]
             torch.testing.assert_close(shown.difference, difference[:cells, :cells])

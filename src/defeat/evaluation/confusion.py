@@ -61,25 +61,25 @@ def _pairs(image: ImageResult, nothing: int, score: float, iou: float) -> tuple[
     labels, true_labels = image.labels[order].numpy() - 1, image.true_labels.numpy() - 1  # (D,), (G,)
     ignore, thresholds = image.ignore.numpy(), np.array([iou])
     overlap = coco_overlaps(image.boxes[order], image.true_boxes, image.ignore)  # (D, G)
-    same = overlap * (labels[:, None] == true_labels)
-    right = match_greedily(same, thresholds, crowd=ignore, ignored=ignore[None], ties="first")
-    hit, took = right.hit[:, 0, 0], right.truth[:, 0, 0]
-    detections = np.flatnonzero(took == NO_MATCH)
-    free = np.setdiff1d(np.flatnonzero(~ignore), took[hit])
+    same_class = overlap * (labels[:, None] == true_labels)
+    matches = match_greedily(same_class, thresholds, crowd=ignore, ignored=ignore[None], ties="first")
+    hit, matched = matches.hit[:, 0, 0], matches.truth[:, 0, 0]
+    detections = np.flatnonzero(matched == NO_MATCH)
+    free = np.setdiff1d(np.flatnonzero(~ignore), matched[hit])
     no_crowd = np.zeros(len(free), dtype=bool)
-    wrong = match_greedily(
+    other_class = match_greedily(
         overlap[np.ix_(detections, free)], thresholds, crowd=no_crowd, ignored=no_crowd[None], ties="first"
     ).truth[:, 0, 0]  # (detections,)
-    confused = wrong != NO_MATCH
-    missed = np.delete(free, wrong[confused])
-    alone = labels[detections[~confused]]
+    confused = other_class != NO_MATCH
+    missed = np.delete(free, other_class[confused])
+    background = labels[detections[~confused]]
     truth = [
         labels[hit],
-        true_labels[free[wrong[confused]]],
+        true_labels[free[other_class[confused]]],
         true_labels[missed],
-        np.full_like(alone, nothing),
+        np.full_like(background, nothing),
     ]
-    predicted = [labels[hit], labels[detections[confused]], np.full_like(missed, nothing), alone]
+    predicted = [labels[hit], labels[detections[confused]], np.full_like(missed, nothing), background]
     return np.concatenate(truth), np.concatenate(predicted)
 
 

@@ -42,8 +42,8 @@ class _Sample(NamedTuple):
     image: Tensor
     """(3, H, W) uint8."""
     target: Target
-    taught: Prediction | None
-    """What the teacher detects."""
+    teacher_prediction: Prediction | None
+    """None without a teacher."""
 
 
 class DrawPictures(Callback):
@@ -96,9 +96,9 @@ class DrawPictures(Callback):
                         _add(writer, f"{name}/{number}", picture, trainer.global_step)
 
     def _pictures(self, module: DetectionModule, sample: _Sample) -> Iterator[tuple[str, Image.Image]]:
-        found = module.metrics.computed.get(sample.position)
-        if found is not None:  # a validation on a part of the images may lack one
-            yield "detections", _side_by_side(sample, found, module, self.score)
+        result = module.metrics.computed.get(sample.position)
+        if result is not None:  # a validation on a part of the images may lack one
+            yield "detections", _side_by_side(sample, result, module, self.score)
         if module.distiller is None or module.teacher is None:
             return
         for name, levels in _compared(module.student, module.teacher, module.distiller, sample):
@@ -112,16 +112,17 @@ def _samples(trainer: Trainer, module: DetectionModule, images: int) -> Iterator
     data = DetectionDataset(annotations)
     for index in (with_objects[place] for place in spread(len(with_objects), images)):
         image, target = data[index]
-        taught = None
+        prediction = None
         if module.teacher is not None:
-            (found,) = detect(module.teacher, [image.to(module.device)])
-            taught = cast(Prediction, {name: cast(Tensor, value).cpu() for name, value in found.items()})
-        yield _Sample(index, image, target, taught)
+            (detected,) = detect(module.teacher, [image.to(module.device)])
+            on_cpu = {name: cast(Tensor, value).cpu() for name, value in detected.items()}
+            prediction = cast(Prediction, on_cpu)
+        yield _Sample(index, image, target, prediction)
 
 
-def _side_by_side(sample: _Sample, found: ImageResult, module: DetectionModule, score: float) -> Image.Image:
-    student = Prediction(boxes=found.boxes, scores=found.scores, labels=found.labels)
-    panels = {"ground truth": sample.target, "teacher": sample.taught, "student": student}
+def _side_by_side(sample: _Sample, result: ImageResult, module: DetectionModule, score: float) -> Image.Image:
+    student = Prediction(boxes=result.boxes, scores=result.scores, labels=result.labels)
+    panels = {"ground truth": sample.target, "teacher": sample.teacher_prediction, "student": student}
     shown = {title: panel for title, panel in panels.items() if panel is not None}
     rows = [(sample.image, list(shown.values()))]
     return _rendered(side_by_side(rows, list(shown), module.classes, threshold=score))
@@ -133,8 +134,8 @@ def _compared(
     """Yield the name of each term that compares maps, and its maps of one image."""
     parts = cast(Any, student)
     device = next(student.parameters()).device
-    learned = ~sample.target["ignore"]  # a training has no boxes to ignore
-    target = {name: sample.target[name][learned].to(device) for name in ("boxes", "labels")}
+    trained = ~sample.target["ignore"]  # a training has no boxes to ignore
+    target = {name: sample.target[name][trained].to(device) for name in ("boxes", "labels")}
     with _in_eval_mode(student), _in_eval_mode(distiller), capture(student) as captured:
         images, _ = parts.transform(to_unit_range([sample.image.to(device)]), [target])
         parts.backbone(images.tensors)
