@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.models.detection import (
@@ -21,9 +25,12 @@ from torchvision.models.detection import (
 
 from defeat.detectors import faster_rcnn, fcos, retinanet
 from defeat.errors import ConfigError
-from defeat.export.graph import check_exportable
+from defeat.export.core import write_core
+from defeat.export.graph import check_exportable, exportable
 from defeat.export.onnx_file import write_onnx
 from defeat.export.student import TrainedStudent
+from defeat.export.verify import verify
+from defeat.training.module import detect
 from defeat.types import Prediction
 
 pytest.importorskip("onnx")
@@ -55,12 +62,15 @@ def detector(family: str, **more: Any) -> nn.Module:
     """A detector of random weights which finds many objects of all classes."""
     settings = {"backbone": "resnet10", "fpn_channels": 64, "min_size": 96, "max_size": 160}
     model = FAMILIES[family](len(CLASSES) + 1, **settings | SETTINGS[family] | more).eval()
-    for name, value in model.named_parameters():
+    wake(model)
+    return model
+
+
+def wake(model: nn.Module) -> None:
+    """Give the heads weights with which they find many objects."""
+    for name, value in model.requires_grad_(False).named_parameters():
         if name.startswith(("head", "rpn.head")) or "predictor" in name:
-            nn.init.normal_(value, std=0.05)
-    if family == "faster_rcnn":
-        nn.init.normal_(cast(Any, model).roi_heads.box_predictor.cls_score.weight, std=1.0)
-    return model.requires_grad_(False)
+            nn.init.normal_(value, std=1.0 if "cls_score" in name else 0.05)
 
 
 def student(model: nn.Module) -> TrainedStudent:
@@ -108,30 +118,42 @@ class Tally:
         self.same += same
         self.others += len(scores) + len(expected["scores"]) - 2 * same
 
-    def check(self) -> None:
-        assert self.same > 200
+    def check(self, least: int = 200) -> None:
+        assert self.same > least
         assert self.others <= 0.01 * self.same, self.others
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[TrainedStudent, Path]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[TrainedStudent, Path]]:
     """Export a family once."""
     files: dict[str, tuple[TrainedStudent, Path]] = {}
 
-    def make(family: str) -> tuple[TrainedStudent, Path]:
-        if family not in files:
+    def make(
+        family: str, write: Callable[..., None] = write_onnx, **more: Any
+    ) -> tuple[TrainedStudent, Path]:
+        key = f"{family} {write.__name__} {more}"
+        if key not in files:
             torch.manual_seed(0)
-            path = tmp_path_factory.mktemp(family) / "student.onnx"
-            files[family] = student(detector(family)), path
+            path = tmp_path_factory.mktemp(family) / (
+                "student.pt2" if write is write_core else "student.onnx"
+            )
+            files[key] = student(detector(family)), path
             logging.disable(logging.INFO)  # of which torch writes more here than it computes
-            write_onnx(files[family][0], path)
+            write(files[key][0], path, **more)
             logging.disable(logging.NOTSET)
-        return files[family]
+        return files[key]
 
     return make
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def documented(heading: str) -> str:
+    """The Python under a heading of docs/deploy.md."""
+    page = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", re.split(r"\n#+ ", page.split(f"# {heading}\n")[1])[0], re.S)
+    return str(code)
+
+
+@pytest.mark.parametrize("family", ["faster_rcnn", "retinanet"])
 def test_onnx_detects_what_torchvision_detects(family: str, made: Any):
     of, path = made(family)
     session = onnxruntime.InferenceSession(path)
@@ -145,6 +167,66 @@ def test_onnx_detects_what_torchvision_detects(family: str, made: Any):
             assert count[i] > 0
             assert not any(part[i][count[i] :].any() for part in outputs)
             tally.add([part[i][: count[i]] for part in outputs], found)
+    tally.check()
+
+
+def test_candidates_and_the_documented_numpy_are_what_torchvision_detects(made: Any):
+    of, path = made("fcos", nms=False)
+    suppress: dict[str, Any] = {}
+    exec(documented("Without NMS"), suppress)
+    limits = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["thresholds"]
+    session = onnxruntime.InferenceSession(path)
+    tally = Tally()
+    for shapes in SHAPES.values():
+        images = pictures(*shapes)
+        batch, sizes = padded(images)
+        outputs = session.run(None, {"images": batch.numpy(), "sizes": sizes.numpy()})
+        for i, found in enumerate(expected(of.detector, images)):
+            tally.add(suppress["suppress"](*(part[i] for part in outputs), limits), found)
+    tally.check()
+
+
+def test_the_program_of_torch_export_takes_every_size(made: Any):
+    of, path = made("retinanet", write_core)
+    checks = verify(of, path, [(255 * x).byte() for x in pictures((90, 140), (30, 40))], format="core")
+    assert all(check.passed for check in checks), checks
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("classes", [1, 90])
+def test_one_class_and_ninety(family: str, classes: int):
+    model = FAMILIES[family](classes + 1, backbone="resnet10", fpn_channels=64, **SETTINGS[family]).eval()
+    wake(model)
+    graph = exportable(model, nms=True)
+    tally = Tally()
+    for shapes in ([(64, 96), (130, 40)], [(160, 224)], [(320, 256)]):
+        images = pictures(*shapes)
+        with torch.inference_mode():
+            boxes, scores, labels, count = graph(*padded(images))
+            for i, found in enumerate(expected(model, images)):
+                tally.add([part[i][: count[i]] for part in (boxes, scores, labels)], found)
+    tally.check(least=80)
+
+
+def test_the_documented_script_runs_without_torch_and_without_this_project(made: Any, tmp_path: Path):
+    of, path = made("faster_rcnn")
+    (tmp_path / "student.onnx").symlink_to(path)
+    (tmp_path / "detect.py").write_text(documented("ONNX Runtime in Python"), encoding="utf-8")
+    for name in ("torch", "torchvision", "defeat"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
+    images = [(255 * x).byte() for x in pictures((300, 170), (50, 61), (97, 400))]
+    names = [f"{i}.png" for i in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / name)
+    command = [sys.executable, "detect.py", *names]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    tally = Tally()
+    for name, found in zip(names, detect(of.detector, images), strict=True):
+        # Names of classes hold blanks, and one a line break.
+        rows = re.findall(rf"^{name} (.*?) (\S+) (\S+) (\S+) (\S+) (\S+)$", done.stdout, re.S | re.M)
+        labels = [CLASSES.index(row[0]) + 1 for row in rows]
+        numbers = torch.tensor([[float(word) for word in row[1:]] for row in rows])
+        tally.add([numbers[:, 1:], numbers[:, 0], labels], found)
     tally.check()
 
 

@@ -109,20 +109,22 @@ def _compare(detector: nn.Module, graph: GraphDetector, batch: Sequence[Tensor])
     matches = [_match(*pair) for pair in pairs]
     trials: list[list[Prediction]] = []
     if any(match.lost or match.added for match in matches):
-        trials = [detect(detector, [_noisy(picture) for picture in batch]) for _ in range(TRIALS)]
+        generator = torch.Generator().manual_seed(0)
+        noisy = [[_noisy(picture, generator) for picture in batch] for _ in range(TRIALS)]
+        trials = [detect(detector, images) for images in noisy]
     compared = []
     for i, ((expected, found), match) in enumerate(zip(pairs, matches, strict=True)):
         of_picture = [trial[i] for trial in trials]
-        wavering = {index for trial in of_picture for index in _match(expected, trial).lost}
-        possible = set(match.added).difference(*(_match(trial, found).added for trial in of_picture))
+        wavering = {row for trial in of_picture for row in _match(expected, trial).lost}
+        possible = {row for trial in of_picture for row in set(match.added) - set(_match(trial, found).added)}
         ties = len(wavering.intersection(match.lost)) + len(possible)
         wrong = len(match.lost) + len(match.added) - ties
         compared.append(_Compared(match.same, ties, wrong, match.boxes, match.scores))
     return compared
 
 
-def _noisy(picture: Tensor) -> Tensor:
-    return picture + NOISE * (2 * torch.rand(picture.shape) - 1)
+def _noisy(picture: Tensor, generator: torch.Generator) -> Tensor:
+    return picture + NOISE * (2 * torch.rand(picture.shape, generator=generator) - 1)
 
 
 class _Match(NamedTuple):
