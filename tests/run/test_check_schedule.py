@@ -48,6 +48,21 @@ def test_a_rate_for_more_images_than_a_step_has() -> None:
             ["trainer.max_steps=8", "optim=adamw", "optim.lr_schedule.warmup_steps=1"],
             "ends after 8 steps, before its first validation after 10",
         ),
+        (
+            [
+                *("trainer.max_steps=8", "optim=adamw", "optim.lr_schedule.warmup_steps=1"),
+                *("trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=18"),
+                "trainer.accumulate_grad_batches=2",
+            ],
+            "ends after 8 steps, before its first validation after 9: ",
+        ),
+        (
+            [
+                *("trainer.max_steps=14", "optim=adamw", "optim.lr_schedule.warmup_steps=1"),
+                *("trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=0.5"),
+            ],
+            "ends after 14 steps, before its first validation after 15: ",
+        ),
     ],
 )
 def test_a_length_that_does_not_fit(words: list[str], expected: str) -> None:

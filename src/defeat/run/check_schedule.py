@@ -54,15 +54,25 @@ def _rate_problems(config: DictConfig, images: int) -> Iterator[Problem]:
 
 def _length_problems(config: DictConfig, steps: int, per_epoch: int) -> Iterator[Problem]:
     trainer = config.trainer
-    epochs = trainer.check_val_every_n_epoch
-    off = trainer.get("limit_val_batches") == 0
-    if steps and epochs and trainer.val_check_interval is None and steps < epochs * per_epoch and not off:
+    first = None if trainer.get("limit_val_batches") == 0 else _first_validation(trainer, per_epoch)
+    if steps and first is not None and steps < first:
         yield Problem(
-            f"the training ends after {steps} steps, before its first validation after {epochs * per_epoch}: "
+            f"the training ends after {steps} steps, before its first validation after {first}: "
             "it leaves no AP and no best checkpoint",
             f"set trainer.check_val_every_n_epoch=null trainer.val_check_interval={max(1, steps // 4)}",
             severe=False,
         )
+
+
+def _first_validation(trainer: DictConfig, per_epoch: int) -> int | None:
+    """Return the steps until the first validation; None where it comes by time."""
+    interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    before = (epochs - 1) * per_epoch if epochs else 0
+    if interval is None:
+        return before + per_epoch if epochs else None
+    if isinstance(interval, float):
+        return before + max(1, int(interval * per_epoch))
+    return before + -(-interval // trainer.accumulate_grad_batches) if isinstance(interval, int) else None
 
 
 def _schedule_problems(schedule: DictConfig, steps: int, per_epoch: int) -> Iterator[Problem]:
