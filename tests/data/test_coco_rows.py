@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import defeat.data.coco as coco_module
+import defeat.data.coco_boxes as coco_boxes
 from defeat.data import read_coco
 from defeat.data.coco_rows import PACKED, PlainRows, unpacked
 from defeat.errors import DataError
@@ -126,7 +126,7 @@ def test_a_file_that_is_one_annotation_is_no_coco(coco) -> None:
 
 def test_plain_annotations_are_never_objects(coco, monkeypatch) -> None:
     looked: list[object] = []
-    monkeypatch.setattr(coco_module, "_owner", lambda item, positions: looked.append(item))
+    monkeypatch.setattr(coco_boxes, "_owner", lambda item, positions: looked.append(item))
     coco.content["annotations"][2]["iscrowd"] = True
     read_coco(*coco.write())
     assert [item["id"] for item in looked] == [932]
