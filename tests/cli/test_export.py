@@ -11,12 +11,24 @@ import pytest
 import torch
 import yaml
 
+from defeat.config import compose_config
 from defeat.export import export as module
 from defeat.export.check import Check
 from defeat.export.speed import Speed, Timed
+from defeat.run.train import train
 from tests.helpers.console import Run
+from tests.helpers.tiny import tiny
 
 FOLDER = Path("out")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
+    """Checkpoint of a tiny training whose backbone torchvision has, other than that of the other tests."""
+    run_dir = tmp_path_factory.mktemp("trained")
+    keys = ["student.model.backbone=resnet10", "~logger"]
+    train(compose_config("train", ["+experiment=scenes_teacher", *tiny(run_dir, scenes, *keys)]))
+    return run_dir / "checkpoints" / "last.ckpt"
 
 
 def card() -> tuple[dict[str, Any], str]:

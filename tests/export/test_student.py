@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from defeat.errors import ConfigError, WeightsError
-from defeat.export import read_student
+from defeat.export.student import read_student
 
 
 def test_a_student_is_what_its_checkpoint_says(teacher: Path):

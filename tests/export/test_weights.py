@@ -101,6 +101,10 @@ def test_a_strangers_builder_is_refused():
     made.config["student"]["model"]["_target_"] = "collections.OrderedDict"  # type: ignore[index]
     with pytest.raises(ConfigError, match="OrderedDict"):
         load_script(made, "student.pth")
+    made = own("faster_rcnn")
+    made.config["student"]["model"]["backbone"] = "mine"  # type: ignore[index]
+    with pytest.raises(ConfigError, match="the backbone mine"):
+        load_script(made, "student.pth")
 
 
 PROGRAM = """

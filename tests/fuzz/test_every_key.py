@@ -20,6 +20,7 @@ from defeat.cli.error_messages import explain
 from defeat.cli.overrides import check_types
 from defeat.config import build, build_factory, compose_config, to_plain
 from defeat.detectors import Detector
+from defeat.export.export import export
 from defeat.predict.predict import predict
 from defeat.run.check import check_config
 from defeat.run.check_trainer import check_trainer
@@ -163,6 +164,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMANDS: dict[str, tuple[Callable[[DictConfig], object], str]] = {
     "eval": (evaluate, "trainer.accelerator=cpu"),
     "predict": (predict, "device=cpu"),
+    "export": (export, "format=state_dict"),
 }
 
 

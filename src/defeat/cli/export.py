@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
-from defeat.errors import ConfigError
-from defeat.io.text import quote
+from defeat.config import to_plain
+from defeat.export.keys import check_keys
 from defeat.render import print_line
-
-FORMATS = ("state_dict", "safetensors", "onnx", "core")
-
-LEAST = 32
-"""Pixels of a picture's side; the deepest stage of a backbone has one cell then."""
 
 
 def main() -> None:
@@ -28,7 +23,7 @@ def run(config: DictConfig) -> None:
     Raises:
         DefeatError: see :func:`~defeat.export.export.export`.
     """
-    _check(config)
+    check_keys(to_plain(config))
     from rich.console import Console
 
     from defeat.export.export import export
@@ -52,21 +47,3 @@ def run(config: DictConfig) -> None:
     if any(failed.values()):
         print("error: a file does not do what the student does, see above and export.md", file=sys.stderr)
         sys.exit(1)
-
-
-def _check(config: DictConfig) -> None:
-    """Refuse what cannot be right before anything large is imported."""
-    chosen = list(config.format) if isinstance(config.format, ListConfig) else [config.format]
-    unknown = [name for name in chosen if name not in FORMATS]
-    if unknown or not chosen:
-        wrong = quote(unknown[0] if unknown else [])
-        raise ConfigError(f"format={wrong} is none of {', '.join(FORMATS)}, or a list of them")
-    if not isinstance(config.images, int) or config.images < 0:
-        raise ConfigError(f"images={config.images} must be a whole number from 0 on")
-    size = config.size
-    if size is not None and not (
-        isinstance(size, ListConfig) and len(size) == 2 and all(isinstance(x, int) for x in size)
-    ):
-        raise ConfigError(f"size={size} must be [height, width] in pixels, or null")
-    if size is not None and min(size) < LEAST:
-        raise ConfigError(f"size={list(size)} is too small: a side has at least {LEAST} pixels")

@@ -19,6 +19,7 @@ from defeat.export.card import Card, CardKeys, model_card
 from defeat.export.check import Check
 from defeat.export.figures import Figures, read_figures
 from defeat.export.formats import Format, formats
+from defeat.export.keys import check_keys, format_names
 from defeat.export.report import Exported, markdown
 from defeat.export.sample import Sample, average_precision, generated_images, read_sample
 from defeat.export.speed import Speed, measure
@@ -50,9 +51,10 @@ def export(config: DictConfig) -> Exported:
         DefeatError: anything in the configuration or the files it names that the user can correct.
     """
     plain = to_plain(config)
+    check_keys(plain)
     folder = Path(plain["run_dir"])
     known = formats(nms=plain["nms"])
-    chosen = {name: known[name] for name in dict.fromkeys(_names(plain["format"]))}
+    chosen = {name: known[name] for name in format_names(plain)}
     others = [name for form in chosen.values() for name in (form.file, *form.others)]
     refuse_overwriting(*(folder / name for name in ("export.md", "README.md", *others)))
     student = read_student(plain["checkpoint"], ema=plain["ema"])
@@ -79,10 +81,6 @@ def export(config: DictConfig) -> Exported:
     write_text(folder / "export.md", markdown(exported))
     write_text(folder / "README.md", model_card(_card(exported, chosen, figures, CardKeys(**plain["card"]))))
     return exported
-
-
-def _names(format: str | Sequence[str]) -> Sequence[str]:
-    return [format] if isinstance(format, str) else format
 
 
 def _longer_side(student: TrainedStudent) -> int:

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import torchvision
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
@@ -191,6 +192,11 @@ def _body(settings: Mapping[str, Any], detector: nn.Module) -> _Code:
     if backbone == "resnet10":
         imports.add("from torchvision.models.resnet import BasicBlock, ResNet")
         return _Code(imports, [f"body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer={layer})"])
+    if not hasattr(torchvision.models, backbone):
+        raise ConfigError(
+            f"no {NAME} can be written for a student with the backbone {backbone}, which torchvision does "
+            "not have: leave out format=state_dict and safetensors"
+        )
     imports.add(f"from torchvision.models import {backbone}")
     if backbone in MOBILENETS:
         imports.add("from torch import nn")
