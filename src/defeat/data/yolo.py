@@ -244,13 +244,9 @@ def _object(
     line: str, keypoints: bool, labels: Sequence[int], names: Sequence[str], known: dict[str, int]
 ) -> tuple[XYXY, int]:
     """Return the box of a line, xyxy in shares of width and height, and its label."""
-    item = _parse(line, keypoints)
-    return item.box, _label(item.number, labels, names, known)
-
-
-def _label(number: int, labels: Sequence[int], names: Sequence[str], known: dict[str, int]) -> int:
+    number, box = _parse(line, keypoints)
     if number >= len(names):
         raise FieldError(f"class {number} is not among the {len(names)} that the data set names, from 0 on")
     if not labels[number]:
         raise unknown_class(names[number], known)
-    return labels[number]
+    return box, labels[number]
