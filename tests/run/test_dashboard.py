@@ -119,8 +119,8 @@ def test_runs_of_a_sweep_have_the_same_hyperparameters() -> None:
 
 
 def test_curves_and_confusions_follow_each_validation(board: EventAccumulator, run_dir: Path) -> None:
-    curves = [tag for tag in board.Tags()["tensors"] if tag.startswith("precision_recall")]
-    means = [f"precision_recall/mean, IoU {iou}" for iou in ("0.50", "0.75")]
+    curves = [tag for tag in board.Tags()["tensors"] if tag.startswith("PR_")]
+    means = [f"PR_all_classes/mean, IoU {iou}" for iou in ("0.50", "0.75")]
     assert sorted(curves)[:2] == means
     assert board.Tensors(means[0])[0].step == 2
     assert "confusion" in board.Tags()["images"]

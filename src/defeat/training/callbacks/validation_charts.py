@@ -72,10 +72,10 @@ def _curves(metrics: DetectionMetrics) -> Iterator[tuple[str, PrecisionRecall]]:
     if metrics.curves is None:
         return
     chosen: list[tuple[str, float, int | None]] = [
-        (f"precision_recall/mean, IoU {iou:.2f}", iou, None) for iou in (0.5, 0.75)
+        (f"PR_all_classes/mean, IoU {iou:.2f}", iou, None) for iou in (0.5, 0.75)
     ]
     chosen += [
-        (f"precision_recall_class/{printable(name)}, IoU 0.50", 0.5, label)
+        (f"PR_each_class/{printable(name)}, IoU 0.50", 0.5, label)
         for label, name in enumerate(metrics.classes, start=1)
     ]
     for tag, iou, label in chosen:
