@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import nn
 from torchvision.models.detection import (
     RetinaNet,
     maskrcnn_resnet50_fpn,
@@ -23,30 +23,32 @@ from torchvision.models.detection import (
     ssdlite320_mobilenet_v3_large,
 )
 
-from defeat.detectors import faster_rcnn, fcos, retinanet
+from defeat.detectors.adapted import adapt
 from defeat.errors import ConfigError
 from defeat.export.core import write_core
 from defeat.export.graph import check_exportable, exportable
+from defeat.export.graph_detector import load_onnx
 from defeat.export.onnx_file import write_onnx
 from defeat.export.student import TrainedStudent
 from defeat.export.verify import verify
 from defeat.training.module import detect
-from defeat.types import Prediction
+from tests.helpers.graphs import (
+    CLASSES,
+    FAMILIES,
+    SETTINGS,
+    Tally,
+    detector,
+    even_out,
+    expected,
+    padded,
+    pictures,
+    student,
+    wake,
+)
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-CLASSES = ("dog", 'a "b"\n', "käfer")
-FAMILIES: dict[str, Callable[..., nn.Module]] = {
-    "faster_rcnn": faster_rcnn,
-    "retinanet": retinanet,
-    "fcos": fcos,
-}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "faster_rcnn": {"returned_layers": [2, 3], "box_head_channels": 32, "rpn_post_nms_top_n_test": 200},
-    "retinanet": {"returned_layers": [4]},
-    "fcos": {"returned_layers": [4]},
-}
 SHAPES: dict[str, list[tuple[int, int]]] = {
     "as traced": [(192, 320), (192, 320)],
     "portrait": [(160, 96)],
@@ -56,71 +58,6 @@ SHAPES: dict[str, list[tuple[int, int]]] = {
     "three sizes": [(64, 96), (130, 40), (97, 161)],
 }
 """Heights and widths of the resized images of a batch."""
-
-
-def detector(family: str, **more: Any) -> nn.Module:
-    """A detector of random weights which finds many objects of all classes."""
-    settings = {"backbone": "resnet10", "fpn_channels": 64, "min_size": 96, "max_size": 160}
-    model = FAMILIES[family](len(CLASSES) + 1, **settings | SETTINGS[family] | more).eval()
-    wake(model)
-    return model
-
-
-def wake(model: nn.Module) -> None:
-    """Give the heads weights with which they find many objects."""
-    for name, value in model.requires_grad_(False).named_parameters():
-        if name.startswith(("head", "rpn.head")) or "predictor" in name:
-            nn.init.normal_(value, std=1.0 if "cls_score" in name else 0.05)
-
-
-def student(model: nn.Module) -> TrainedStudent:
-    return TrainedStudent(model, CLASSES, (3, 7, 9), Path("best.ckpt"), "0" * 64, None)
-
-
-def pictures(*sizes: tuple[int, int]) -> list[Tensor]:
-    """Smooth random pictures (3, H, W) in [0, 1]."""
-    return [interpolate(torch.rand(1, 3, 7, 9), size, mode="bicubic")[0].clamp(0, 1) for size in sizes]
-
-
-def expected(model: nn.Module, images: list[Tensor]) -> list[Prediction]:
-    """What torchvision finds without resizing, but for the background that one-stage detectors may return."""
-    transform = cast(Any, model).transform
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transform, "resize", lambda image, target: (image, target))
-        found = model(images)
-    return [{k: v[each["labels"] > 0] for k, v in each.items()} for each in found]
-
-
-def padded(images: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The inputs of a graph: padding of any value on the right and at the bottom, sides multiples of 32."""
-    height, width = (-(-max(image.shape[axis] for image in images) // 32) * 32 for axis in (1, 2))
-    batch = torch.full((len(images), 3, height, width), 0.7)
-    for row, image in zip(batch, images, strict=True):
-        row[:, : image.shape[1], : image.shape[2]] = image
-    return batch, torch.tensor([image.shape[1:] for image in images])
-
-
-class Tally:
-    """Counts the detections that both sides have: 0.01 pixels and 1e-4 apart at most, of the same label.
-
-    Rounding may decide a tie otherwise, in one of hundreds; every mistake moves many.
-    """
-
-    def __init__(self) -> None:
-        self.same = self.others = 0
-
-    def add(self, found: list[Any], expected: Prediction) -> None:
-        boxes, scores, labels = (torch.as_tensor(part) for part in found)
-        close = (boxes[:, None] - expected["boxes"]).abs().amax(-1) < 1e-2
-        close &= (scores[:, None] - expected["scores"]).abs() < 1e-4
-        close &= labels[:, None] == expected["labels"]
-        same = min(int(close.any(0).sum()), int(close.any(1).sum()))
-        self.same += same
-        self.others += len(scores) + len(expected["scores"]) - 2 * same
-
-    def check(self, least: int = 200) -> None:
-        assert self.same > least
-        assert self.others <= 0.01 * self.same, self.others
 
 
 @pytest.fixture(scope="module")
@@ -264,3 +201,36 @@ def test_a_detector_without_a_graph_is_refused_with_the_reason():
     ):
         with pytest.raises(ConfigError, match=reason):
             check_exportable(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "builder",
+    [
+        "fasterrcnn_resnet50_fpn",
+        "fasterrcnn_resnet50_fpn_v2",
+        "fasterrcnn_mobilenet_v3_large_fpn",
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "retinanet_resnet50_fpn",
+        "retinanet_resnet50_fpn_v2",
+        "fcos_resnet50_fpn",
+    ],
+)
+def test_torchvisions_builders_as_onnx(builder: str, tmp_path: Path):
+    build = getattr(torchvision.models.detection, builder)
+    model = build(weights=None, weights_backbone=None, num_classes=91, min_size=128, max_size=224).eval()
+    adapt(model)
+    wake(model)
+    even_out(model)
+    of = TrainedStudent(model, tuple(map(str, range(1, 91))), tuple(range(1, 91)), tmp_path, "0" * 64, None)
+    write_onnx(of, tmp_path / "student.onnx")
+    images = [(255 * x).byte() for x in pictures((128, 200), (210, 130))]
+    checks = verify(of, tmp_path / "student.onnx", images, format="onnx")
+    assert all(check.passed for check in checks), checks
+    tally = Tally()
+    with torch.inference_mode():
+        for found, true in zip(
+            detect(load_onnx(tmp_path / "student.onnx"), images), detect(model, images), strict=True
+        ):
+            tally.add([found["boxes"], found["scores"], found["labels"]], true)
+    tally.check(least=40)
