@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,4 +168,12 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(
     Path("other.json").write_text(json.dumps({"coco": {}}))
     given = [word.replace("CKPT", str(teacher)) for word in words]
     assert said in script("defeat-export", *given, "output=out").line
+    assert not FOLDER.exists()
+
+
+def test_without_the_extra_its_name_is_told(teacher: Path, monkeypatch: pytest.MonkeyPatch, script: Run):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    line = script("defeat-export", f"checkpoint={teacher}", "format=onnx", "output=out").line
+    assert "onnxscript missing" in line
+    assert "pip install 'defeat[export]'" in line
     assert not FOLDER.exists()
