@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from defeat.config import compose_config
 from defeat.data import DetectionDataset
@@ -65,6 +71,34 @@ def test_masks_and_differences_are_those_of_the_losses(built: Run) -> None:
             assert shown.mask is not None
             assert shown.mask.tolist() == [row[:cells] for row in mask[0][:cells]]
             torch.testing.assert_close(shown.difference, difference[:cells, :cells])
+
+
+def test_a_compiled_teacher_is_not_compiled_for_pictures(
+    built: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(module)
+        return module.forward
+
+    teacher = copy.deepcopy(built.module.teacher)
+    assert teacher is not None
+    teacher.compile_backbone("default", backend=backend)
+    monkeypatch.setitem(built.module._modules, "teacher", teacher)
+    logger = TensorBoardLogger(tmp_path)
+    trainer = cast(Any, built.trainer)
+    monkeypatch.setattr(trainer, "loggers", [logger])
+    monkeypatch.setattr(trainer.state, "fn", TrainerFn.FITTING)
+    monkeypatch.setattr(trainer, "datamodule", built.data, raising=False)
+    DrawPictures(images=1).on_validation_end(trainer, built.module)
+    logger.save()
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert "differences_neck/1" in events.Tags()["images"]
+    assert not graphs
+    teacher.features(torch.zeros(1, 3, 64, 64))
+    assert graphs  # by the training
 
 
 def test_the_range_of_the_colours_does_not_move_with_the_student(built: Run) -> None:

@@ -7,12 +7,11 @@ import math
 import sys
 from collections.abc import Mapping
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
 from defeat.cli.ranks import process_rank
+from defeat.command_line import in_sweep
 from defeat.errors import ConfigError
 
 
@@ -30,7 +29,7 @@ def run(config: DictConfig) -> float | None:
 
     filter_warnings()
     try:
-        outcome = train(config, swept=_in_sweep())
+        outcome = train(config, swept=in_sweep())
     except StoppedError as stopped:
         # As a shell reports a process that a signal ended: what started this one learns that it is not done.
         if process_rank().rank:
@@ -42,10 +41,6 @@ def run(config: DictConfig) -> float | None:
         return None
     print_summary(outcome)
     return _metric(outcome.metrics, config.optimized_metric)
-
-
-def _in_sweep() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _metric(metrics: Mapping[str, float], name: str | None) -> float | None:

@@ -10,15 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import OmegaConf
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
+from defeat.command_line import command_words, set_values, swept_keys
 from defeat.config import leaves
 from defeat.io.safe_read import is_file
 from defeat.render import Table
@@ -44,9 +41,9 @@ class Dashboard(Callback):
         """Write everything, after callbacks have measured the run and set weights in their set-up."""
         module = cast(DetectionModule, pl_module)
         config = module.provenance.get("config") or {}
-        words = _words()
-        shown = hyperparameters(dict(leaves(config)), config.get("distiller"), dict(_set_keys(words)))
-        swept = [key.removeprefix("distiller.terms.") for key in _swept()]
+        words = command_words()
+        shown = hyperparameters(dict(leaves(config)), config.get("distiller"), set_values(words or []))
+        swept = [key.removeprefix("distiller.terms.") for key in swept_keys()]
         for writer in writers(trainer):
             writer.add_custom_scalars(scalar_layout(module))
             for summary in _row(shown, swept):
@@ -88,28 +85,6 @@ def _content(summary: Any) -> Iterator[Any]:
     content = HParamsPluginData.FromString(plugin.content)
     yield content
     plugin.content = content.SerializeToString()
-
-
-def _words() -> list[str] | None:
-    """Return what the command line sets; None for a run that Python code began."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
-
-
-def _swept() -> list[str]:
-    """Return the keys, or groups of conf/, that a sweep's command line gives several values."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return []
-    sweep = Path(HydraConfig.get().sweep.dir, "multirun.yaml")
-    words = OmegaConf.load(sweep).hydra.overrides.task if is_file(sweep) else []
-    parsed = OverridesParser.create().parse_overrides(list(words))
-    return [override.key_or_group for override in parsed if override.is_sweep_override()]
-
-
-def _set_keys(words: list[str] | None) -> Iterator[tuple[str, str | None]]:
-    """Yield the keys, or groups of conf/, that words of the command line set, and the value as text."""
-    for override in OverridesParser.create().parse_overrides(words or []):
-        deleted = override.is_delete()
-        yield override.key_or_group, None if deleted else override.get_value_element_as_str()
 
 
 def _texts(folder: Path, words: list[str] | None, provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

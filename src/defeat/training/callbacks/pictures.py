@@ -87,7 +87,9 @@ class DrawPictures(Callback):
         if not board or (self._validations - 1) % self.every:
             return
         module = cast(DetectionModule, pl_module)
-        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.val_step_context():
+        # A compiled teacher has no graph for a picture alone, and would make one.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, isolate_rng(), torch.no_grad(), trainer.precision_plugin.val_step_context():
             if self._samples is None:
                 self._samples = list(_samples(trainer, module, self.images))
             for number, sample in enumerate(self._samples, start=1):
