@@ -165,25 +165,25 @@ def test_a_folder_with_files_is_refused(name: str, key: str, script: Run, tmp_pa
     assert content(tmp_path) == before
 
 
-def test_a_folder_that_is_named(start: Start, tmp_path: Path) -> None:
+def test_a_folder_that_is_named(start_training: Start, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for words in (["run_dir=a/new one"], ["run_dir=empty"], ["hydra.run.dir=b"]):
-        assert start(*words).status == 0
+        assert start_training(*words).status == 0
     # Hydra's files and the log are in it, and nowhere else
     own = [
         ".hydra",
         ".hydra/config.yaml",
         ".hydra/hydra.yaml",
         ".hydra/overrides.yaml",
-        "eval.log",
         "result",
+        "train.log",
     ]
     for folder in ("a/new one", "empty", "b"):
         assert list(content(tmp_path / folder)) == own
     assert {p.name for p in tmp_path.iterdir()} == {"a", "empty", "b"}
     # which is where the run is, but for hydra.run.dir and run_dir that are both named
-    assert start("hydra.run.dir=c", "run_dir=${hydra:runtime.output_dir}/d").status == 0
-    assert start("run_dir=${output_root}/e").status == 0
+    assert start_training("hydra.run.dir=c", "run_dir=${hydra:runtime.output_dir}/d").status == 0
+    assert start_training("run_dir=${output_root}/e").status == 0
     assert (tmp_path / "c" / "d" / "result").read_text() == str(tmp_path / "c" / "d")
     assert list(content(tmp_path / "runs" / "e")) == own
 
