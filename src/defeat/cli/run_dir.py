@@ -150,8 +150,9 @@ def _check_name(folder: str) -> None:
 
 
 def _is_overridden(config: DictConfig, key: str) -> bool:
-    words = (*config.hydra.overrides.hydra, *config.hydra.overrides.task)
-    return any(word.lstrip("+").partition("=")[0] == key for word in words)
+    # Unresolved: a word such as run_dir=${hydra:runtime.output_dir}/x has no value yet.
+    words: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)
+    return any(word.lstrip("+").partition("=")[0] == key for word in (*words["hydra"], *words["task"]))
 
 
 def _has_run_dir(config: DictConfig) -> bool:
