@@ -40,7 +40,8 @@ def wake(model: nn.Module) -> None:
     """Give the heads weights with which they find many objects."""
     for name, value in model.requires_grad_(False).named_parameters():
         if name.startswith(("head", "rpn.head")) or "predictor" in name:
-            nn.init.normal_(value, std=1.0 if "cls_score" in name else 0.05)
+            even = min(0.05, 1.21 / value[0].numel() ** 0.5)  # scores of wide heads would all round to 1
+            nn.init.normal_(value, std=1.0 if "cls_score" in name else even)
 
 
 def student(model: nn.Module) -> TrainedStudent:
