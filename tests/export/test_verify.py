@@ -56,6 +56,22 @@ def test_another_box_score_label_or_number_fails_everywhere(error: dict[str, flo
     assert not any(check.passed for check in compared(Finder(), Finder(**error)))  # type: ignore[arg-type]
 
 
+def test_a_student_that_finds_nothing_is_told(caplog: pytest.LogCaptureFixture):
+    class Blind(Finder):
+        def forward(self, images: list[Tensor]) -> list[Prediction]:
+            return [
+                Prediction(
+                    boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.long)
+                )
+                for _ in images
+            ]
+
+    compared(Finder(), Finder())
+    assert not caplog.records
+    assert all(check.passed for check in compared(Blind(), Blind()))
+    assert "finds nothing" in caplog.text
+
+
 def test_a_detection_that_noise_takes_away_is_a_tie():
     tie = Finder(limit=100 / 255)  # exactly the value of the first picture
     checks = compared(tie, Finder(limit=100.001 / 255))

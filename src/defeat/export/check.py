@@ -18,3 +18,5 @@ class Check(NamedTuple):
     """Largest difference of a score, likewise."""
     note: str = ""
     """A further figure, or the reason of a failure."""
+    detections: int = 0
+    """How many detections are the same on both sides."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from defeat.export.student import TrainedStudent
 from defeat.io.text import counted
 from defeat.training.module import detect
 from defeat.types import Prediction
+
+log = logging.getLogger(__name__)
 
 BOX_TOLERANCE = 0.5
 """Pixels by which a coordinate may differ."""
@@ -50,7 +53,14 @@ def verify(
         WeightsError: the file cannot be read.
     """
     graph = load_onnx(path) if format == "onnx" else load_core(path)
-    return [_check(student.detector, graph, case) for case in _cases(pictures)]
+    checks = [_check(student.detector, graph, case) for case in _cases(pictures)]
+    if all(check.passed and not check.detections for check in checks):
+        log.warning(
+            "%s: the student finds nothing on these pictures, so that its boxes could not be compared: name "
+            "pictures with objects, data.root=FOLDER, or train it for longer",
+            path,
+        )
+    return checks
 
 
 class _Case(NamedTuple):
@@ -90,7 +100,7 @@ def _check(detector: nn.Module, graph: GraphDetector, case: _Case) -> Check:
         return Check(case.name, False, torch.inf, torch.inf, note)
     boxes, scores = (max(part[column] for part in compared) for column in (3, 4))
     note = counted(same, "detections") + (f", {counted(ties, 'ties')}" if ties else "")
-    return Check(case.name, True, boxes, scores, note)
+    return Check(case.name, True, boxes, scores, note, same)
 
 
 class _Compared(NamedTuple):
