@@ -136,4 +136,4 @@ def hyperparameters(
 def _plain(value: Any) -> float | str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
-    return "null" if value is None else str(value)
+    return "null" if value is None else printable(str(value))

@@ -18,7 +18,8 @@ from torch.utils.tensorboard.summary import hparams
 from defeat.command_line import command_words, set_values, swept_keys
 from defeat.config import leaves
 from defeat.io.safe_read import is_file
-from defeat.render import Table
+from defeat.io.text import printable
+from defeat.render import Table, escape_markdown
 from defeat.training.module import DetectionModule
 from defeat.training.tensorboard import METRICS, hyperparameters, scalar_layout, writers
 
@@ -90,7 +91,7 @@ def _content(summary: Any) -> Iterator[Any]:
 def _texts(folder: Path, words: list[str] | None, provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the titles of the texts and the texts, in Markdown."""
     if words is not None:
-        lines = ["defeat-train", *map(shlex.quote, words)]
+        lines = ["defeat-train", *(printable(shlex.quote(word)) for word in words)]
         yield "1 command", "    " + " \\\n      ".join(lines)
     if teacher := provenance.get("teacher"):
         rows = [["weights", teacher["source"]], ["SHA-256", teacher["sha256"]]]
@@ -108,4 +109,5 @@ def _data(described: Mapping[str, Any]) -> str:
         for split, part in described["splits"].items()
     ]
     table = Table(["split", "source", "images", "boxes", "SHA-256"], rows, text_columns=2)
-    return f"{table.as_markdown()}\n{len(described['classes'])} classes: {', '.join(described['classes'])}"
+    names = ", ".join(escape_markdown(name) for name in described["classes"])
+    return f"{table.as_markdown()}\n{len(described['classes'])} classes: {names}"
