@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-teacher export-demo experiments-table test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-commands bench-gpu evidence evidence-real format lint types check clean
+.PHONY: help setup demo demo-teacher export-demo experiments-table docs test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-commands bench-gpu evidence evidence-real format lint types check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -21,7 +21,7 @@ setup: $(READY)  ## Make .venv and install everything
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints $(CONSTRAINTS) --editable '.[dev,export,predict,sweep]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints $(CONSTRAINTS) --editable '.[dev,docs,export,predict,sweep]'
 	@touch $@
 
 demo: $(READY)  ## Distil a detector on generated scenes and compare: table, pictures, curves in demo/
@@ -37,6 +37,9 @@ export-demo: $(READY)  ## Export the student of the latest demo in every format,
 
 experiments-table: $(READY)  ## Write docs/experiments.md from conf/experiment
 	$(BIN)/python tools/experiments_table.py
+
+docs: $(READY)  ## Build the documentation site in build/site, strictly: a page with a dead link stops it
+	PYTHONPATH=tools $(BIN)/zensical build --strict
 
 test: $(READY)  ## Run the tests
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" $(ARGS)

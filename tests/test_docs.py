@@ -17,7 +17,7 @@ from defeat.cli.report import _parser
 from defeat.config import conf_dir
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 HYDRA = {
     "defeat-train": "train",
     "defeat-eval": "eval",

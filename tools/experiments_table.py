@@ -40,8 +40,8 @@ INTRO = """\
 
 <!-- made by `make experiments-table` from conf/experiment and conf/distiller: do not edit -->
 
-Every row that the paper or its reference code publishes is a file of `conf/experiment`, which starts with
-its command. Train a pair's teacher first, then its distilled rows:
+Every row that the paper or its reference code publishes is a file, `conf/experiment/<experiment>.yaml`,
+which starts with its command. Train a pair's teacher first, then its distilled rows:
 
 ```sh
 defeat-train +experiment=frcnn_r152 data.root=/data/coco download=true
@@ -165,8 +165,7 @@ def _distillers() -> list[tuple[str, ...]]:
     for path in sorted((conf_dir() / "distiller").glob("*.yaml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         config = compose_config("train", [f"distiller={path.stem}", "run_dir=run"])
-        link = f"[`{path.stem}`](../conf/distiller/{path.name})"
-        rows.append((link, first, terms(config.distiller)))
+        rows.append((f"`{path.stem}`", first, terms(config.distiller)))
     return rows
 
 
@@ -182,7 +181,7 @@ def render(compose: Callable[[str], DictConfig] = compose) -> str:
     for data, title in DATA.items():
         cells = [
             (
-                f"[`{row.name}`](../conf/experiment/{row.name}.yaml)",
+                f"`{row.name}`",
                 detectors(row.config),
                 terms(row.config.distiller),
                 row.paper,
