@@ -95,17 +95,20 @@ class Tally:
 
 
 def even_out(model: nn.Module) -> None:
-    """Scale what enters the pyramid, which vanishes or explodes in deep backbones of random weights."""
+    """Scale what enters the pyramid, which vanishes or explodes in deep backbones of random weights.
 
-    def scale(conv: nn.Conv2d, inputs: Any, output: Tensor) -> Tensor:
-        conv.weight.div_(output.std())
-        return output / output.std()
+    The logits are scaled too: many scores that round to the same number leave open which are the best.
+    """
 
-    backbone = cast(Any, model).backbone
-    entries = [block[0] for block in backbone.fpn.inner_blocks]
-    entries += [block for name, block in backbone.fpn.named_modules() if name.endswith("p6")]
-    hooks = [entry.register_forward_hook(scale) for entry in entries]
+    def scale(layer: nn.Conv2d | nn.Linear, inputs: Any, output: Tensor) -> Tensor:
+        hooks.pop(layer).remove()  # a head is called for each level
+        layer.weight.div_(output.std() / 2)
+        return 2 * output / output.std()
+
+    fpn = cast(Any, model).backbone.fpn
+    layers = [block[0] for block in fpn.inner_blocks]
+    ends = "p6", "cls_logits", "cls_score"
+    layers += [layer for name, layer in model.named_modules() if name.endswith(ends)]
+    hooks = {layer: layer.register_forward_hook(scale) for layer in layers}
     with torch.no_grad():
-        backbone(padded(pictures((160, 224)))[0])
-    for hook in hooks:
-        hook.remove()
+        model(pictures((160, 224)))

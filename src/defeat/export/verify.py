@@ -82,7 +82,9 @@ def _cases(pictures: Sequence[Tensor]) -> Iterator[_Case]:
     yield _Case("batch 3, several sizes", [[portrait, landscape, one_size[1]]])
     for name, size in (("as traced", TRACED[2:]), ("smallest", (MULTIPLE, MULTIPLE))):
         yield _Case(f"{size[0]} x {size[1]}, {name}", [[_resized(first, *size)]], (size[0], size[1]))
-    yield _Case("blank picture", [[torch.zeros_like(first)]])
+    # Grain, since cells of one colour have equal scores: any of them may be among the best.
+    grain = torch.randint(110, 119, first.shape, generator=torch.Generator().manual_seed(0))
+    yield _Case("no objects", [[grain.to(torch.uint8)]])
 
 
 def _resized(picture: Tensor, height: int, width: int) -> Tensor:
