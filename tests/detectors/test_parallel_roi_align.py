@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import MultiScaleRoIAlign
 
+from defeat.detectors.adapted import AlignedRoIAlign
 from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign, _workers
 
 THREADS = 3
@@ -94,6 +96,32 @@ def test_results_and_gradients_are_torchvisions(
         levels[name].requires_grad_()
     assert same(levels, boxes())
     assert computed_in == ({"MainThread", "roi-align"} if channels > 1 else {"MainThread"})
+
+
+def test_the_aligned_one_is_shared_likewise(computed_in: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loops of one thread, which ``test_levels.py`` compares, give the same numbers and gradients."""
+    own = AlignedRoIAlign.pool
+
+    def pool(self: AlignedRoIAlign, *args: Any) -> Tensor:
+        computed_in.add(threading.current_thread().name.partition("_")[0])
+        return own(self, *args)
+
+    monkeypatch.setattr(AlignedRoIAlign, "pool", pool)
+    make = partial(AlignedRoIAlign, NAMES, 7, 0, strides=STRIDES)
+    levels = {name: x.requires_grad_() for name, x in maps().items()}
+    shared, shared_grads = pooled(make, levels, boxes())
+    assert computed_in == {"roi-align"}
+    torch.set_num_threads(1)
+    alone, grads = pooled(make, levels, boxes())
+    assert computed_in == {"roi-align", "MainThread"}
+    assert shared.equal(alone)
+    assert shared.dtype == torch.float32
+    assert all(a.equal(b) for a, b in zip(shared_grads[:3], grads[:3], strict=True))
+    torch.set_num_threads(THREADS)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, _ = pooled(make, {name: x.detach().bfloat16() for name, x in levels.items()}, boxes())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), alone, atol=0.05, rtol=0.02)
 
 
 @pytest.mark.parametrize("counts", [(0, 5), (0, 0), (1, 0)])

@@ -250,6 +250,8 @@ def test_fcos_must_have_the_checkpoints_units_of_length(tmp_path: Path) -> None:
     settings = {"backbone": "resnet10", "fpn_channels": 64, "anchor_sizes": [[8], [16], [32], [64], [128]]}
     path = save_checkpoint(fcos(2, **settings), ["a"], settings, tmp_path)
     assert create_detector(partial(fcos, **settings), ["a"], weights=str(path)).whole
+    with pytest.raises(WeightsError, match=r"was trained with strides=derived, but strides=fixed is"):
+        create_detector(partial(fcos, **settings, strides="fixed"), ["a"], weights=str(path))
     settings["anchor_sizes"] = [[4], [8], [16], [32], [64]]
     with pytest.raises(WeightsError, match=r"was trained with anchor_sizes=\[\[8\], .*, but anchor_sizes="):
         create_detector(partial(fcos, **settings), ["a"], weights=str(path))

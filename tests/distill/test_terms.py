@@ -356,6 +356,8 @@ def test_the_head_term_refuses_one_stage_detectors_in_one_line(kinds: tuple[Kind
         {"aspect_ratios": (0.5, 1.0, 3.0)},
         {"anchor_sizes": [(32, 40, 48), (64, 80, 101), (128, 161, 203), (256, 322, 406), (512, 645, 812)]},
         {"returned_layers": (3, 4), "anchor_sizes": [(32,), (64,), (128,), (256,)]},
+        {"anchors": "float"},
+        {"strides": "fixed"},
     ],
 )
 def test_the_anchor_term_refuses_differing_anchors_in_one_line(settings: dict[str, Any]) -> None:
@@ -363,3 +365,8 @@ def test_the_anchor_term_refuses_differing_anchors_in_one_line(settings: dict[st
     with pytest.raises(ConfigError, match="needs the same anchors on both sides") as refusal:
         ANCHOR(inspected(pair("retinanet")[0]), other)
     assert "\n" not in str(refusal.value)
+
+
+def test_the_anchor_term_takes_both_strides_where_batches_are_whole_multiples_of_them() -> None:
+    whole = inspect_detector(detector("retinanet", "student", size_divisible=128))
+    ANCHOR(whole, inspect_detector(detector("retinanet", "teacher", strides="fixed")))

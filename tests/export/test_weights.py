@@ -31,6 +31,12 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "retinanet": {"score_thresh": 0.01, "returned_layers": [2, 3], "anchor_sizes": [[9, 12]] * 4},
     "fcos": {"backbone": "mobilenet_v2", "norm": "sync", "score_thresh": 0.1},
     "stride_in_1x1": {"backbone": "resnet50", "stride_in_1x1": True, "box_score_thresh": 0.0},
+    "aligned": {"anchors": "float", "strides": "fixed", "roi_align": "aligned", "box_score_thresh": 0.0},
+    "retinanet_c5": {
+        **{"anchors": "float", "strides": "fixed", "extra_levels_from": "c5", "relu_before_p7": False},
+        # as many channels as C5, by which torchvision would go
+        **{"returned_layers": [1, 2], "fpn_channels": 128, "score_thresh": 0.01},
+    },
 }
 
 
@@ -47,7 +53,8 @@ def student(model: dict[str, Any], classes: tuple[str, ...] = CLASSES) -> Traine
 
 
 def own(name: str) -> TrainedStudent:
-    family = name if name in ("retinanet", "fcos") else "faster_rcnn"
+    family = name.partition("_")[0]
+    family = family if family in ("retinanet", "fcos") else "faster_rcnn"
     return student({"_target_": f"defeat.detectors.{family}", **OWN, **STUDENTS[name]})
 
 

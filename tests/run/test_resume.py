@@ -301,6 +301,7 @@ def test_a_checkpoint_from_before_a_setting_goes_on_with_what_it_stood_for(
     content = torch.load(begun, weights_only=True)
     for role in ("student", "teacher"):
         assert content["defeat"]["config"][role]["model"].pop("size_divisible") == 32
+        assert content["defeat"]["config"][role]["model"].pop("roi_align") == "torchvision"
         content["defeat"]["config"][role].pop("precision")
     torch.save(content, tmp_path / "old.ckpt")
     build_run(resumed(tmp_path / "old.ckpt", tmp_path / "a", scenes, teacher))

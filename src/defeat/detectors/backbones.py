@@ -51,7 +51,7 @@ def fpn_backbone(
     trainable_layers: int,
     norm: Norm,
     stride_in_1x1: bool,
-    extra_blocks: ExtraFPNBlock,
+    topmost: Callable[[int], ExtraFPNBlock],
 ) -> BackboneWithFPN:
     """Build a backbone and the pyramid over it.
 
@@ -63,7 +63,7 @@ def fpn_backbone(
         norm: ``frozen`` (statistics and scale fixed), ``batch`` or ``sync`` (over all processes).
         stride_in_1x1: put a bottleneck's stride into its first 1x1 convolution, as in the weights of the
             original ResNet release and of Detectron; ResNet-50 and larger only.
-        extra_blocks: makes the levels above the last stage.
+        topmost: given the channels of the deepest of these stages, makes the levels above it.
 
     Raises:
         ConfigError: an unknown name or norm, layers out of range, or a stride option that cannot apply.
@@ -81,7 +81,7 @@ def fpn_backbone(
         return_layers={stages[layer][-1]: str(i) for i, layer in enumerate(returned_layers)},
         in_channels_list=[channels[layer] for layer in returned_layers],
         out_channels=fpn_channels,
-        extra_blocks=extra_blocks,
+        extra_blocks=topmost(channels[max(returned_layers)]),
     )
 
 

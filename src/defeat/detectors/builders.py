@@ -10,6 +10,10 @@ these arguments, beside torchvision's settings for sampling and filtering under 
     trainable_layers: of the 5 backbone parts, counted from the deepest.
     norm: ``frozen``, ``batch`` or ``sync``.
     stride_in_1x1: see :func:`defeat.detectors.backbones.fpn_backbone`.
+    strides: pixels from one anchor or point to the next. ``derived`` divides the size of the padded batch by
+        that of the map, as torchvision does; ``fixed`` is the stride of the level, as in detectron2 and
+        mmdetection. They differ where the batch is no multiple of the stride, and the anchors of the topmost
+        levels are then up to 84 pixels apart at 800 x 1088.
     min_size: length of the shorter image side in pixels; several values are drawn from in training and the
         last one is used in evaluation; None means 800.
     max_size: bound on the longer side in pixels; None means 1333.
@@ -17,26 +21,46 @@ these arguments, beside torchvision's settings for sampling and filtering under 
         so larger ones make fewer shapes, and every padded pixel costs as much as another: with 448 the 300
         shapes of batches of 800 x 800 to 800 x 1333 become 4, at 1.4 times the pixels of 800 x 1066.
 
+Those with anchors:
+
+    anchors: ``rounded`` to whole pixels, as torchvision's; or ``float``, as those of detectron2 and
+        mmdetection, and RetinaNet's sizes of octaves likewise.
+
+Those with the levels P6 and P7:
+
+    extra_levels_from: ``p5``, the topmost map of the pyramid, or ``c5``, the deepest stage under it.
+    relu_before_p7: whether P7 is made of the positive part of P6; false in mmdetection.
+
 They raise :class:`~defeat.errors.ConfigError` for what :func:`~defeat.detectors.backbones.fpn_backbone`
-refuses, a list of anchor sizes whose length is not the number of levels, and a ``size_divisible`` that is no
-multiple of 32.
+refuses, an unknown choice, a list of anchor sizes whose length is not the number of levels, and a
+``size_divisible`` that is no multiple of 32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from defeat.detectors.adapted import Float32AnchorGenerator, ParallelRoIAlign, adapt_inner_parts
+from defeat.detectors.adapted import adapt_inner_parts
 from defeat.detectors.backbones import Norm, fpn_backbone
+from defeat.detectors.levels import (
+    Anchors,
+    ExtraLevels,
+    RoIAlign,
+    Sizes,
+    Strides,
+    anchor_generator,
+    check_scales,
+    extra_levels,
+    octave_sizes,
+    roi_pool,
+    strides_of_levels,
+)
 from defeat.errors import ConfigError
-
-Sizes = Sequence[Sequence[int]]
 
 GROUPS = 32
 """Groups of the GroupNorm layers in torchvision's FCOS head."""
@@ -56,6 +80,9 @@ def faster_rcnn(
     size_divisible: int = 32,
     anchor_sizes: Sizes | None = None,
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    anchors: Anchors = "rounded",
+    strides: Strides = "derived",
+    roi_align: RoIAlign = "torchvision",
     rpn_pre_nms_top_n_train: int = 2000,
     rpn_pre_nms_top_n_test: int = 1000,
     rpn_post_nms_top_n_train: int = 2000,
@@ -72,26 +99,34 @@ def faster_rcnn(
     Args:
         anchor_sizes: pixels, one list per level; None means 8 x stride, one anchor size a level.
         aspect_ratios: height / width of the anchors.
+        roi_align: ``torchvision``: two samples a cell and direction, half a pixel of the map beside those of
+            other frameworks; or ``aligned``, see :class:`~defeat.detectors.adapted.AlignedRoIAlign`.
         box_head_channels: width of the two fully connected layers of the box head.
 
     The other arguments, and the errors that are raised, are those of all builders, see above.
     """
     topmost = LastLevelMaxPool()
     body = fpn_backbone(
-        backbone, fpn_channels, returned_layers, trainable_layers, norm, stride_in_1x1, topmost
+        backbone,
+        fpn_channels,
+        returned_layers,
+        trainable_layers,
+        norm,
+        stride_in_1x1,
+        lambda deepest: topmost,
     )
-    strides = _strides(returned_layers, extra=1)
-    pooled = [str(i) for i in range(len(returned_layers))]  # all maps but the topmost
+    level_strides = strides_of_levels(returned_layers, extra=1)
+    sizes = anchor_sizes or [(8 * stride,) for stride in level_strides]
     detector = FasterRCNN(
         body,
         **_transform(min_size, max_size, size_divisible),
-        rpn_anchor_generator=_anchors(anchor_sizes or [(8 * s,) for s in strides], aspect_ratios, strides),
+        rpn_anchor_generator=anchor_generator(sizes, aspect_ratios, level_strides, anchors, strides),
         rpn_pre_nms_top_n_train=rpn_pre_nms_top_n_train,
         rpn_pre_nms_top_n_test=rpn_pre_nms_top_n_test,
         rpn_post_nms_top_n_train=rpn_post_nms_top_n_train,
         rpn_post_nms_top_n_test=rpn_post_nms_top_n_test,
         rpn_batch_size_per_image=rpn_batch_size_per_image,
-        box_roi_pool=ParallelRoIAlign(pooled, 7, 2, strides=strides[:-1]),
+        box_roi_pool=roi_pool(level_strides[:-1], roi_align),
         box_head=TwoMLPHead(fpn_channels * 7 * 7, box_head_channels),
         box_predictor=FastRCNNPredictor(box_head_channels, num_classes),
         box_batch_size_per_image=box_batch_size_per_image,
@@ -117,6 +152,10 @@ def retinanet(
     size_divisible: int = 32,
     anchor_sizes: Sizes | None = None,
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    anchors: Anchors = "rounded",
+    strides: Strides = "derived",
+    extra_levels_from: ExtraLevels = "p5",
+    relu_before_p7: bool = True,
     score_thresh: float = 0.05,
     nms_thresh: float = 0.5,
     detections_per_img: int = 100,
@@ -130,17 +169,17 @@ def retinanet(
 
     The other arguments, and the errors that are raised, are those of all builders, see above.
     """
-    topmost = LastLevelP6P7(fpn_channels, fpn_channels)
+    topmost = extra_levels(fpn_channels, extra_levels_from, relu_before_p7)
     body = fpn_backbone(
         backbone, fpn_channels, returned_layers, trainable_layers, norm, stride_in_1x1, topmost
     )
-    strides = _strides(returned_layers, extra=2)
-    octaves = [[int(4 * s * 2 ** (i / 3)) for i in range(3)] for s in strides]
+    level_strides = strides_of_levels(returned_layers, extra=2)
+    sizes = anchor_sizes or octave_sizes(level_strides, anchors)
     detector = RetinaNet(
         body,
         num_classes,
         **_transform(min_size, max_size, size_divisible),
-        anchor_generator=_anchors(anchor_sizes or octaves, aspect_ratios, strides),
+        anchor_generator=anchor_generator(sizes, aspect_ratios, level_strides, anchors, strides),
         score_thresh=score_thresh,
         nms_thresh=nms_thresh,
         detections_per_img=detections_per_img,
@@ -163,6 +202,9 @@ def fcos(
     max_size: int | None = 1333,
     size_divisible: int = 32,
     anchor_sizes: Sizes | None = None,
+    strides: Strides = "derived",
+    extra_levels_from: ExtraLevels = "p5",
+    relu_before_p7: bool = True,
     center_sampling_radius: float = 1.5,
     score_thresh: float = 0.2,
     nms_thresh: float = 0.6,
@@ -191,19 +233,19 @@ def fcos(
             a level, or sizes that leave a gap between levels.
     """
     _check_groups(fpn_channels)
-    topmost = LastLevelP6P7(fpn_channels, fpn_channels)
+    topmost = extra_levels(fpn_channels, extra_levels_from, relu_before_p7)
     body = fpn_backbone(
         backbone, fpn_channels, returned_layers, trainable_layers, norm, stride_in_1x1, topmost
     )
-    strides = _strides(returned_layers, extra=2)
-    sizes = anchor_sizes or [(s,) for s in strides]
-    anchors = _anchors(sizes, (1.0,), strides)
-    _check_scales(sizes)
+    level_strides = strides_of_levels(returned_layers, extra=2)
+    sizes = anchor_sizes or [(stride,) for stride in level_strides]
+    points = anchor_generator(sizes, (1.0,), level_strides, "rounded", strides)
+    check_scales(sizes)
     detector = FCOS(
         body,
         num_classes,
         **_transform(min_size, max_size, size_divisible),
-        anchor_generator=anchors,
+        anchor_generator=points,
         center_sampling_radius=center_sampling_radius,
         score_thresh=score_thresh,
         nms_thresh=nms_thresh,
@@ -223,24 +265,6 @@ def _check_groups(fpn_channels: int) -> None:
         )
 
 
-def _check_scales(sizes: Sizes) -> None:
-    """Every box must belong to a level: torchvision trains without a word on boxes that belong to none."""
-    if len(sizes[0]) != 1:
-        raise ConfigError(f"anchor_sizes has {len(sizes[0])} sizes a level, but FCOS takes one")
-    for (lower,), (upper,) in pairwise(sizes):
-        if upper > 2 * lower:
-            raise ConfigError(
-                f"FCOS levels of size {lower} and {upper} leave a gap: boxes that reach {8 * lower} to "
-                f"{4 * upper} pixels from a cell would be learnt by none; let each size be at most twice the "
-                "one before (anchor_sizes, or returned_layers without a gap)"
-            )
-
-
-def _strides(returned_layers: Sequence[int], extra: int) -> list[int]:
-    deepest = max(returned_layers)
-    return [2 ** (layer + 1) for layer in (*returned_layers, *range(deepest + 1, deepest + 1 + extra))]
-
-
 def _transform(
     min_size: int | Sequence[int] | None, max_size: int | None, size_divisible: int
 ) -> dict[str, Any]:
@@ -257,14 +281,3 @@ def _transform(
         "max_size": 1333 if max_size is None else max_size,
         "size_divisible": size_divisible,
     }
-
-
-def _anchors(sizes: Sizes, ratios: Sequence[float], strides: list[int]) -> Float32AnchorGenerator:
-    if len(sizes) != len(strides):
-        raise ConfigError(
-            f"anchor_sizes has {len(sizes)} lists, but this detector has {len(strides)} levels "
-            f"(strides {', '.join(map(str, strides))}): give one list per level"
-        )
-    if len({len(level) for level in sizes}) != 1:
-        raise ConfigError("anchor_sizes must have the same number of sizes on every level")
-    return Float32AnchorGenerator(tuple(tuple(s) for s in sizes), (tuple(ratios),) * len(sizes))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.ssd import SSD
 
@@ -77,6 +78,16 @@ class DetectorSpec(NamedTuple):
     stages: tuple[Level, ...]
     neck: tuple[Level, ...]
     head: Head
+    fixed_strides: bool = False
+    """Whether its anchors are the strides of the levels apart, whatever the size of the batch; else strides
+    are derived from that, as in torchvision."""
+    size_divisible: int = 1
+    """Pixels, of which the sides of its batches are multiples."""
+
+    @property
+    def whole_strides(self) -> bool:
+        """Whether strides that are derived from the size of its batches are always those of the levels."""
+        return self.size_divisible % max(level.stride for level in self.neck) == 0
 
     @property
     def min_object_cells(self) -> float:
@@ -159,10 +170,12 @@ def inspect_detector(detector: nn.Module) -> DetectorSpec:
     captured = capture_blank_image(detector)
     side = captured.images.shape[-1]
     stages, neck = _levels(captured.stages, side), _levels(captured.neck, side)
-    anchors = _cell_anchors(detector)
+    generator = _find(detector, "rpn.anchor_generator") or _find(detector, "anchor_generator")
+    anchors = _cell_anchors(generator)
     if len(anchors) == len(neck):
         neck = tuple(level._replace(anchors=cell) for level, cell in zip(neck, anchors, strict=True))
-    return DetectorSpec(stages, neck, head)
+    transform: Any = detector.get_submodule("transform")
+    return DetectorSpec(stages, neck, head, _has_fixed_strides(generator), transform.size_divisible)
 
 
 @torch.no_grad()
@@ -204,7 +217,17 @@ def head_of(detector: nn.Module) -> Head:
     )
 
 
-def _cell_anchors(detector: nn.Module) -> list[tuple[tuple[float, float, float, float], ...]]:
-    generator = _find(detector, "rpn.anchor_generator") or _find(detector, "anchor_generator")
+def _cell_anchors(generator: nn.Module | None) -> list[tuple[tuple[float, float, float, float], ...]]:
     levels: list[Tensor] = getattr(generator, "cell_anchors", [])
     return [tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in level.tolist()) for level in levels]
+
+
+def _has_fixed_strides(generator: nn.Module | None) -> bool:
+    """Tell whether the anchors of neighbouring cells are apart where the strides that follow from the batch
+    are 0."""
+    if not isinstance(generator, AnchorGenerator):
+        return False
+    levels = len(generator.cell_anchors)
+    first, *_ = generator.grid_anchors([(1, 2)] * levels, [(0, 0)] * levels)  # (2 A, 4)
+    left, right = first.chunk(2)
+    return not left.equal(right)

@@ -21,7 +21,20 @@ from defeat.io.text import few
 
 log = logging.getLogger(__name__)
 
-SILENT = ("backbone", "returned_layers", "stride_in_1x1", "anchor_sizes", "aspect_ratios")
+SINCE = {
+    "size_divisible": 32,
+    "anchors": "rounded",
+    "strides": "derived",
+    "roi_align": "torchvision",
+    "extra_levels_from": "p5",
+    "relu_before_p7": True,
+}
+"""Settings of this project's builders that older checkpoints do not have, and what they stood for then."""
+
+SILENT = (
+    *("backbone", "returned_layers", "stride_in_1x1", "anchor_sizes", "aspect_ratios"),
+    *("anchors", "strides", "roi_align", "extra_levels_from", "relu_before_p7"),
+)
 """Settings that change what a detector computes; most of them leave its parameters' shapes alone."""
 
 
@@ -222,6 +235,8 @@ def _build(model: Callable[..., nn.Module], num_classes: int) -> nn.Module:
 def _check_settings(source: str, config: Mapping[str, Any], model: Callable[..., nn.Module]) -> None:
     """Weights may load whole and yet be of another detector: the checkpoint knows which one it was."""
     theirs = config.get("student", {}).get("model", {})
+    if "backbone" in theirs:  # of a builder of this project
+        theirs = SINCE | theirs
     ours = getattr(model, "keywords", {})  # of the partial that a configuration makes
     for key in SILENT:
         if key in ours and key in theirs and _plain(ours[key]) != _plain(theirs[key]):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torchvision
 from torch import nn
@@ -17,6 +17,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from defeat.detectors import builders
 from defeat.detectors.backbones import MOBILENETS
 from defeat.errors import ConfigError
+from defeat.export.load_script_code import Code, joined
+from defeat.export.load_script_levels import anchors, pooling, scales, topmost
 from defeat.export.student import TrainedStudent
 
 NAME = "load_student.py"
@@ -43,7 +45,7 @@ anchors, boxes and frozen normalisation in float32, or half, where torchvision d
 
 CLASSES = [
 {classes}]
-
+{definitions}
 
 def load(path=Path(__file__).with_name("{weights}")):
 {body}
@@ -60,14 +62,6 @@ def read(path):
 '''
 
 _BACKGROUND = "; leave out label 0, for which this family has an output too"
-
-
-class _Code(NamedTuple):
-    """Python source."""
-
-    imports: set[str]
-    lines: list[str]
-    """Statements that leave the detector in ``detector``."""
 
 
 def load_script(student: TrainedStudent, weights: str) -> str:
@@ -87,6 +81,7 @@ def load_script(student: TrainedStudent, weights: str) -> str:
         background="" if hasattr(student.detector, "roi_heads") else _BACKGROUND,
         imports="\n".join(sorted(imports, key=_import_order)),
         classes="".join(f"    {name!r},\n" for name in ("__background__", *student.classes)),
+        definitions=code.classes,
         body=textwrap.indent("\n".join(code.lines), "    "),
     )
 
@@ -95,7 +90,7 @@ def _import_order(line: str) -> tuple[bool, str]:
     return not line.startswith(("from pathlib", "from functools")), line.split()[1]
 
 
-def _code(student: TrainedStudent) -> _Code:
+def _code(student: TrainedStudent) -> Code:
     node = dict((student.config or {}).get("student", {}).get("model", {}))
     target = str(node.pop("_target_", ""))
     settings = {name: value for name, value in node.items() if not name.startswith("_")}
@@ -114,30 +109,30 @@ def _code(student: TrainedStudent) -> _Code:
     return _own(_OWN[builder], bound.arguments, student.detector)
 
 
-def _torchvision(target: str, settings: Mapping[str, Any], detector: nn.Module) -> _Code:
+def _torchvision(target: str, settings: Mapping[str, Any], detector: nn.Module) -> Code:
     name = target.rpartition(".")[2]
     parameters = inspect.signature(pkgutil.resolve_name(target)).parameters
     # the weights come from the file
     settings = {**settings, **{key: None for key in ("weights", "weights_backbone") if key in parameters}}
-    made = _Code({f"from torchvision.models.detection import {name}"}, [_call("detector", name, settings)])
+    made = Code({f"from torchvision.models.detection import {name}"}, [_call("detector", name, settings)])
     if not hasattr(detector, "roi_heads"):
         return made
     pool: Any = detector.get_submodule("roi_heads.box_roi_pool")
     if pool.scales is None:  # its strides are not known, see adapt()
         return made
-    return _joined([made, _Code(set(), ["pool = detector.roi_heads.box_roi_pool"]), _scales(pool)])
+    return joined([made, Code(set(), ["pool = detector.roi_heads.box_roi_pool"]), scales(pool)])
 
 
-def _own(family: type[nn.Module], settings: Mapping[str, Any], detector: nn.Module) -> _Code:
+def _own(family: type[nn.Module], settings: Mapping[str, Any], detector: nn.Module) -> Code:
     model = cast(Any, detector)
     parts = [_body(settings, detector), _pyramid(family, settings, model)]
     arguments = {key: settings[key] for key in inspect.signature(family).parameters if key in settings}
     arguments |= {key: getattr(model.transform, key) for key in ("min_size", "max_size", "size_divisible")}
     arguments["backbone"] = _Name("backbone")
     if family is FasterRCNN:
-        parts.append(_pooling(model.roi_heads.box_roi_pool))
+        parts.append(pooling(model.roi_heads.box_roi_pool))
         hidden, inputs = settings["box_head_channels"], model.roi_heads.box_head.fc6.in_features
-        parts.append(_Code({f"from {FasterRCNN.__module__} import FastRCNNPredictor, TwoMLPHead"}, []))
+        parts.append(Code({f"from {FasterRCNN.__module__} import FastRCNNPredictor, TwoMLPHead"}, []))
         arguments |= {
             "rpn_anchor_generator": _Name("anchors"),
             "box_roi_pool": _Name("pool"),
@@ -148,35 +143,30 @@ def _own(family: type[nn.Module], settings: Mapping[str, Any], detector: nn.Modu
     else:
         arguments |= {"num_classes": _Name("len(CLASSES)"), "anchor_generator": _Name("anchors")}
     call = _call("detector", family.__name__, arguments)
-    parts.append(_Code({f"from torchvision.models.detection import {family.__name__}"}, [call]))
-    return _joined(parts)
+    parts.append(Code({f"from torchvision.models.detection import {family.__name__}"}, [call]))
+    return joined(parts)
 
 
-def _joined(parts: Sequence[_Code]) -> _Code:
-    return _Code({line for part in parts for line in part.imports}, [x for part in parts for x in part.lines])
-
-
-def _pyramid(family: type[nn.Module], settings: Mapping[str, Any], model: Any) -> _Code:
+def _pyramid(family: type[nn.Module], settings: Mapping[str, Any], model: Any) -> Code:
     """The pyramid over ``body``, and the anchors of its levels."""
     channels, fpn = settings["fpn_channels"], model.backbone.fpn
     inner = [block[0].in_channels for block in fpn.inner_blocks]
-    topmost = "LastLevelMaxPool()" if family is FasterRCNN else f"LastLevelP6P7({channels}, {channels})"
-    generator = model.rpn.anchor_generator if family is FasterRCNN else model.anchor_generator
-    ratios = generator.aspect_ratios
-    imports = {
-        "from torchvision.models.detection.anchor_utils import AnchorGenerator",
-        "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
-        f"from torchvision.ops.feature_pyramid_network import {topmost.partition('(')[0]}",
-    }
+    imports = {"from torchvision.models.detection.backbone_utils import BackboneWithFPN"}
     lines = [
         f"layers = {dict(model.backbone.body.return_layers)!r}",
-        f"backbone = BackboneWithFPN(body, layers, {inner}, {channels}, {topmost})",
-        f"anchors = AnchorGenerator({generator.sizes!r}, ({ratios[0]!r},) * {len(ratios)})",
+        f"backbone = BackboneWithFPN(body, layers, {inner}, {channels}, topmost)",
     ]
-    return _Code(imports, lines)
+    generator = model.rpn.anchor_generator if family is FasterRCNN else model.anchor_generator
+    return joined(
+        [
+            topmost(fpn.extra_blocks),
+            Code(imports, lines),
+            anchors(generator, rounded=settings.get("anchors") != "float"),
+        ]
+    )
 
 
-def _body(settings: Mapping[str, Any], detector: nn.Module) -> _Code:
+def _body(settings: Mapping[str, Any], detector: nn.Module) -> Code:
     """The network below the pyramid, see :func:`defeat.detectors.backbones.fpn_backbone`."""
     backbone = settings["backbone"]
     norms = (m for m in detector.get_submodule("backbone.body").modules())
@@ -191,7 +181,7 @@ def _body(settings: Mapping[str, Any], detector: nn.Module) -> _Code:
         layer = f"partial({layer}, {', '.join(f'{key}={value}' for key, value in changed.items())})"
     if backbone == "resnet10":
         imports.add("from torchvision.models.resnet import BasicBlock, ResNet")
-        return _Code(imports, [f"body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer={layer})"])
+        return Code(imports, [f"body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer={layer})"])
     if not hasattr(torchvision.models, backbone):
         raise ConfigError(
             f"no {NAME} can be written for a student with the backbone {backbone}, which torchvision does "
@@ -200,30 +190,14 @@ def _body(settings: Mapping[str, Any], detector: nn.Module) -> _Code:
     imports.add(f"from torchvision.models import {backbone}")
     if backbone in MOBILENETS:
         imports.add("from torch import nn")
-        return _Code(imports, [f"body = nn.Sequential(*{backbone}(norm_layer={layer}).features[:-1])"])
+        return Code(imports, [f"body = nn.Sequential(*{backbone}(norm_layer={layer}).features[:-1])"])
     lines = [f"body = {backbone}(norm_layer={layer})"]
     if settings["stride_in_1x1"]:
         lines += [
             "for stage in (body.layer2, body.layer3, body.layer4):",
             "    stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)",
         ]
-    return _Code(imports, lines)
-
-
-def _pooling(pool: Any) -> _Code:
-    """A pooling in ``pool``, with its scales."""
-    made = f"pool = MultiScaleRoIAlign({pool.featmap_names!r}, {pool.output_size[0]}, {pool.sampling_ratio})"
-    return _joined([_Code({"from torchvision.ops import MultiScaleRoIAlign"}, [made]), _scales(pool)])
-
-
-def _scales(pool: Any) -> _Code:
-    """Give ``pool`` its scales, which torchvision infers from the first image otherwise, at times wrongly."""
-    levels = pool.map_levels
-    lines = [
-        f"pool.scales = {list(pool.scales)}",
-        f"pool.map_levels = LevelMapper({levels.k_min}, {levels.k_max}, {levels.s0}, {levels.lvl0})",
-    ]
-    return _Code({"from torchvision.ops.poolers import LevelMapper"}, lines)
+    return Code(imports, lines)
 
 
 class _Name(str):

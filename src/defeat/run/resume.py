@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from defeat.config import CONFIG, to_plain
+from defeat.detectors.create import SINCE
 from defeat.detectors.weights import load_plain
 from defeat.distill import WeightKey, weight_keys
 from defeat.errors import ConfigError
@@ -46,9 +47,6 @@ OPTIMIZER = "optim.optimizer._target_"
 
 FILES_OF_THE_START = ("gradients.md", "gradients.csv", "preflight.md", "preflight.json")
 """Files that a run writes at its start and a resumed one does not write again."""
-
-SINCE = {"student.model.size_divisible": 32, "teacher.model.size_divisible": 32}
-"""Keys that older checkpoints do not have, and what they stood for then."""
 
 RENAMED = {"optim.rate": "optim.lr_schedule"}
 """Keys of older checkpoints, by what they are called now."""
@@ -180,7 +178,7 @@ def config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dic
     pairs = {}
     for key in sorted(old_config.keys() | new_config.keys()):
         if key.startswith(SAME) and not (key in weights or key.startswith(WEIGHTS)):
-            old, new = old_config.get(key, SINCE.get(key)), new_config.get(key)
+            old, new = old_config.get(key, SINCE.get(key.rpartition(".model.")[2])), new_config.get(key)
             pairs[key] = (_moved(old), _moved(new)) if key.endswith("._target_") else (old, new)
     return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
 

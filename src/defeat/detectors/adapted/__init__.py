@@ -17,27 +17,34 @@ Transform                                         side is left is stretched firs
 MultiScaleRoIAlign    ParallelRoIAlign            Scales are given; torchvision infers them   vision issues
                                                   from the first batch and keeps them. All    3747, 4935 and
                                                   cores of a CPU pool; torchvision uses one.  6619
+MultiScaleRoIAlign    AlignedRoIAlign             The same, sampled as other frameworks do.   none known
+LastLevelP6P7         LinearP6P7                  No ReLU before P7, as in mmdetection.       none known
 ====================  ==========================  ==========================================  ================
 
-In float32 all of them compute what torchvision does, bit for bit, and parameters keep their names. Builders
-of this project construct them. :func:`adapt` puts them into a detector that torchvision's own builders made.
+In float32 all but the last two, and a Float32AnchorGenerator that is told otherwise, compute what torchvision
+does, bit for bit, and parameters keep their names. Builders of this project construct them. :func:`adapt`
+puts those of the same arithmetic into a detector that torchvision's own builders made.
 """
 
 from defeat.detectors.adapted.adapt import adapt, adapt_inner_parts
+from defeat.detectors.adapted.aligned_roi_align import AlignedRoIAlign
 from defeat.detectors.adapted.float32_boxes import (
     Float32AnchorGenerator,
     Float32BoxCoder,
     Float32BoxLinearCoder,
 )
 from defeat.detectors.adapted.frozen_batch_norm import HalfFrozenBatchNorm2d
+from defeat.detectors.adapted.linear_p6p7 import LinearP6P7
 from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign
 from defeat.detectors.adapted.pixel_transform import PixelTransform
 
 __all__ = [
+    "AlignedRoIAlign",
     "Float32AnchorGenerator",
     "Float32BoxCoder",
     "Float32BoxLinearCoder",
     "HalfFrozenBatchNorm2d",
+    "LinearP6P7",
     "ParallelRoIAlign",
     "PixelTransform",
     "adapt",

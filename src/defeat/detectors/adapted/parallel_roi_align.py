@@ -89,13 +89,16 @@ class ParallelRoIAlign(MultiScaleRoIAlign):
         maps = {name: level for name, level in x.items() if name in self.featmap_names}
         first = next(iter(maps.values()), None)
         if first is None or not _can_share(first) or any(own.requires_grad for own in boxes):
-            return cast(Tensor, super().forward(x, boxes, image_shapes))
+            return self.pool(x, boxes, image_shapes)
 
         def pool(part: Sequence[Tensor]) -> Tensor:
-            whole = MultiScaleRoIAlign.forward(self, dict(zip(maps, part, strict=True)), boxes, image_shapes)
-            return cast(Tensor, whole)
+            return self.pool(dict(zip(maps, part, strict=True)), boxes, image_shapes)
 
         return cast(Tensor, _Shared.apply(pool, *maps.values()))
+
+    def pool(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sizes) -> Tensor:
+        """Pool in one thread, from all channels or from some; see :meth:`forward`."""
+        return cast(Tensor, MultiScaleRoIAlign.forward(self, x, boxes, image_shapes))
 
 
 def _can_share(level: Tensor) -> bool:

@@ -57,7 +57,13 @@ class AnchorTerm(Term):
         if _anchors(student) != _anchors(teacher):
             raise ConfigError(
                 "the anchor term needs the same anchors on both sides, and student and teacher differ in "
-                "them: give both the same anchor_sizes, aspect_ratios and returned_layers"
+                "them: give both the same anchor_sizes, aspect_ratios, anchors and returned_layers"
+            )
+        if student.fixed_strides != teacher.fixed_strides and not student.whole_strides:
+            raise ConfigError(
+                "the anchor term needs the same anchors on both sides, and one side derives their strides "
+                "from the size of the batch: give both the same strides (fixed or derived), or a "
+                f"student.model.size_divisible of {max(level.stride for level in student.neck)}"
             )
         super().__init__({"object": object_weight, "background": background_weight})
         check_temperatures(object_temperature, background_temperature)

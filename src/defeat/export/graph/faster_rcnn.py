@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from defeat.detectors.adapted import AlignedRoIAlign
 from defeat.export.graph.nms import nms_mask
 from defeat.export.graph.parts import (
     Detections,
@@ -148,7 +149,12 @@ class FasterRCNNGraph(nn.Module):
         for level, (features_of_level, scale) in enumerate(zip(maps, self.pool.scales, strict=True)):
             (own,) = torch.where(valid & (levels == level))
             regions = roi_align(
-                features_of_level, rois[own], self.pool.output_size, scale, self.pool.sampling_ratio
+                features_of_level,
+                rois[own],
+                self.pool.output_size,
+                scale,
+                self.pool.sampling_ratio,
+                aligned=isinstance(self.pool, AlignedRoIAlign),
             )
             pooled = pooled.index_put((own,), regions)
         return pooled
