@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small, resnet
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet, fasterrcnn_resnet50_fpn_v2
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
@@ -21,6 +21,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from defeat.config import build as build_node
 from defeat.config import compose_config
 from defeat.detectors import capture, faster_rcnn, fcos, retinanet
+from defeat.detectors.adapted import HalfFrozenBatchNorm2d
 
 Builder = Callable[..., nn.Module]
 
@@ -230,6 +231,29 @@ def test_mobilenets_are_torchvisions_and_a_stage_is_its_last_block(make: Builder
             learns = stride > 2 ** (5 - layers)
             assert all(parameter.requires_grad == learns for parameter in block.parameters())
         assert [norm.eps for norm in body.modules() if isinstance(norm, FrozenBatchNorm2d)] == eps
+
+
+def test_v2_heads_are_torchvisions() -> None:
+    with torch.device("meta"):
+        ours = faster_rcnn(91, heads="v2", norm="batch", trainable_layers=5)
+        theirs = fasterrcnn_resnet50_fpn_v2(weights_backbone=None)
+        frozen: Any = faster_rcnn(3, backbone="resnet10", fpn_channels=16, heads="v2").roi_heads.box_head
+    assert [type(m) for m in frozen.modules() if "Norm2d" in type(m).__name__] == [HalfFrozenBatchNorm2d] * 4
+    compare(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["32x4d", "32x8d", "64x4d"])
+def test_resnexts_have_the_widths_of_their_names(name: str) -> None:
+    """torchvision has no 32x4d of 101 layers: the formula is that of the ResNeXt paper, for stage 1 to 4."""
+    groups, width = map(int, name.removesuffix("d").split("x"))
+    with torch.device("meta"):
+        body: Any = faster_rcnn(2, backbone=f"resnext101_{name}", stride_in_1x1=True).backbone.body
+    for stage, blocks in enumerate((3, 4, 23, 3), 1):
+        layer = body[f"layer{stage}"]
+        assert len(layer) == blocks
+        assert {block.conv2.groups for block in layer} == {groups}
+        assert {block.conv2.out_channels for block in layer} == {groups * width * 2 ** (stage - 1)}
+        assert layer[0].conv3.out_channels == 256 * 2 ** (stage - 1)
 
 
 def test_resnet10_has_one_block_a_stage() -> None:

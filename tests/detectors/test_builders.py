@@ -21,7 +21,7 @@ from defeat.training.module import DetectionModule
 SMALL = {"backbone": "resnet10", "fpn_channels": 64, "min_size": 64, "max_size": 64}
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("resnet34", "resnet101", "resnet152")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("resnet34", "resnet152") and "101" not in n])
 @pytest.mark.parametrize(
     ("build", "strides", "head"),
     [

@@ -31,6 +31,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "retinanet": {"score_thresh": 0.01, "returned_layers": [2, 3], "anchor_sizes": [[9, 12]] * 4},
     "fcos": {"backbone": "mobilenet_v2", "norm": "sync", "score_thresh": 0.1},
     "stride_in_1x1": {"backbone": "resnet50", "stride_in_1x1": True, "box_score_thresh": 0.0},
+    "v2": {"heads": "v2", "norm": "batch", "box_head_channels": 16, "box_score_thresh": 0.01},
     "aligned": {"anchors": "float", "strides": "fixed", "roi_align": "aligned", "box_score_thresh": 0.0},
     "retinanet_c5": {
         **{"anchors": "float", "strides": "fixed", "extra_levels_from": "c5", "relu_before_p7": False},

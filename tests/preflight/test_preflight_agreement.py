@@ -72,10 +72,11 @@ def test_backbone_weights_are_counted(tmp_path: Path, pictures: Path) -> None:
     body = {k.removeprefix("backbone.body."): v for k, v in load_file(SHIPPED).items() if ".body." in k}
     torch.save(body | {"fc.weight": torch.ones(1)}, tmp_path / "body.pth")
     more = ["student.model.backbone=resnet18", "student.model.norm=frozen"]
-    found = check_weights(
-        *_detectors(tmp_path, pictures, *more, f"student.backbone_weights={tmp_path}/body.pth")
-    )
+    more.append(f"student.backbone_weights={tmp_path}/body.pth")
+    found = check_weights(*_detectors(tmp_path, pictures, *more))
     assert found.problems == []
+    (problem,) = check_weights(*_detectors(tmp_path, pictures, *more, "student.model.heads=v2")).problems
+    assert "student.model.norm=batch" in problem.remedy  # of heads that no file fills
     counted = [key for key in body if not key.endswith("num_batches_tracked")]
     assert f"student {len(counted)} keys of the backbone from" in found.summary
 

@@ -28,6 +28,13 @@ def _resnet10(norm_layer: Callable[..., nn.Module]) -> resnet.ResNet:
     return resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
 
 
+def _resnext101_32x4d(norm_layer: Callable[..., nn.Module]) -> resnet.ResNet:
+    """The ResNeXt-101 of most published detectors, which torchvision does not have by name."""
+    return resnet.ResNet(
+        resnet.Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4, norm_layer=norm_layer
+    )
+
+
 RESNETS: dict[str, Callable[..., resnet.ResNet]] = {
     "resnet10": _resnet10,
     "resnet18": resnet.resnet18,
@@ -35,6 +42,10 @@ RESNETS: dict[str, Callable[..., resnet.ResNet]] = {
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
     "resnet152": resnet.resnet152,
+    "resnext50_32x4d": resnet.resnext50_32x4d,
+    "resnext101_32x4d": _resnext101_32x4d,
+    "resnext101_32x8d": resnet.resnext101_32x8d,
+    "resnext101_64x4d": resnet.resnext101_64x4d,
 }
 MOBILENETS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v2": mobilenetv2.mobilenet_v2,
@@ -52,6 +63,7 @@ def fpn_backbone(
     norm: Norm,
     stride_in_1x1: bool,
     topmost: Callable[[int], ExtraFPNBlock],
+    pyramid_norm: bool = False,
 ) -> BackboneWithFPN:
     """Build a backbone and the pyramid over it.
 
@@ -62,8 +74,9 @@ def fpn_backbone(
         trainable_layers: how many of the 5 parts (stem, stages 1-4) learn, counted from the deepest.
         norm: ``frozen`` (statistics and scale fixed), ``batch`` or ``sync`` (over all processes).
         stride_in_1x1: put a bottleneck's stride into its first 1x1 convolution, as in the weights of the
-            original ResNet release and of Detectron; ResNet-50 and larger only.
+            original ResNet release and of Detectron; ResNet-50, ResNeXt and larger only.
         topmost: given the channels of the deepest of these stages, makes the levels above it.
+        pyramid_norm: normalise each map of the pyramid, whose convolutions then have no bias.
 
     Raises:
         ConfigError: an unknown name or norm, layers out of range, or a stride option that cannot apply.
@@ -82,6 +95,7 @@ def fpn_backbone(
         in_channels_list=[channels[layer] for layer in returned_layers],
         out_channels=fpn_channels,
         extra_blocks=topmost(channels[max(returned_layers)]),
+        norm_layer=NORMS[norm] if pyramid_norm else None,
     )
 
 

@@ -42,7 +42,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from defeat.detectors.adapted import adapt_inner_parts
@@ -60,6 +60,7 @@ from defeat.detectors.levels import (
     roi_pool,
     strides_of_levels,
 )
+from defeat.detectors.rcnn_heads import Heads, rcnn_heads
 from defeat.errors import ConfigError
 
 GROUPS = 32
@@ -83,6 +84,7 @@ def faster_rcnn(
     anchors: Anchors = "rounded",
     strides: Strides = "derived",
     roi_align: RoIAlign = "torchvision",
+    heads: Heads = "v1",
     rpn_pre_nms_top_n_train: int = 2000,
     rpn_pre_nms_top_n_test: int = 1000,
     rpn_post_nms_top_n_train: int = 2000,
@@ -101,7 +103,10 @@ def faster_rcnn(
         aspect_ratios: height / width of the anchors.
         roi_align: ``torchvision``: two samples a cell and direction, half a pixel of the map beside those of
             other frameworks; or ``aligned``, see :class:`~defeat.detectors.adapted.AlignedRoIAlign`.
-        box_head_channels: width of the two fully connected layers of the box head.
+        heads: ``v1``: one convolution in the RPN, two fully connected layers in the box head. ``v2``, as
+            torchvision's ``fasterrcnn_resnet50_fpn_v2`` and detectron2's newer baselines: two convolutions
+            in the RPN, four and a fully connected layer in the box head, ``norm`` there and in the pyramid.
+        box_head_channels: width of the fully connected layers of the box head.
 
     The other arguments, and the errors that are raised, are those of all builders, see above.
     """
@@ -114,20 +119,23 @@ def faster_rcnn(
         norm,
         stride_in_1x1,
         lambda deepest: topmost,
+        pyramid_norm=heads == "v2",
     )
     level_strides = strides_of_levels(returned_layers, extra=1)
     sizes = anchor_sizes or [(8 * stride,) for stride in level_strides]
+    generator = anchor_generator(sizes, aspect_ratios, level_strides, anchors, strides)
+    (anchors_of_cell, *_) = generator.num_anchors_per_location()
     detector = FasterRCNN(
         body,
         **_transform(min_size, max_size, size_divisible),
-        rpn_anchor_generator=anchor_generator(sizes, aspect_ratios, level_strides, anchors, strides),
+        **rcnn_heads(heads, norm, fpn_channels, box_head_channels, anchors_of_cell),
+        rpn_anchor_generator=generator,
         rpn_pre_nms_top_n_train=rpn_pre_nms_top_n_train,
         rpn_pre_nms_top_n_test=rpn_pre_nms_top_n_test,
         rpn_post_nms_top_n_train=rpn_post_nms_top_n_train,
         rpn_post_nms_top_n_test=rpn_post_nms_top_n_test,
         rpn_batch_size_per_image=rpn_batch_size_per_image,
         box_roi_pool=roi_pool(level_strides[:-1], roi_align),
-        box_head=TwoMLPHead(fpn_channels * 7 * 7, box_head_channels),
         box_predictor=FastRCNNPredictor(box_head_channels, num_classes),
         box_batch_size_per_image=box_batch_size_per_image,
         box_score_thresh=box_score_thresh,

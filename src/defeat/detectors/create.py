@@ -26,6 +26,7 @@ SINCE = {
     "anchors": "rounded",
     "strides": "derived",
     "roi_align": "torchvision",
+    "heads": "v1",
     "extra_levels_from": "p5",
     "relu_before_p7": True,
 }

@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 
 from defeat.detectors import builders
@@ -131,14 +132,15 @@ def _own(family: type[nn.Module], settings: Mapping[str, Any], detector: nn.Modu
     arguments["backbone"] = _Name("backbone")
     if family is FasterRCNN:
         parts.append(pooling(model.roi_heads.box_roi_pool))
-        hidden, inputs = settings["box_head_channels"], model.roi_heads.box_head.fc6.in_features
-        parts.append(Code({f"from {FasterRCNN.__module__} import FastRCNNPredictor, TwoMLPHead"}, []))
+        parts.append(_rcnn_heads(settings))
         arguments |= {
             "rpn_anchor_generator": _Name("anchors"),
             "box_roi_pool": _Name("pool"),
-            "box_head": _Name(f"TwoMLPHead({inputs}, {hidden})"),
-            "box_predictor": _Name(f"FastRCNNPredictor({hidden}, len(CLASSES))"),
+            "box_head": _Name("box_head"),
+            "box_predictor": _Name(f"FastRCNNPredictor({settings['box_head_channels']}, len(CLASSES))"),
         }
+        if settings["heads"] == "v2":
+            arguments["rpn_head"] = _Name("rpn_head")
         arguments.pop("num_classes", None)
     else:
         arguments |= {"num_classes": _Name("len(CLASSES)"), "anchor_generator": _Name("anchors")}
@@ -147,15 +149,41 @@ def _own(family: type[nn.Module], settings: Mapping[str, Any], detector: nn.Modu
     return joined(parts)
 
 
+def _rcnn_heads(settings: Mapping[str, Any]) -> Code:
+    """The heads of a Faster R-CNN, see :func:`defeat.detectors.rcnn_heads.rcnn_heads`."""
+    channels, hidden, module = settings["fpn_channels"], settings["box_head_channels"], FasterRCNN.__module__
+    imports = {f"from {module} import FastRCNNPredictor"}
+    if settings["heads"] == "v1":
+        line = f"box_head = TwoMLPHead({channels * 7 * 7}, {hidden})"
+        return Code(imports | {f"from {module} import TwoMLPHead"}, [line])
+    imports |= {f"from {module} import FastRCNNConvFCHead", f"from {RPNHead.__module__} import RPNHead"}
+    layer, layer_import = _norm_layer(settings["norm"])
+    layers = f"{[channels] * 4}, [{hidden}], norm_layer={layer}"
+    lines = [
+        f"rpn_head = RPNHead({channels}, anchors.num_anchors_per_location()[0], conv_depth=2)",
+        f"box_head = FastRCNNConvFCHead(({channels}, 7, 7), {layers})",
+    ]
+    return Code(imports | {layer_import}, lines)
+
+
+def _norm_layer(norm: str) -> tuple[str, str]:
+    """The class of a normalisation, and its import; without several processes ``sync`` is ``batch``."""
+    if norm == "frozen":
+        return "FrozenBatchNorm2d", "from torchvision.ops import FrozenBatchNorm2d"
+    return "BatchNorm2d", "from torch.nn import BatchNorm2d"
+
+
 def _pyramid(family: type[nn.Module], settings: Mapping[str, Any], model: Any) -> Code:
     """The pyramid over ``body``, and the anchors of its levels."""
     channels, fpn = settings["fpn_channels"], model.backbone.fpn
     inner = [block[0].in_channels for block in fpn.inner_blocks]
     imports = {"from torchvision.models.detection.backbone_utils import BackboneWithFPN"}
-    lines = [
-        f"layers = {dict(model.backbone.body.return_layers)!r}",
-        f"backbone = BackboneWithFPN(body, layers, {inner}, {channels}, topmost)",
-    ]
+    arguments = f"body, layers, {inner}, {channels}, topmost"
+    if settings.get("heads") == "v2":
+        layer, layer_import = _norm_layer(settings["norm"])
+        arguments, imports = f"{arguments}, norm_layer={layer}", imports | {layer_import}
+    layers = f"layers = {dict(model.backbone.body.return_layers)!r}"
+    lines = [layers, f"backbone = BackboneWithFPN({arguments})"]
     generator = model.rpn.anchor_generator if family is FasterRCNN else model.anchor_generator
     return joined(
         [
@@ -171,8 +199,8 @@ def _body(settings: Mapping[str, Any], detector: nn.Module) -> Code:
     backbone = settings["backbone"]
     norms = (m for m in detector.get_submodule("backbone.body").modules())
     norm: Any = next(m for m in norms if isinstance(m, FrozenBatchNorm2d | _BatchNorm))
-    layer = "FrozenBatchNorm2d" if settings["norm"] == "frozen" else "BatchNorm2d"
-    imports = {f"from {'torchvision.ops' if settings['norm'] == 'frozen' else 'torch.nn'} import {layer}"}
+    layer, layer_import = _norm_layer(settings["norm"])
+    imports = {layer_import}
     changed = {"eps": norm.eps} if norm.eps != 1e-5 else {}
     if settings["norm"] != "frozen" and norm.momentum != 0.1:
         changed["momentum"] = norm.momentum
@@ -182,6 +210,10 @@ def _body(settings: Mapping[str, Any], detector: nn.Module) -> Code:
     if backbone == "resnet10":
         imports.add("from torchvision.models.resnet import BasicBlock, ResNet")
         return Code(imports, [f"body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer={layer})"])
+    if backbone == "resnext101_32x4d":
+        imports.add("from torchvision.models.resnet import Bottleneck, ResNet")
+        made = f"ResNet(Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4, norm_layer={layer})"
+        return Code(imports, [f"body = {made}", *_moved_stride(settings)])
     if not hasattr(torchvision.models, backbone):
         raise ConfigError(
             f"no {NAME} can be written for a student with the backbone {backbone}, which torchvision does "
@@ -191,13 +223,16 @@ def _body(settings: Mapping[str, Any], detector: nn.Module) -> Code:
     if backbone in MOBILENETS:
         imports.add("from torch import nn")
         return Code(imports, [f"body = nn.Sequential(*{backbone}(norm_layer={layer}).features[:-1])"])
-    lines = [f"body = {backbone}(norm_layer={layer})"]
-    if settings["stride_in_1x1"]:
-        lines += [
-            "for stage in (body.layer2, body.layer3, body.layer4):",
-            "    stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)",
-        ]
-    return Code(imports, lines)
+    return Code(imports, [f"body = {backbone}(norm_layer={layer})", *_moved_stride(settings)])
+
+
+def _moved_stride(settings: Mapping[str, Any]) -> list[str]:
+    if not settings["stride_in_1x1"]:
+        return []
+    return [
+        "for stage in (body.layer2, body.layer3, body.layer4):",
+        "    stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)",
+    ]
 
 
 class _Name(str):

@@ -45,6 +45,16 @@ def _weight_problems(role: str, detector: Detector) -> Iterator[Problem]:
             )
     elif detector.source is not None:
         yield from _coverage_problems(role, detector, report)
+    elif any(
+        isinstance(module, FrozenBatchNorm2d) and not name.startswith("backbone.body.")
+        for name, module in detector.model.named_modules()
+    ):
+        yield Problem(
+            f"the {role} has weights of its backbone alone, and the frozen BatchNorm layers of its heads "
+            "never learn theirs",
+            f"set {role}.weights, {role}.model.norm=batch, or {role}.model.heads=v1",
+            severe=False,
+        )
     if detector.infinite:  # the reader lets infinite variances pass, and refuses all else
         yield Problem(
             f"the {role} has infinite values in {few(detector.infinite)}, too large for the float16 that "
