@@ -7,7 +7,7 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ from defeat.export.onnx_file import write_onnx
 from defeat.export.student import TrainedStudent
 from defeat.export.verify import verify
 from defeat.training.module import detect
+from defeat.types import Prediction
 from tests.helpers.graphs import (
     CLASSES,
     FAMILIES,
@@ -90,20 +91,25 @@ def documented(heading: str) -> str:
     return str(code)
 
 
-@pytest.mark.parametrize("family", ["faster_rcnn", "retinanet"])
-def test_onnx_detects_what_torchvision_detects(family: str, made: Any):
-    of, path = made(family)
+def outputs_and_expected(path: Path, model: nn.Module) -> Iterator[tuple[list[Any], Prediction]]:
+    """What onnxruntime gives for each picture of :data:`SHAPES`, and what torchvision detects there."""
     session = onnxruntime.InferenceSession(path)
-    tally = Tally()
     for shapes in SHAPES.values():
         images = pictures(*shapes)
         batch, sizes = padded(images)
         outputs = session.run(None, {"images": batch.numpy(), "sizes": sizes.numpy()})
-        count = outputs.pop()
-        for i, found in enumerate(expected(of.detector, images)):
-            assert count[i] > 0
-            assert not any(part[i][count[i] :].any() for part in outputs)
-            tally.add([part[i][: count[i]] for part in outputs], found)
+        for i, detections in enumerate(expected(model, images)):
+            yield [part[i] for part in outputs], detections
+
+
+@pytest.mark.parametrize("family", ["faster_rcnn", "retinanet"])
+def test_onnx_detects_what_torchvision_detects(family: str, made: Any):
+    of, path = made(family)
+    tally = Tally()
+    for (*outputs, count), detections in outputs_and_expected(path, of.detector):
+        assert count > 0
+        assert not any(part[count:].any() for part in outputs)
+        tally.add([part[:count] for part in outputs], detections)
     tally.check()
 
 
@@ -112,14 +118,9 @@ def test_candidates_and_the_documented_numpy_are_what_torchvision_detects(made: 
     suppress: dict[str, Any] = {}
     exec(documented("Without NMS"), suppress)
     limits = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["thresholds"]
-    session = onnxruntime.InferenceSession(path)
     tally = Tally()
-    for shapes in SHAPES.values():
-        images = pictures(*shapes)
-        batch, sizes = padded(images)
-        outputs = session.run(None, {"images": batch.numpy(), "sizes": sizes.numpy()})
-        for i, found in enumerate(expected(of.detector, images)):
-            tally.add(suppress["suppress"](*(part[i] for part in outputs), limits), found)
+    for outputs, detections in outputs_and_expected(path, of.detector):
+        tally.add(suppress["suppress"](*outputs, limits), detections)
     tally.check()
 
 
