@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 
 from defeat.errors import DataError
@@ -176,8 +177,9 @@ def crowding_problems(annotations: Annotations, max_dets: int) -> Iterator[Probl
         )
 
 
+@rank_zero_only
 def log_problems(source: str, problems: Iterable[Problem]) -> None:
-    """Warn of each problem in a line of its own."""
+    """Warn of each problem in a line of its own; all processes of a training find the same ones."""
     for problem in problems:
         _log.warning("%s", one_line(f"{source}: {problem.cause}: {problem.remedy}"))
 
