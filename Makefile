@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-teacher export-demo experiments-table docs test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-commands bench-gpu evidence evidence-real format lint types check clean
+.PHONY: help setup demo demo-teacher export-demo experiments-table configuration-page docs test test-slow test-resume test-kills fuzz bench-step bench-teacher bench-memory bench-losses bench-growth bench-input bench-evaluation bench-start-up bench-commands bench-gpu evidence evidence-real format lint types check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -37,6 +37,9 @@ export-demo: $(READY)  ## Export the student of the latest demo in every format,
 
 experiments-table: $(READY)  ## Write docs/experiments.md from conf/experiment
 	$(BIN)/python tools/experiments_table.py
+
+configuration-page: $(READY)  ## Write docs/configuration.md from conf/ and its comments
+	$(BIN)/python tools/configuration_page.py
 
 docs: $(READY)  ## Build the documentation site in build/site, strictly: a page with a dead link stops it
 	PYTHONPATH=tools $(BIN)/zensical build --strict
