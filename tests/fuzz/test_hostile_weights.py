@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -20,6 +21,7 @@ from torchvision.models._api import Weights, WeightsEnum
 from defeat.config import compose_config, to_plain
 from defeat.detectors import create_detector, faster_rcnn, read_weights
 from defeat.detectors.weights import torchvision_weights
+from defeat.detectors.weights.pickled_objects import PickledArray, _to_bytes
 from defeat.errors import WeightsError
 from tests.helpers.limits import bounded, forbid_network
 from tests.helpers.narrow import NARROW
@@ -47,7 +49,8 @@ def test_pickles_that_run_code_do_not(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     sound = saved({"w": torch.zeros(2)})
     for code in payloads(mark):
-        for name, data in (("a.pth", code), ("b.ckpt", replaced(sound, code))):
+        bare = code if code.startswith(b"\x80") else b"\x80\x02" + code
+        for name, data in (("a.pth", code), ("b.ckpt", replaced(sound, code)), ("c.pkl", bare)):
             (tmp_path / name).write_bytes(data)
             raises(tmp_path / name, name)
     assert not mark.exists()
@@ -59,6 +62,55 @@ def test_the_payloads_would_run_where_nothing_refused_them(tmp_path: Path) -> No
         pickle.loads(code)
         assert mark.exists()
         mark.unlink()
+
+
+def pickled(*operations: bytes) -> bytes:
+    """A pickle written by hand, of protocol 2."""
+    return b"\x80\x02" + b"".join(operations) + b"."
+
+
+BYTES = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
+"""An array without a state."""
+
+DTYPE = b"cnumpy\ndtype\n(U\x02f4K\x00K\x01tR"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pickled(
+            b"c_codecs\nencode\n}(X\x0c\x00\x00\x00__defaults__U\x01xub"
+        ),  # sets an attribute of a function
+        pickled(b"cnumpy\nndarray\n}(X\x0c\x00\x00\x00__setstate__U\x01xub"),  # and of a class
+        pickled(b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86R"),  # packs, or unpacks
+        pickled(b"cnumpy\nload\nU\x01x\x85R"),
+        pickled(b"cnumpy.core.multiarray\nfromfile\nU\x01x\x85R"),
+        pickled(BYTES, b"(K\x01J\xff\xff\xff\x7f\x85", DTYPE, b"\x89U\x04abcdtb"),  # 2**31 numbers of 4 bytes
+        pickled(BYTES, b"(K\x01J\xff\xff\xff\xff\x85", DTYPE, b"\x89U\x04abcdtb"),  # -1 of them
+        pickled(b"}r\xff\xff\xff\x7f"),  # remembers its 2**31st object
+        pickled(b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f"),  # a text of 2**63 bytes
+        pickled(b"\x82\x01"),  # Python's registry of extensions
+        pickled(b"U\x01xQ"),  # an object that another file holds
+        pickled(b"(cos\nsystem\no"),
+        pickled(b"(U\x04trueios\nsystem\n"),
+    ],
+)
+def test_bare_pickles_that_do_more_than_hold_arrays(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model_final.pkl").write_bytes(data)
+    before = _to_bytes.__defaults__, vars(PickledArray).copy()
+    raises(tmp_path / "model_final.pkl", "model_final.pkl")
+    assert (_to_bytes.__defaults__, vars(PickledArray).copy()) == before
+
+
+def test_a_refused_class_or_function_is_named(tmp_path: Path) -> None:
+    """A file of tensors with code beside them: what it would call is told."""
+    mark = tmp_path / "mark"
+    content = {"model": {"w": np.zeros(2, "f4")}, "x": Code(Path.touch, mark)}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol=2))
+    torch.save({"model": {"w": torch.zeros(2)}, "hook": Code(getattr, Path, "touch")}, tmp_path / "b.pth")
+    raises(tmp_path / "a.pkl", "a.pkl", "getattr", "save its state_dict alone")
+    raises(tmp_path / "b.pth", "b.pth", "getattr", "save its state_dict alone")
+    assert not mark.exists()
 
 
 def checkpoint(path: Path, config: object) -> Path:
