@@ -24,6 +24,7 @@ HYDRA = {
     "defeat-predict": "predict",
     "defeat-export": "export",
     "defeat-demo": "demo",
+    "defeat-import": "import",
 }
 FLAGS = {"-m", "--multirun", "--help", "--version", "--cfg", "job", "--resolve", "..."}
 REST = {"git", "pip", "pre-commit", "scontrol", "tensorboard"}

@@ -58,6 +58,7 @@ WRONG = {
     "evaluate": (["chekpoint=x"], ["data=cocoo"], ["data=coco"], ["save_results=1"]),
     "predict": (["chekpoint=x"], ["checkpoint=x"], ["checkpoint=x", "source=y", "batch_size=many"]),
     "export": (["chekpoint=x"], ["checkpoint=x", "format=x"], ["checkpoint=x", "size=[1,1]"]),
+    "importer": (["sorce=x"], ["source=x"], ["source=x", "output=x.pth"], ["source=x", "output=x", "kind=y"]),
     "data": (["split"], ["splt", "x"], ["split", "x"], ["split", ".", "seeed=1"]),
     "demo": (["stepz=1"], ["+experiment=scenes"], ["steps=abc"]),
     "report": ([], ["runs", "--bseline", "x"], ["runs", "--seed", "-1"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import struct
 import zipfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import save
 from torch import nn
 
 from defeat.detectors import faster_rcnn, load_detector_weights, read_weights
+from defeat.detectors.weights import describe
 from defeat.errors import WeightsError
 from tests.helpers.mutations import NUMBERS, STRINGS, ByteChange, byte_changes, change_bytes
 from tests.helpers.narrow import NARROW
@@ -43,7 +45,8 @@ def files(detector: nn.Module) -> dict[str, bytes]:
         "legacy.pth": saved(few, _use_new_zipfile_serialization=False),
         "wrapped.pth": saved({"model": few, "epoch": 3}),
         "whole.ckpt": saved({"state_dict": student, "defeat": own}),
-        "few.safetensors": save(few),
+        "few.safetensors": save(few, describe(CLASSES, {"_target_": "defeat.detectors.faster_rcnn"})),
+        ARRAYS: pickle.dumps({"model": {key: value.numpy() for key, value in few.items()}}, protocol=2),
     }
 
 
@@ -57,6 +60,7 @@ class Case(NamedTuple):
     payload: int | None
 
 
+ARRAYS = "arrays.pkl"
 NAMES = ("few.pth", "legacy.pth", "wrapped.pth", "whole.ckpt", "few.safetensors")
 ODD_TENSORS: list[Any] = [
     torch.zeros(0), torch.zeros(1, 2, 3), torch.full((2, 2), torch.nan), torch.full((3,), torch.inf),
@@ -107,6 +111,7 @@ nothing, names, pickles = st.just([]), st.sampled_from(NAMES), st.sampled_from(N
 zips = st.sampled_from(["few.pth", "wrapped.pth", "whole.ckpt"])
 cases = (
     st.builds(Case, names, names, byte_changes, nothing, nothing, nothing, st.none())
+    | st.builds(Case, st.just(ARRAYS), names, byte_changes, nothing, nothing, nothing, st.none())
     | st.builds(Case, zips, names, nothing, inside, nothing, nothing, st.none())
     | st.builds(Case, st.just(NAMES[-1]), names, nothing, nothing, header, nothing, st.none())
     | st.builds(Case, st.just("whole.ckpt") | pickles, names, nothing, nothing, nothing, content, st.none())

@@ -161,7 +161,7 @@ def _defaults(config_name: str) -> DictConfig:
     job = HydraConfig.get()
     sources = [s for s in job.runtime.config_sources if s.provider not in ("hydra", "main", "schema")]
     folders = [f"{source.schema}://{source.path}" for source in sources]  # of the user's, by --config-dir
-    more = [f"hydra.searchpath={folders}", "run_dir=."]
+    more = [f"hydra.searchpath={folders}", "++run_dir=."]
     if job.job.config_name == config_name:
         choices = [word for word, override in parse(job.overrides.task) if is_choice(override)]
         return compose_config(config_name, [*choices, *more])

@@ -74,7 +74,7 @@ class RunDirCallback(Callback):
                 config.hydra.run.dir = str(config.run_dir)
                 key = "output" if _is_overridden(config, "output") else "run_dir"
                 claim_folder(Path(config.run_dir), f"{key}={config.run_dir}", config.hydra.output_subdir)
-            else:
+            elif config.hydra.run.dir != ".":  # of a command that writes one file, where it is told to
                 config.hydra.run.dir = str(make_free_folder(Path(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -134,6 +134,8 @@ def remove_unused() -> None:
     if hydra.mode != RunMode.RUN or OmegaConf.is_missing(hydra.runtime, "output_dir"):
         return
     folder = Path(hydra.runtime.output_dir)
+    if folder == Path.cwd():
+        return
     if {path.name for path in folder.iterdir()} <= {hydra.output_subdir, f"{hydra.job.name}.log"}:
         shutil.rmtree(folder, ignore_errors=True)
 

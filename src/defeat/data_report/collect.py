@@ -20,6 +20,7 @@ from defeat.detectors import Detector
 from defeat.errors import DataError
 from defeat.io.text import counted
 from defeat.preflight.object_sizes import ObjectSizes, object_sizes, size_problems
+from defeat.run.checkpoint_detector import described_by_weights
 from defeat.types import Annotations, Problem
 
 
@@ -130,7 +131,8 @@ def _extent(rest: Annotations | None, error: str) -> str:
 
 def _detector(config: dict[str, Any], classes: Sequence[str]) -> nn.Module:
     """Build the student for its resize and levels alone, without weights."""
-    student = {key: value for key, value in config["student"].items() if key not in _WEIGHTS}
+    node = described_by_weights(config["student"])
+    student = {key: value for key, value in node.items() if key not in _WEIGHTS}
     detector: Detector = build({**student, **dict.fromkeys(_WEIGHTS)}, classes=list(classes))
     return detector.model
 

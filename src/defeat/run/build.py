@@ -20,6 +20,7 @@ from defeat.errors import ConfigError
 from defeat.run.check import check_config, check_metrics
 from defeat.run.check_schedule import schedule_problems
 from defeat.run.check_trainer import check_trainer
+from defeat.run.checkpoint_detector import described_by_weights
 from defeat.run.find_checkpoint import find_checkpoint
 from defeat.run.fit_to_data import fit_to_data
 from defeat.run.hardware import keep_freed_memory, laid_like_parameters, lay_channels_last, set_hardware
@@ -47,7 +48,9 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
             configuration alone shows is refused before any data is read, which can take minutes.
     """
     check_config(config)
-    config = OmegaConf.create(to_plain(config))
+    plain = to_plain(config)
+    described = {role: described_by_weights(plain[role]) for role in ("student", "teacher")}
+    config = OmegaConf.create({**plain, **described})
     trainer = build_trainer(config, callbacks)
     check_trainer(trainer, swept=swept, scheduled=config.optim.lr_schedule is not None)
     optimizer = laid_like_parameters(build_factory(config.optim.optimizer))
@@ -87,8 +90,9 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
         backend=config.evaluation.backend,
         max_dets=config.evaluation.max_dets,
     )
-    plain: dict[str, Any] = provenance["config"]
-    return Run(plain, data, student, teacher, module, trainer, resumed.path if resumed else None)
+    return Run(
+        provenance["config"], data, student, teacher, module, trainer, resumed.path if resumed else None
+    )
 
 
 def _read_data(config: DictConfig, trainer: pl.Trainer, resumed: Resumed | None) -> DetectionDataModule:

@@ -9,6 +9,7 @@ from torch import nn
 
 from defeat.config import build
 from defeat.detectors import Detector, WeightFile, load_detector_weights
+from defeat.detectors.weights import read_model
 from defeat.errors import ConfigError
 
 
@@ -33,10 +34,30 @@ def build_student(
                 f"{file.source} holds weights alone: say of which detector, detector@student=<name>"
             )
         node = {**stored, "ema": None}  # said of the weights that its training started from
+    node = described_by_weights(node)
     # Everything comes from the file; what the training started from need not exist any more.
     detector: Detector = build(node, classes=list(classes), weights=None, backbone_weights=None)
     load_detector_weights(detector.model, file, classes=classes)
     return detector.model
+
+
+def described_by_weights(node: Mapping[str, Any] | None) -> Any:
+    """Give a detector whose model names no builder (detector@teacher=imported) that of its weights.
+
+    Args:
+        node: of conf/detector. What its model sets goes over what the file says.
+
+    Returns:
+        A copy with the builder and its settings; ``node`` itself where it names a builder.
+
+    Raises:
+        WeightsError: the weights do not say which detector they are of.
+    """
+    model = node.get("model") if node else None
+    if node is None or not isinstance(model, Mapping) or model.get("_target_") is not None:
+        return node
+    given = {key: value for key, value in model.items() if value is not None}
+    return {**node, "model": {**model, **read_model(node["weights"]), **given}}
 
 
 def build_teacher(file: WeightFile, classes: Sequence[str], *, download: bool = False) -> nn.Module:

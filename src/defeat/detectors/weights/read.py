@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from defeat.detectors.weights.metadata import described
 from defeat.detectors.weights.plain_pickle import first_line, load_plain
 from defeat.detectors.weights.shipped import weight_path
 from defeat.detectors.weights.torchvision_weights import published, read_enum
@@ -42,8 +43,10 @@ def read_weights(source: str | Path, *, download: bool = False, ema: bool | None
     if is_dir(path):
         raise WeightsError(f"{path} is a folder: name a weight file in it (.ckpt, .pth or .safetensors)")
     if is_file(path):
-        safe = path.suffix.lower() == ".safetensors"
-        file = unwrap(path, _read_safetensors(path) if safe else load_plain(path), ema)
+        if path.suffix.lower() == ".safetensors":
+            file = described(unwrap(path, _read_safetensors(path), ema), path)
+        else:
+            file = unwrap(path, load_plain(path), ema)
         return published(file, path) if file.outputs is None else file
     return read_enum(str(source), download, ema)
 
