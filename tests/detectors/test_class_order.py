@@ -15,10 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchvision.models._api import Weights, WeightsEnum
 from torchvision.models._meta import _COCO_CATEGORIES
-from torchvision.models.detection import FasterRCNN, maskrcnn_resnet50_fpn, ssdlite320_mobilenet_v3_large
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.models.detection import maskrcnn_resnet50_fpn, ssdlite320_mobilenet_v3_large
 
 from defeat.config import build, compose_config
 from defeat.detectors import (
@@ -29,7 +26,6 @@ from defeat.detectors import (
     loading,
     retinanet,
 )
-from defeat.detectors.backbones import fpn_backbone
 from defeat.detectors.class_order import is_head, order, reorder
 from defeat.detectors.weights import WeightFile, torchvision_weights
 from defeat.errors import WeightsError
@@ -54,31 +50,9 @@ PAIR: dict[str, Any] = {
 }
 
 
-def faster_rcnn_v2(num_classes: int) -> FasterRCNN:
-    """The parts of torchvision's improved Faster R-CNN, small."""
-    body = fpn_backbone(
-        "resnet10",
-        fpn_channels=64,
-        returned_layers=[1, 2, 3, 4],
-        trainable_layers=5,
-        norm="batch",
-        stride_in_1x1=False,
-        extra_blocks=LastLevelMaxPool(),
-    )
-    return FasterRCNN(
-        body,
-        num_classes=num_classes,
-        min_size=64,
-        max_size=64,
-        rpn_head=RPNHead(64, 3, conv_depth=2),
-        box_head=FastRCNNConvFCHead((64, 7, 7), [8, 8], [1024], norm_layer=nn.BatchNorm2d),
-        **PAIR,
-    )
-
-
 FAMILIES: dict[str, Builder] = {
     "faster_rcnn": partial(faster_rcnn, **SMALL, **PAIR),
-    "faster_rcnn_v2": faster_rcnn_v2,
+    "faster_rcnn_v2": partial(faster_rcnn, **SMALL, **PAIR, heads="v2", norm="batch"),
     "retinanet": partial(retinanet, **SMALL, **ALL),
     "fcos": partial(fcos, **SMALL, **ALL),
 }
@@ -260,9 +234,28 @@ def test_other_classes_are_refused_unless_the_head_is_new(model: Builder, tmp_pa
     torch.manual_seed(3)
     made = create_detector(model, ours, weights=path, new_head=True)
     assert not made.whole  # although every shape would have fitted
+    assert made.report is not None
+    assert made.report.new == ("Ant",)
+    values = {"cls_score": 1, "bbox_pred": 4, "cls_logits": 1}
     for key, value in made.model.state_dict().items():
-        if not key.endswith("num_batches_tracked"):
-            assert torch.equal(value, (fresh if is_head(key) else source.state_dict())[key]), key
+        if is_head(key):  # background, bee and cat in their new places, Ant as initialised
+            shape = (-1, 4, values[key.split(".")[-2]])  # anchors, outputs, values of each
+            old, new = (x[key].unflatten(0, shape) for x in (source.state_dict(), fresh))
+            wanted = torch.stack([old[:, 0], old[:, 2], new[:, 2], old[:, 3]], dim=1)
+            assert torch.equal(value.unflatten(0, shape), wanted), key
+        elif not key.endswith("num_batches_tracked"):
+            assert torch.equal(value, source.state_dict()[key]), key
+
+
+@families
+def test_a_new_head_of_classes_that_the_source_has_none_of_is_all_new(model: Builder, tmp_path: Path) -> None:
+    path = save_checkpoint(source_of(model, "xab"), "ab", tmp_path)
+    torch.manual_seed(3)
+    fresh = model(num_classes=3).state_dict()
+    torch.manual_seed(3)
+    made = create_detector(model, ["c", "d"], weights=path, new_head=True)
+    assert all(torch.equal(x, fresh[key]) for key, x in made.model.state_dict().items() if is_head(key))
+    assert not made.whole
 
 
 def test_messages_name_a_few_classes(tmp_path: Path) -> None:

@@ -158,7 +158,11 @@ def difference(outputs: Sequence[str], classes: Sequence[str]) -> str:
 
 
 def reorder(
-    tensors: Mapping[str, Tensor], rows: Sequence[int | None], outputs: int, source: str
+    tensors: Mapping[str, Tensor],
+    rows: Sequence[int | None],
+    outputs: int,
+    source: str,
+    new: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Select and permute the outputs of a head, so that output i is what output ``rows[i]`` was.
 
@@ -171,6 +175,7 @@ def reorder(
             weights of 0 and, where it is a class score, :data:`SILENT_LOGIT`.
         outputs: of the present one.
         source: for messages.
+        new: a head of the new size, whose outputs are taken for those of None.
 
     Raises:
         WeightsError: no head that is known here, or one of another number of outputs.
@@ -181,10 +186,16 @@ def reorder(
             f"{source} has its classes in another order, and a head that is none of torchvision's: "
             "give the data's classes in the order of these weights, +data.classes=[...]"
         )
-    return {**tensors, **{key: _rows(key, tensors[key], rows, outputs, source) for key in heads}}
+    heads_of = new or {}
+    return {
+        **tensors,
+        **{key: _rows(key, tensors[key], rows, outputs, source, heads_of.get(key)) for key in heads},
+    }
 
 
-def _rows(key: str, tensor: Tensor, rows: Sequence[int | None], outputs: int, source: str) -> Tensor:
+def _rows(
+    key: str, tensor: Tensor, rows: Sequence[int | None], outputs: int, source: str, new: Tensor | None
+) -> Tensor:
     values = next(values for pattern, values in HEADS.items() if re.fullmatch(pattern, key))
     if len(tensor) % (outputs * values):
         raise WeightsError(
@@ -193,5 +204,8 @@ def _rows(key: str, tensor: Tensor, rows: Sequence[int | None], outputs: int, so
     blocks: Tensor = tensor.unflatten(0, (-1, outputs, values))
     selected = blocks[:, [row or 0 for row in rows]]
     scores = key.endswith("bias") and not re.search(r"bbox_pred|mask_fcn_logits", key)
-    selected[:, [i for i, row in enumerate(rows) if row is None]] = SILENT_LOGIT if scores else 0.0
+    absent = [i for i, row in enumerate(rows) if row is None]
+    selected[:, absent] = SILENT_LOGIT if scores else 0.0
+    if new is not None and new.shape == selected.flatten(0, 2).shape:
+        selected[:, absent] = new.unflatten(0, (-1, len(rows), values))[:, absent].to(selected)
     return selected.flatten(0, 2)

@@ -88,7 +88,8 @@ def create_detector(
             classes, the head is put into the order of ``classes``.
         backbone_weights: classifier weights for the backbone, the same kinds; not read where ``weights`` are
             given, which fill the backbone too.
-        new_head: accept ``weights`` of other classes, and start the classification head anew then.
+        new_head: accept ``weights`` of other classes, and start the classification head anew then, but for
+            the outputs of classes that they know by name.
         ema: of a file with averaged weights (EMA) beside raw ones: True takes the averaged ones, False the
             raw ones, None those that the program which wrote the file would; a warning says which.
         precision: of a teacher, see :mod:`~defeat.detectors.teacher_precision`; None leaves it to
@@ -200,7 +201,7 @@ def _loaded(built: Detector, source: str, report: LoadReport, file: WeightFile) 
     path = weight_path(source)
     return built._replace(
         source=source,
-        whole=not report.missing and not report.mismatched,
+        whole=not (report.missing or report.mismatched or report.new),
         digest=sha256(path) if path.is_file() else None,
         report=report,
         file=file._replace(tensors={}),

@@ -56,6 +56,8 @@ class LoadReport(NamedTuple):
     """A note on what was done to the classification head."""
     unknown: tuple[str, ...] = ()
     """Classes of a teacher that its source does not know."""
+    new: tuple[str, ...] = ()
+    """Classes whose outputs are new (``new_head``), in a head that knows others; its keys are matched."""
 
     def __str__(self) -> str:
         counts = ", ".join(
@@ -90,7 +92,9 @@ def load_detector_weights(
         detector: filled in place.
         source: see :func:`~defeat.detectors.weights.read_weights`, or a file that it has read.
         classes: K class names of the detector without background, in its order; None to compare no names.
-        new_head: accept a source of other classes, and leave the classification head as initialised then.
+        new_head: accept a source of other classes. The outputs of classes that it knows by name, and of the
+            background, are taken then, and the others are left as initialised; all of them, where it knows
+            none.
         download: see there.
         ema: see there.
         teacher: take the outputs of the classes that the source knows, if it knows any. The softmax of a
@@ -113,9 +117,16 @@ def load_detector_weights(
     head = _Head(tensors)
     if classes is not None and outputs is not None:
         head = _fit_classes(
-            tensors, outputs, classes, name, new_head=new_head, teacher=teacher, class_map=class_map
+            tensors,
+            outputs,
+            classes,
+            name,
+            new_head=detector.state_dict() if new_head else None,
+            teacher=teacher,
+            class_map=class_map,
         )
-    report = _compare(detector, head.tensors, name, head.note)._replace(unknown=head.unknown)
+    report = _compare(detector, head.tensors, name, head.note)
+    report = report._replace(unknown=head.unknown, new=head.new)
     if report.mismatched and not new_head:  # of the head alone, or it would have been another model
         hint = "; or say which output is which class, teacher.class_map={NAME: NUMBER}" if teacher else ""
         raise WeightsError(
@@ -170,6 +181,8 @@ class _Head(NamedTuple):
     """Classes of the detector that the source lacks."""
     left_out: tuple[int, ...] = ()
     """Outputs of the source that stand for classes which the detector has as background."""
+    new: tuple[str, ...] = ()
+    """Classes of the detector whose outputs are its own."""
 
 
 def _fit_classes(
@@ -178,11 +191,11 @@ def _fit_classes(
     classes: Sequence[str],
     source: str,
     *,
-    new_head: bool,
+    new_head: Mapping[str, Tensor] | None,
     teacher: bool,
     class_map: ClassMap | None,
 ) -> _Head:
-    """Make a source's head mean the detector's classes."""
+    """Make a source's head mean the detector's classes; ``new_head`` has the outputs of new classes."""
     rows = None if class_map else order(outputs, classes, source)
     if rows == list(range(len(outputs))):
         return _Head(tensors)
@@ -194,13 +207,19 @@ def _fit_classes(
         known = len(classes) - len(head.unknown)
         if known and (teacher or not (head.unknown or head.left_out)):
             return head
-    if not new_head:
+    if new_head is None:
         raise WeightsError(
             f"{source} was trained on other classes ({difference(outputs, classes)}). {OTHER_CLASSES}"
             + ("; or, if some are called otherwise, teacher.class_map={NAME: NAME_THERE}" if teacher else "")
         )
-    others = {key: value for key, value in tensors.items() if not is_head(key)}
-    return _Head(others, "of other classes, so the classification head stays as initialised")
+    selected = select_outputs(outputs, classes, source, class_map)
+    new = tuple(name for name, row in zip(classes, selected[1:], strict=True) if row is None)
+    if len(new) == len(classes) or not any(map(is_head, tensors)):
+        others = {key: value for key, value in tensors.items() if not is_head(key)}
+        return _Head(others, "of other classes, so the classification head stays as initialised")
+    note = f"outputs of {len(classes) - len(new)} of {len(classes)} classes taken by name"
+    note += f", new ones for {few([*map(repr, new)], 4)}" if new else ""
+    return _Head(reorder(tensors, selected, len(outputs), source, new_head), note, new=new)
 
 
 def _select_classes(

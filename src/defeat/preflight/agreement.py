@@ -79,7 +79,7 @@ def _coverage_problems(role: str, detector: Detector, report: LoadReport) -> Ite
             f"see that {role}.model is the network that the file is of",
             severe=False,
         )
-    if not detector.whole:
+    if not detector.whole and role == "teacher":  # a student's learns
         yield Problem(
             f"the {role}'s classification head is new ({few([*report.missing, *report.mismatched])})",
             f"leave {role}.new_head=true out unless only its features are wanted",
