@@ -21,7 +21,7 @@ setup: $(READY)  ## Make .venv and install everything
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints $(CONSTRAINTS) --editable '.[dev,docs,export,predict,sweep]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints $(CONSTRAINTS) --editable '.[dev,docs,export,mlflow,predict,sweep,wandb]'
 	@touch $@
 
 demo: $(READY)  ## Distil a detector on generated scenes and compare: table, pictures, curves in demo/

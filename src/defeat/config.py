@@ -232,6 +232,30 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     return plain
 
 
+SECRET = re.compile(r"(^|[._])(api_?key|password|passwd|secret|token|credentials?)$", re.IGNORECASE)
+"""Ends of the keys of loggers whose values nobody may read."""
+
+IN_ADDRESS = re.compile(r"//[^/@]*:[^/@]*@")
+"""A name and a password in the address of a service."""
+
+
+def check_no_secrets(loggers: Any) -> None:
+    """Refuse secrets in the settings of loggers, which the records of a run and its checkpoints tell.
+
+    Args:
+        loggers: the ``logger`` entry of a configuration, or values by keys below it, in plain containers.
+
+    Raises:
+        ConfigError: with the key, without the value.
+    """
+    for key, value in leaves(loggers):
+        if value is not None and (SECRET.search(key) or IN_ADDRESS.search(str(value))):
+            raise ConfigError(
+                f"logger.{key}: a run records its settings, so it takes no secrets by them: W&B reads "
+                "WANDB_API_KEY or what `wandb login` keeps, MLflow MLFLOW_TRACKING_USERNAME and _PASSWORD"
+            )
+
+
 def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Put the values of one configuration, in plain containers, over those of another, key by key."""
     changed = {

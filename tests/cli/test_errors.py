@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from defeat.cli.error_messages import explain
 from defeat.cli.launch import launch
 from defeat.cli.overrides import check_types
-from defeat.config import compose_config
+from defeat.config import check_no_secrets, compose_config
 from defeat.errors import ConfigError
 from defeat.run.build import build_run
 from tests.helpers.console import Run
@@ -60,6 +60,30 @@ def plain(scenes: Path, tmp_path: Path) -> list[str]:
 def test_words_that_cannot_be_composed(words: list[str], parts: list[str], script: Run) -> None:
     line = script("defeat-train", *words).line
     assert [part for part in parts if part not in line] == [], line
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "+logger.wandb.settings.api_key=hush",
+        "+logger.wandb.settings={base_url: 'https://a', api_key: hush}",
+        "logger.mlflow.tracking_uri=http://me:hush@host/mlflow",
+        "+logger.comet.api_key=hush,hush2",
+    ],
+)
+def test_a_secret_leaves_no_trace(word: str, plain: list[str], script: Run, tmp_path: Path) -> None:
+    sweep = ["-m"] if "," in word.partition("{")[0] else []
+    ended = script("defeat-train", *plain[:-1], "logger=[wandb,mlflow]", word, *sweep)
+    assert word.lstrip("+").partition("=")[0].split("{")[0] in ended.line
+    assert "hush" not in ended.line
+    assert not any("hush" in path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_secrets_of_a_file_are_refused_too() -> None:
+    with pytest.raises(ConfigError, match=r"^logger\.comet\.api_key: ") as refused:
+        check_no_secrets({"comet": {"_target_": "x", "api_key": "hush"}})
+    assert "hush" not in str(refused.value)
+    check_no_secrets({"comet": {"api_key": None, "tracking_uri": "http://host:5000/a@b", "project": "token"}})
 
 
 DISTILLED = ["+experiment=frcnn_r152_r50", "run_dir=x", "data.root=x"]

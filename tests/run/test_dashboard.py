@@ -17,15 +17,15 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.util.tensor_util import make_ndarray
-from torch.utils.tensorboard import SummaryWriter
 
 from defeat.config import compose_config, leaves, to_plain
 from defeat.evaluation import read_detections
 from defeat.evaluation.precision_recall import PrecisionRecall
 from defeat.run.build import build_run
 from defeat.run.train import train
-from defeat.training.callbacks.validation_charts import _add
-from defeat.training.tensorboard import LINES, hyperparameters, scalar_layout
+from defeat.training.hyperparameters import hyperparameters
+from defeat.training.loggers import TensorBoard
+from defeat.training.loggers.charts import LINES, scalar_layout
 from tests.helpers.tiny import tiny, tiny_teacher
 
 WITHOUT_CHART = r"epoch|val/voc_.*|val/AR10?|train/skipped_steps"
@@ -105,15 +105,17 @@ def test_the_hparams_table_has_a_row_of_the_run(board: EventAccumulator, run_dir
 
 def test_runs_of_a_sweep_have_the_same_hyperparameters() -> None:
     rows = []
-    for distiller in ("defeat", "neck", "fgfi", "tadf"):
+    distillers = ["defeat", "neck", "fgfi", "tadf", "pkd", "cwd"]
+    for distiller in distillers:
         words = {"distiller": distiller, "optim.optimizer.lr": "1e-3", "distiller.balance": None, "seed": "3"}
         words |= {"run_dir": "runs/x", "data.root": "scenes", "callbacks.last.every_n_steps": "5"}
         overrides = [f"distiller={distiller}", "optim.optimizer.lr=1e-3", "seed=3", "run_dir=x"]
         config = to_plain(compose_config("train", ["+experiment=scenes", *overrides]))
         rows.append(hyperparameters(dict(leaves(config)), config["distiller"], words))
     assert len({tuple(row) for row in rows}) == 1
-    assert [row["distiller"] for row in rows] == ["defeat", "neck", "fgfi", "tadf"]
-    assert [row["head.object_weight"] > 0 for row in rows] == [True, False, False, True]  # type: ignore[operator]
+    assert [row["distiller"] for row in rows] == distillers
+    assert [row["head.object_weight"] > 0 for row in rows] == [True, False, False, True, False, False]  # type: ignore[operator]
+    assert [row["other_weights"] for row in rows[3:]] == ["null", "pkd.weight=24.0", "cwd.weight=20.0"]
     assert all((row["optim.optimizer.lr"], row["seed"]) == (1e-3, 3) for row in rows)
     assert not {"run_dir", "data.root", "callbacks.last.every_n_steps"} & set(rows[0])
 
@@ -151,8 +153,9 @@ def test_tensorboard_is_told_the_counts_of_a_curve(tmp_path: Path) -> None:
     # five objects; by falling score: hit 0.9, hit 0.8, false 0.7, hit 0.5, false 0.25
     precision = np.where(np.arange(101) <= 40, 1.0, np.where(np.arange(101) <= 60, 0.75, 0.0))
     scores = np.select([np.arange(101) <= n for n in (20, 40, 60)], [0.9, 0.8, 0.5])
-    with SummaryWriter(str(tmp_path)) as writer:
-        _add(writer, "x/y", PrecisionRecall(precision, scores, 5), 7)
+    board = TensorBoard(tmp_path, name="", version="")
+    board.show_curves({"x/y": PrecisionRecall(precision, scores, 5)}, 7)
+    board.finalize("success")
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     (event,) = events.Tensors("x/y")

@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,6 +19,7 @@ from defeat.errors import ConfigError
 from defeat.run.build import build_run
 from defeat.training.callbacks import DrawPictures
 from defeat.training.callbacks.pictures import _compared, _level_map, _Sample
+from defeat.training.loggers import TensorBoard
 from defeat.training.module import to_unit_range
 from defeat.training.run import Run
 from defeat.visual.region_maps import LevelMap, draw_region_maps
@@ -86,7 +86,7 @@ def test_a_compiled_teacher_is_not_compiled_for_pictures(
     assert teacher is not None
     teacher.compile_backbone("default", backend=backend)
     monkeypatch.setitem(built.module._modules, "teacher", teacher)
-    logger = TensorBoardLogger(tmp_path)
+    logger = TensorBoard(tmp_path)
     trainer = cast(Any, built.trainer)
     monkeypatch.setattr(trainer, "loggers", [logger])
     monkeypatch.setattr(trainer.state, "fn", TrainerFn.FITTING)

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from defeat.config import conf_dir, quoted, spelled
+from defeat.config import check_no_secrets, conf_dir, quoted, spelled
 from defeat.errors import ConfigError
 
 KINDS = {
@@ -194,12 +194,14 @@ def check_choices(words: Sequence[str]) -> None:
     """Refuse what Hydra fails on without naming the word.
 
     Raises:
-        ConfigError: a word has no key, or gives a group something else than names.
+        ConfigError: a word has no key, gives a group something else than names, or gives a logger a secret.
     """
     for word, override in parse(words):
         group, value = override.key_or_group, override.value()
         if not group:
             raise ConfigError(f"{word!r} cannot be read as KEY=VALUE: the key is missing")
+        if group.startswith("logger."):
+            check_no_secrets({group.removeprefix("logger."): value})
         if not is_choice(override) or override.is_delete() or override.is_sweep_override():
             continue
         if not all(isinstance(name, str) for name in (value if isinstance(value, list) else [value])):

@@ -27,6 +27,7 @@ from defeat.run.hardware import keep_freed_memory, laid_like_parameters, lay_cha
 from defeat.run.prepare_teacher import prepare_teacher
 from defeat.run.resume import Resumed, check_same, keep_weights, read_resumed
 from defeat.run.trainer import build_trainer
+from defeat.training.loggers import trackers
 from defeat.training.module import DetectionModule
 from defeat.training.run import Run
 
@@ -59,6 +60,9 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
     if resumed:
         config = keep_weights(config, resumed)
         trainer.ckpt_path = resumed.path
+        if not config.force_resume:  # of another training the curves are others
+            for tracker in trackers(trainer):
+                tracker.go_on(resumed.service_runs)
     set_hardware(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = _read_data(config, trainer, resumed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from defeat.config import check_no_secrets, to_plain
 from defeat.errors import ConfigError
 from defeat.evaluation import COCO_KEYS, VOC_KEYS, check_backend, check_max_dets
 from defeat.io.text import few
@@ -29,6 +30,7 @@ def check_config(config: DictConfig) -> None:
     # Further processes find what the first one has begun.
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         check_no_run(Path(config.run_dir))
+    check_no_secrets(to_plain(config)["logger"])
     check_trainer_settings(config)
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed={config.seed} must be a whole number from 0 to {2**32 - 1}")

@@ -19,6 +19,7 @@ from defeat.io.atomic_write import replacing
 from defeat.io.text import cut
 from defeat.training.balance import with_weights
 from defeat.training.callbacks.exact_resume import loop_position
+from defeat.training.loggers.tracker import ServiceRun
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class Resumed(NamedTuple):
     path: Path
     provenance: Mapping[str, Any]
     """Its record of how it was made: configuration, teacher, data, classes, order."""
+    service_runs: Mapping[str, ServiceRun]
+    """The run in services such as W&B, see :meth:`~defeat.training.loggers.Tracker.service_run`."""
 
 
 def read_resumed(path: Path) -> Resumed:
@@ -69,7 +72,7 @@ def read_resumed(path: Path) -> Resumed:
     """
     content = load_plain(path)
     loop_position(content)
-    return Resumed(path, content.get("defeat", {}))
+    return Resumed(path, content.get("defeat", {}), content.get("service_runs", {}))
 
 
 def keep_weights(config: DictConfig, resumed: Resumed) -> DictConfig:

@@ -53,7 +53,7 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
         rows.append(("predict", f"defeat-predict {checkpoint} source=PICTURES"))
     if (outcome.run_dir / DETECTIONS_FILE).is_file():
         rows.append(("report", shlex.join(["defeat-report", str(outcome.run_dir)])))
-    rows.append(("curves", shlex.join(["tensorboard", "--logdir", str(outcome.run_dir)])))
+    rows += [("curves", viewer) for viewer in outcome.viewers]
     return rows
 
 

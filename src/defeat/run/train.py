@@ -20,6 +20,7 @@ from defeat.run.build import build_run
 from defeat.run.look_at_data import look_at_data
 from defeat.run.provenance import write_record
 from defeat.run.resume import take_over
+from defeat.training.loggers import trackers
 from defeat.training.run import Run
 
 
@@ -42,6 +43,8 @@ class Outcome(NamedTuple):
     """Whether the training ended before its planned steps, as early stopping has it."""
     parameters: int
     """Number of the student's parameters, frozen ones included."""
+    viewers: Sequence[str]
+    """Commands or addresses that show the curves, one for each logger that has one."""
 
 
 @worker_errors()
@@ -108,4 +111,5 @@ def _outcome(run: Run, seconds: float) -> Outcome:
         steps=trainer.global_step,
         stopped_early=trainer.should_stop and trainer.global_step < trainer.estimated_stepping_batches,
         parameters=sum(p.numel() for p in run.module.student.parameters()),
+        viewers=[viewer for tracker in trackers(trainer) if (viewer := tracker.viewer())],
     )

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from defeat.errors import ConfigError
 from defeat.training.curves import Curves
+from defeat.training.loggers import trackers
 from defeat.training.module import DetectionModule, class_metric, distilled_loss
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class ExactResume(Callback):
     among these moments, some of which it resumes a step or a validation off; so it is replaced by the one
     account of :class:`LoopPosition`.
 
-    The trainer's loggers, if it has any, are told the curves of the run that is resumed.
+    The trainer's loggers, if it has any, are told the curves of the run that is resumed, except those that go
+    on in a run of their service which has them. The ids of such runs are in the checkpoint.
 
     Args:
         new_settings: go on with the settings of the optimiser as it is configured now (learning rate, weight
@@ -93,6 +95,8 @@ class ExactResume(Callback):
         checkpoint["place"] = place._asdict()
         # The step that begins has logged its learning rate already, and will do so again.
         checkpoint["curves"] = self.recorder.curves.before(place.steps).to_plain()
+        if runs := dict(filter(None, (tracker.service_run() for tracker in trackers(trainer)))):
+            checkpoint["service_runs"] = runs
         _set_loops(checkpoint["loops"]["fit_loop"], place, int(trainer.num_training_batches))
 
     def on_load_checkpoint(
@@ -109,8 +113,9 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the loggers the curves up to here."""
         if self._resumed is not None:
+            told = [self.recorder, *(tracker for tracker in trackers(trainer) if tracker.continued)]
             for logger in trainer.loggers:
-                if logger is not self.recorder:
+                if logger not in told:
                     self.recorder.curves.replay(logger)
             if self.new_settings:
                 _set_settings(trainer, self._settings)

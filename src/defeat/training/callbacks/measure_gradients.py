@@ -29,9 +29,9 @@ from defeat.training.gradient_tables import (
     strong_losses,
     weight_table,
 )
+from defeat.training.loggers import trackers
 from defeat.training.loss_gradients import Measurement, measure, precision_of
 from defeat.training.module import DetectionModule
-from defeat.training.tensorboard import writers
 from defeat.types import Batch
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ class MeasureGradients(Callback):
 
     Args:
         folder: the run's; ``gradients.md`` and ``gradients.csv`` go here. Loggers get the share of each loss
-            in the gradient, with the weights that the run begins with, as ``gradient_share/...``; TensorBoard
-            also gets a chart.
+            in the gradient, with the weights that the run begins with, as ``gradient_share/...``; those
+            that show pictures also get a chart.
         batches: of the first process, as its training draws them.
         adapter_steps: steps by which copies of the adapters are fitted before the second measurement, see
             :func:`~defeat.training.loss_gradients.measure`; 0 measures the adapters as they are.
@@ -171,8 +171,8 @@ class MeasureGradients(Callback):
         )
         write_text(self.folder / "gradients.md", text)
         write_text(self.folder / "gradients.csv", as_csv(found))
-        for writer in writers(trainer):
-            writer.add_figure("gradients", chart(found), 0)
+        for tracker in trackers(trainer):
+            tracker.show_figure("gradients", chart(found), 0)
         changed = {name: weight / distiller.weights[name] for name, weight in (weights or {}).items()}
         shares = {
             f"gradient_share/{name}": share * changed.get(name, 1.0)

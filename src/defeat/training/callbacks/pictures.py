@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from matplotlib.figure import Figure
 from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 
 from defeat.data import DetectionDataset
@@ -24,14 +20,12 @@ from defeat.distill.terms import ComparedMaps
 from defeat.errors import ConfigError
 from defeat.evaluation.image_result import ImageResult
 from defeat.training.callbacks.last_checkpoint import is_of_training
+from defeat.training.loggers import trackers
 from defeat.training.module import DetectionModule, detect, to_unit_range
-from defeat.training.tensorboard import writers
 from defeat.types import Prediction, Target
 from defeat.visual import side_by_side
+from defeat.visual.figures import rendered
 from defeat.visual.region_maps import LevelMap, draw_region_maps
-
-QUALITY = 88
-"""Of the JPEG files, which are a fifth as large as PNG files of photos."""
 
 
 class _Sample(NamedTuple):
@@ -55,7 +49,8 @@ class DrawPictures(Callback):
     \\|teacher - adapted student\\| in the object region and in the background. Colours of a level end at the
     99th percentile of the teacher's own magnitude, so that they never change.
 
-    The first process draws, for TensorBoard. Nothing of the training is touched, nor any random number.
+    The first process draws, for the loggers that show pictures. Nothing of the training is touched, nor any
+    random number.
 
     Args:
         every: validations from one drawing to the next, the first of them drawn.
@@ -83,8 +78,8 @@ class DrawPictures(Callback):
         if not is_of_training(trainer):
             return
         self._validations += 1
-        board = list(writers(trainer))
-        if not board or (self._validations - 1) % self.every:
+        shown_by = trackers(trainer)
+        if not shown_by or (self._validations - 1) % self.every:
             return
         module = cast(DetectionModule, pl_module)
         # A compiled teacher has no graph for a picture alone, and would make one.
@@ -94,8 +89,8 @@ class DrawPictures(Callback):
                 self._samples = list(_samples(trainer, module, self.images))
             for number, sample in enumerate(self._samples, start=1):
                 for name, picture in self._pictures(module, sample):
-                    for writer in board:
-                        _add(writer, f"{name}/{number}", picture, trainer.global_step)
+                    for tracker in shown_by:
+                        tracker.show_picture(f"{name}/{number}", picture, trainer.global_step)
 
     def _pictures(self, module: DetectionModule, sample: _Sample) -> Iterator[tuple[str, Image.Image]]:
         result = module.metrics.computed.get(sample.position)
@@ -127,7 +122,7 @@ def _side_by_side(sample: _Sample, result: ImageResult, module: DetectionModule,
     panels = {"ground truth": sample.target, "teacher": sample.teacher_prediction, "student": student}
     shown = {title: panel for title, panel in panels.items() if panel is not None}
     rows = [(sample.image, list(shown.values()))]
-    return _rendered(side_by_side(rows, list(shown), module.classes, threshold=score))
+    return rendered(side_by_side(rows, list(shown), module.classes, threshold=score))
 
 
 def _compared(
@@ -173,18 +168,3 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
-
-
-def _rendered(figure: Figure) -> Image.Image:
-    canvas: Any = figure.canvas
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
-def _add(writer: Any, tag: str, picture: Image.Image, step: int) -> None:
-    """Write a picture as JPEG; the writer's own methods make PNG of it."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY)
-    width, height = picture.size
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=buffer.getvalue())
-    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)

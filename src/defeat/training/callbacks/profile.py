@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import Profiler
 from rich.console import Console
 from torch import nn
@@ -23,6 +22,7 @@ from defeat.io.atomic_write import write_text
 from defeat.memory import describe_memory, peak_memory
 from defeat.render import Table
 from defeat.timing import PHASES, CudaClock, HostClock, Phase, Recorder, phase
+from defeat.training.loggers import trackers
 from defeat.types import Batch
 
 log = logging.getLogger(__name__)
@@ -227,9 +227,8 @@ class ProfileSteps(Callback):
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what Lightning counts logged steps by
         for logger in trainer.loggers:
             logger.log_metrics(profile.scalars(), step=step)
-            if isinstance(logger, TensorBoardLogger):
-                writer: Any = logger.experiment
-                writer.add_text("profile", text, step)
+        for tracker in trackers(trainer):
+            tracker.show_text("profile", text, step)
 
 
 class _Parts(Profiler):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from defeat.errors import ConfigError
@@ -17,16 +15,13 @@ from defeat.io.atomic_write import write_text
 from defeat.io.text import printable
 from defeat.render import Table
 from defeat.training.callbacks.last_checkpoint import is_of_training
+from defeat.training.loggers import trackers
 from defeat.training.module import DetectionModule
-from defeat.training.tensorboard import writers
 from defeat.visual.confusion import draw_confusion
-
-THRESHOLDS = np.linspace(0, 1, 101)
-"""Scores at which TensorBoard is told a curve; it takes 127 at most."""
 
 
 class ValidationCharts(Callback):
-    """Give TensorBoard curves of precision over recall and a confusion matrix; file the matrix, too.
+    """Show curves of precision over recall and a confusion matrix; file the matrix, too.
 
     Curves are of each class and of the mean at an IoU of 0.5, and of the mean at 0.75.
 
@@ -60,12 +55,12 @@ class ValidationCharts(Callback):
         table = Table(["class", *classes, MISSED], list(confusion_rows(matrix, classes)))
         write_text(self.folder / "confusion.csv", table.as_csv())
         step = trainer.global_step
-        for writer in writers(trainer):
+        for tracker in trackers(trainer):
             panels = [(f"step {step}", matrix)]
-            drawn = draw_confusion(panels, classes, rule(self.score, self.iou))
-            writer.add_figure("confusion", drawn, step)
-            for tag, curve in _curves(pl_module.metrics):
-                _add(writer, tag, curve, step)
+            tracker.show_figure(
+                "confusion", draw_confusion(panels, classes, rule(self.score, self.iou)), step
+            )
+            tracker.show_curves(dict(_curves(pl_module.metrics)), step)
 
 
 def _curves(metrics: DetectionMetrics) -> Iterator[tuple[str, PrecisionRecall]]:
@@ -81,17 +76,3 @@ def _curves(metrics: DetectionMetrics) -> Iterator[tuple[str, PrecisionRecall]]:
     for tag, iou, label in chosen:
         if curve := precision_recall(metrics.curves, iou, label):
             yield tag, curve
-
-
-def _add(writer: Any, tag: str, curve: PrecisionRecall, step: int) -> None:
-    precision, recall = curve.at_thresholds(THRESHOLDS)
-    hits = recall * curve.positives
-    false = np.divide(hits * (1 - precision), precision, out=np.zeros_like(hits), where=precision > 0)
-    writer.add_pr_curve_raw(
-        tag,
-        *(hits, false, np.zeros_like(hits), curve.positives - hits),  # there are no true negatives
-        precision,
-        recall,
-        step,
-        num_thresholds=len(THRESHOLDS),
-    )

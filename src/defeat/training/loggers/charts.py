@@ -1,15 +1,11 @@
-"""What TensorBoard is told once a run: the charts of its custom scalars, and the row of its HParams table."""
+"""The charts that a run's scalars are arranged in."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-
-from defeat.distill import weight_keys
 from defeat.io.text import cut, printable
 from defeat.training.module import DetectionModule, class_metric
 
@@ -18,36 +14,6 @@ Layout = dict[str, dict[str, list[Any]]]
 
 LINES = 6
 """The most lines of a run that a chart has."""
-
-METRICS = (*(f"val/{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")), "train/loss_detection")
-"""Scalars that the HParams table shows, by their tags: the last value of each."""
-
-ALWAYS = (
-    "seed",
-    "data.batch_size",
-    "optim.optimizer.lr",
-    "optim.optimizer.weight_decay",
-    "trainer.max_steps",
-)
-"""Keys of the configuration that every run has in the HParams table."""
-
-DEFEAT_WEIGHTS = tuple(
-    f"distiller.terms.{term}.{region}_weight"
-    for term in ("neck", "head", "backbone")
-    for region in ("object", "background")
-)
-"""The weights of DeFeat's losses, which every run has there, too: 0 for a loss that it leaves out."""
-
-OF_A_PLACE = ("callbacks", "ckpt_path", "data.root", "hydra", "logger", "output_root", "preflight", "run_dir")
-"""Beginnings of keys whose values are no hyper-parameters."""
-
-
-def writers(trainer: Trainer) -> Iterator[Any]:
-    """Yield the ``SummaryWriter`` of each TensorBoard logger of the first process; others have none."""
-    if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                yield logger.experiment
 
 
 def scalar_layout(module: DetectionModule) -> Layout:
@@ -111,29 +77,3 @@ def _classes(names: Sequence[str]) -> dict[str, str]:
         named = cut(printable(", ".join(some)), 60)
         charts[f"{first + 1} to {first + len(some)}: {named}"] = f"^({tags})$"
     return charts
-
-
-def hyperparameters(
-    flat: Mapping[str, Any], distiller: Mapping[str, Any] | None, words: Mapping[str, str | None]
-) -> dict[str, float | str]:
-    """Collect what the HParams table says of a run: the same names for every run of a sweep.
-
-    Args:
-        flat: the run's configuration, a value for each dotted key.
-        distiller: its entry of that name.
-        words: what the command line sets: keys, and groups of conf/ with their choices. Those of a sweep's
-            jobs are the same.
-    """
-    weights = dict.fromkeys(DEFEAT_WEIGHTS, 0.0)
-    weights |= {str(key): flat.get(str(key), 0.0) for key in weight_keys(distiller)}
-    set_by_words = {
-        key: flat.get(key, choice) for key, choice in words.items() if not key.startswith(OF_A_PLACE)
-    }
-    found = {**{key: flat.get(key) for key in ALWAYS}, **weights, **set_by_words}
-    return {key.removeprefix("distiller.terms."): _plain(value) for key, value in found.items()}
-
-
-def _plain(value: Any) -> float | str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    return "null" if value is None else printable(str(value))
