@@ -17,7 +17,7 @@ from defeat.config import conf_dir
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 
-COMMANDS = ("train", "eval", "predict", "export", "demo", "data_check", "data_split")
+COMMANDS = ("train", "eval", "predict", "export", "import", "demo", "data_check", "data_split")
 PREFIXES = {"detector": "student.", "transforms": "data.train_transforms."}
 """What the keys of a group stand under where that is not the name of the group."""
 GROUPS = {
