@@ -36,7 +36,7 @@ def _environment() -> Iterator[None]:
 
 
 def words(place: Path, folder: str, scenes: Path, *more: str, steps: int) -> list[str]:
-    services = ["logger=[default,wandb,mlflow]", f"logger.mlflow.tracking_uri=file:{place}/mlruns"]
+    services = ["logger=[default,wandb,mlflow]", f"output_root={place}"]
     return [*tiny(place / folder, scenes, *services, *more, pictured=True, steps=steps)]
 
 

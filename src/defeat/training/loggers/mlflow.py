@@ -1,4 +1,4 @@
-"""MLflow, in a database beside the runs unless an address says otherwise."""
+"""MLflow, in files beside the runs unless an address says otherwise."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ class MLflow(Tracker, MLFlowLogger):
 
     Args:
         run_dir: the folder of the run, which gives it its name.
-        save_dir: where the database ``mlflow.db`` and ``mlartifacts/`` are, if there is no address.
+        save_dir: where the folder ``mlruns`` is, if there is no address.
         tracking_uri: address of a server, of a database, or of a folder (``file:``). None is that of the
-            environment's MLFLOW_TRACKING_URI, which no record of the run tells, else the database here.
+            environment's MLFLOW_TRACKING_URI, which no record of the run tells, else the folder here.
         run_name: another name.
-        artifact_location: where pictures and texts go; None leaves it to a server.
         arguments: further ones of Lightning's logger.
 
     Raises:
@@ -49,26 +48,20 @@ class MLflow(Tracker, MLFlowLogger):
         save_dir: str,
         tracking_uri: str | None = None,
         run_name: str | None = None,
-        artifact_location: str | None = None,
         **arguments: Any,
     ) -> None:
         address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-        if not address:
-            folder = Path(save_dir).absolute()
+        if not address or rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+            # Another process logs nothing, and two that make the tables of a database at a time fail.
+            # Several runs can share files; but for a folder that is new, which each of them would fill.
+            folder = Path(save_dir, "mlruns").absolute()
             folder.mkdir(parents=True, exist_ok=True)
-            address = f"sqlite:///{folder / 'mlflow.db'}"
-            artifact_location = artifact_location or (folder / "mlartifacts").as_uri()
-        self._local = "://" not in address or address.startswith(("file:", "sqlite:"))
-        self._in_files = self._local and not address.startswith("sqlite:")
-        if self._in_files:  # MLflow maintains them no more, and wants to be told that they are meant
+            address = folder.as_uri()
+        self._in_files = address.startswith("file:") or "://" not in address
+        if self._in_files:  # MLflow adds nothing to this store any more, and wants to hear that it is meant
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         try:
-            super().__init__(
-                run_name=run_name or name_of_run(run_dir),
-                tracking_uri=address,
-                artifact_location=artifact_location,
-                **arguments,
-            )
+            super().__init__(run_name=run_name or name_of_run(run_dir), tracking_uri=address, **arguments)
         except ModuleNotFoundError as error:
             raise ConfigError("logger=mlflow needs an extra: pip install 'defeat[mlflow]'") from error
         self._names: dict[str, str] = {}
@@ -148,7 +141,8 @@ class MLflow(Tracker, MLFlowLogger):
 
     def viewer(self) -> str | None:
         """Return the command for a store on this machine; a server has its page."""
-        if not (self._local and self._run_id):
+        local = self._in_files or self._tracking_uri.startswith("sqlite:")
+        if not (local and self._run_id):
             return None
         allowed = "MLFLOW_ALLOW_FILE_STORE=true " if self._in_files else ""
         return allowed + shlex.join(["mlflow", "ui", "--backend-store-uri", self._tracking_uri])

@@ -69,8 +69,9 @@ class WandB(Tracker, WandbLogger):
             try:
                 run = super().experiment
             except (wandb.Error, TypeError, ValueError) as error:
+                reason = str(error).rstrip(".")
                 raise ConfigError(
-                    f"W&B begins no run: {error}; the key of an account is given by `wandb login` or "
+                    f"W&B begins no run: {reason}; the key of an account is given by `wandb login` or "
                     "WANDB_API_KEY, and logger.wandb.mode=offline needs none"
                 ) from error
             self._viewer = shlex.join(["wandb", "sync", run.sync_dir]) if run.offline else run.url
