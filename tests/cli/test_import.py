@@ -11,10 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
-from defeat.config import build as build_node
 from defeat.data.scenes.shapes import CLASSES as SCENES
-from defeat.detectors import read_weights
-from defeat.run.checkpoint_detector import described_by_weights
 from tests.helpers.console import Run, logged, only
 from tests.helpers.foreign import build, foreign, randomise
 from tests.helpers.tiny import tiny
@@ -84,19 +81,3 @@ def test_an_imported_teacher_does_all_that_a_teacher_does(pkl: str, scenes: Path
     assert script("defeat-eval", "checkpoint=on/checkpoints/last.ckpt", "name=student").status == 0
     keys = ["format=state_dict", "output=out", "images=1"]
     assert script("defeat-export", "checkpoint=on/checkpoints/last.ckpt", *keys).status == 0
-
-
-def test_the_outputs_of_an_imported_teacher_are_taken_by_name(pkl: str, script: Run) -> None:
-    """The data's order of classes is another than the file's."""
-    script("defeat-import", pkl, "output=t.safetensors", "classes=names.txt")
-    file = read_weights("t.safetensors")
-    assert file.outputs == ("__background__", *CLASSES[::-1])
-    node = {"_target_": "defeat.detectors.create_detector", "model": {"_target_": None}}
-    built = build_node(
-        OmegaConf.create(described_by_weights({**node, "weights": "t.safetensors"})),
-        classes=["star", "disc"],
-        teacher=True,
-    )
-    rows = built.model.roi_heads.box_predictor.bbox_pred.weight.unflatten(0, (-1, 4))
-    there = file.tensors["roi_heads.box_predictor.bbox_pred.weight"].unflatten(0, (-1, 4))
-    assert torch.equal(rows[1:], there[[8 - CLASSES.index("star"), 8 - CLASSES.index("disc")]])

@@ -19,6 +19,9 @@ from defeat.importer.source import Source
 
 _TABLE = (*((pattern.pattern, to) for pattern, to in OLD_NAMES), (r"(.*)", r"\1"))
 
+_FCOS_HEAD = (r"(head\..*)", r"\1")
+"""FCOS has kept the names that RetinaNet's head had."""
+
 _EPS = 1e-5
 
 _GROUPS = "head.classification_head.conv.0.1.weight"
@@ -32,7 +35,8 @@ def convert_torchvision(source: Source, classes: str | None) -> Imported:
         WeightsError: its classes are not known, or it is a detector that no builder here makes.
         ConfigError: ``classes`` is no file.
     """
-    renamed = rename(source.tensors, _TABLE).names
+    fcos = any("bbox_ctrness" in name for name in source.tensors)
+    renamed = rename(source.tensors, (_FCOS_HEAD, *_TABLE) if fcos else _TABLE).names
     tensors = {new: source.tensors[old] for old, new in renamed.items()}
     if not any(name.startswith("backbone.body.layer1.") for name in tensors):
         raise WeightsError(
