@@ -117,7 +117,7 @@ def test_no_page_is_left_out() -> None:
 
 SETTINGS = re.findall(
     r"^\| `([^`]+=[^`]+)` \|",
-    (ROOT / "docs" / "performance.md").read_text().partition("\n## On a GPU\n")[2],
+    (ROOT / "docs" / "performance.md").read_text().partition("\n## Settings for a GPU\n")[2],
     re.M,
 )
 

@@ -62,8 +62,12 @@ def test_imports_go_down_only() -> None:
         assert not upward, f"{path.relative_to(FOLDER)} imports what stands above it: {upward}"
 
 
-def test_the_map_in_the_readme_is_complete() -> None:
-    text = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8").partition("## Where things are")[2]
+def test_the_map_in_contributing_is_complete() -> None:
+    text = (
+        (FOLDER.parents[1] / "CONTRIBUTING.md")
+        .read_text(encoding="utf-8")
+        .partition("## Where things are")[2]
+    )
     shown = set(re.findall(r"(\w+(?:/|\.py))(?= |$)", text.split("```")[1], re.M))
     assert {f"{path.parent.name}/" for path in PACKAGES if path.parents[1] == FOLDER} <= shown
     assert {path.name for path in FOLDER.glob("[!_]*.py")} <= shown

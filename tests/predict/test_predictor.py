@@ -130,7 +130,7 @@ def test_weights_without_classes_are_refused(model: Predictor, tmp_path: Path):
         defeat.load(tmp_path / "plain.pth")
 
 
-def test_the_lines_of_the_readme_run(
+def test_the_lines_of_the_page_run(
     teacher: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -138,8 +138,8 @@ def test_the_lines_of_the_readme_run(
     Path("photos").mkdir()
     for name, path in zip(("a.jpg", "b.jpg"), pictures, strict=False):
         Image.open(path).convert("RGB").save(Path("photos", name))
-    readme = Path(__file__).parents[2] / "README.md"
-    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    page = Path(__file__).parents[2] / "docs" / "deploy.md"
+    (code,) = re.findall(r"```python\n(import defeat\n.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     exec(code, names := {})
     assert len(names["prediction"]["boxes"]) == len(names["prediction"]["scores"])
 
