@@ -258,6 +258,17 @@ def test_a_new_head_of_classes_that_the_source_has_none_of_is_all_new(model: Bui
     assert not made.whole
 
 
+def test_a_new_head_takes_a_class_by_the_name_that_the_source_has_for_it(tmp_path: Path) -> None:
+    model = FAMILIES["faster_rcnn"]
+    source = source_of(model, "xabc")
+    path = save_checkpoint(source, "abc", tmp_path)
+    made = create_detector(model, ["z", "new"], weights=path, new_head=True, class_map={"z": "c"})
+    key = "roi_heads.box_predictor.cls_score.weight"
+    assert made.model.state_dict()[key][:2].equal(source.state_dict()[key][[0, 3]])
+    assert made.report is not None
+    assert made.report.new == ("new",)
+
+
 def test_messages_name_a_few_classes(tmp_path: Path) -> None:
     model = FAMILIES["fcos"]
     path = save_checkpoint(source_of(model, "xabcdefg"), "abcdefg", tmp_path)

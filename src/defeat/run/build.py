@@ -25,6 +25,7 @@ from defeat.run.find_checkpoint import find_checkpoint
 from defeat.run.fit_to_data import fit_to_data
 from defeat.run.hardware import keep_freed_memory, laid_like_parameters, lay_channels_last, set_hardware
 from defeat.run.prepare_teacher import prepare_teacher
+from defeat.run.pretrained_rates import pretrained_rates
 from defeat.run.resume import Resumed, check_same, keep_weights, read_resumed
 from defeat.run.trainer import build_trainer
 from defeat.training.loggers import trackers
@@ -86,6 +87,7 @@ def build_run(config: DictConfig, callbacks: Sequence[pl.Callback] = (), *, swep
         student.model,
         data.classes,
         optimizer=optimizer,
+        lr_mult=pretrained_rates(student, config.optim.get("pretrained_lr_mult")),
         lr_schedule=lr_schedule,
         seed=config.seed,
         teacher=frozen,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -96,7 +97,7 @@ def laid_like_parameters(factory: OptimizerFactory) -> OptimizerFactory:
     the state of a run of the other ``channels_last`` they would take wrong steps without a word.
     """
 
-    def build(parameters: Iterator[nn.Parameter]) -> Optimizer:
+    def build(parameters: Iterable[Any]) -> Optimizer:
         optimizer = factory(parameters)
         optimizer.register_load_state_dict_post_hook(_lay_like_parameters)
         return optimizer

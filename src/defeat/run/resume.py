@@ -43,8 +43,8 @@ SAME = (
 WEIGHTS = ("distiller.balance", "distiller.share")
 """Keys, by their beginnings, from which the weights of losses follow. They may change, as weights may."""
 
-OPTIMIZER = "optim.optimizer._target_"
-"""The key that cannot change even then: another optimiser keeps another state."""
+OPTIMIZER = ("optim.optimizer._target_", "optim.pretrained_lr_mult")
+"""Keys that cannot change even then: another optimiser, or other groups of parameters, keep another state."""
 
 FILES_OF_THE_START = ("gradients.md", "gradients.csv", "preflight.md", "preflight.json")
 """Files that a run writes at its start and a resumed one does not write again."""
@@ -123,11 +123,12 @@ def check_same(resumed: Resumed, now: Mapping[str, Any], *, force: bool) -> None
     differences = list(_differences(resumed.provenance, now))
     if not differences:
         return
-    if any(difference.startswith(OPTIMIZER) for difference in differences):
-        raise ConfigError(
-            f"{checkpoint} has the state of another optimiser: set {OPTIMIZER} back, or begin a new run with "
-            f"its weights, student.weights={checkpoint}"
-        )
+    for key in OPTIMIZER:
+        if any(difference.startswith(key) for difference in differences):
+            raise ConfigError(
+                f"{checkpoint} has the state of another optimiser: set {key} back, or begin a new run with "
+                f"its weights, student.weights={checkpoint}"
+            )
     text = f"{checkpoint} is of another training: {'; '.join(differences)}"
     if not force:
         raise ConfigError(f"{text}. Set them back, or go on all the same with force_resume=true")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Self, cast
 
@@ -27,7 +27,7 @@ from defeat.seeds import Stream, derive_seed, seed_all
 from defeat.timing import phase
 from defeat.types import Batch, Prediction
 
-OptimizerFactory = Callable[[Iterator[nn.Parameter]], Optimizer]
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 LRScheduleFactory = Callable[..., LRScheduler]
 
 
@@ -57,6 +57,8 @@ class DetectionModule(LightningModule):
         student: a torchvision-like detector; the only part that is validated and exported.
         classes: K class names, label 1 first.
         optimizer: builds the optimiser from the trainable parameters of student and distiller.
+        lr_mult: factors of the optimiser's learning rate by the name of a parameter of this module; 1 for the
+            others.
         lr_schedule: builds the learning-rate schedule, see :mod:`~defeat.training.lr_schedules`; None keeps
             the rate constant.
         seed: of the random numbers of every training step, which depend on nothing else but the step's place
@@ -79,6 +81,7 @@ class DetectionModule(LightningModule):
         classes: Sequence[str],
         *,
         optimizer: OptimizerFactory | None = None,
+        lr_mult: Mapping[str, float] | None = None,
         lr_schedule: LRScheduleFactory | None = None,
         seed: int = 0,
         teacher: FrozenTeacher | None = None,
@@ -102,6 +105,7 @@ class DetectionModule(LightningModule):
         """Losses of the latest training batch of this process, detached; the last, ``loss``, is their sum."""
         self._total_steps: float = 0
         self._optimizer = optimizer
+        self._lr_mult = dict(lr_mult or {})
         self._lr_schedule = lr_schedule
         self._seed = seed
         self.provenance = dict(provenance or {})
@@ -216,7 +220,16 @@ class DetectionModule(LightningModule):
         """
         if self._optimizer is None:
             raise ValueError("this module was built without an optimizer: it can only evaluate")
-        return self._optimizer(p for p in self.parameters() if p.requires_grad)
+        if not self._lr_mult:
+            return self._optimizer(p for p in self.parameters() if p.requires_grad)
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(self._lr_mult.get(name, 1.0), []).append(parameter)
+        optimizer = self._optimizer([{"params": group} for group in groups.values()])
+        for group, factor in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] *= factor  # a schedule multiplies what it finds
+        return optimizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser and its schedule."""
