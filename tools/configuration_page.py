@@ -152,7 +152,7 @@ def base(text: str) -> str:
 def _escaped(text: str) -> str:
     """Markdown that shows text as it is: brackets of its own are no HTML, and no cell ends inside."""
     parts = re.split(r"(`[^`]*`)", text)
-    parts[::2] = [re.sub(r"([<*_\[\]$])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([*_\[\]$])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
     return "".join(parts).replace("|", "\\|")
 
 
