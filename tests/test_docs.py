@@ -26,7 +26,7 @@ HYDRA = {
     "defeat-demo": "demo",
     "defeat-import": "import",
 }
-FLAGS = {"-m", "--multirun", "--help", "--version", "--cfg", "job", "--resolve", "..."}
+FLAGS = {"-m", "--multirun", "--help", "--version", "--cfg", "job", "--resolve", "-sc", "install=bash", "..."}
 REST = {"git", "pip", "pre-commit", "scontrol", "tensorboard"}
 """Programs whose words are not looked at."""
 

@@ -30,7 +30,8 @@ GROUPS = {
     "trainer": "Devices, precision, length, validations: `trainer=NAME`. Other arguments of Lightning's\n"
     "`Trainer` can be added, such as `+trainer.limit_train_batches=10`",
     "callbacks": "What happens around the training: `callbacks=NAME`, or `'callbacks=[ema,early_stopping]'`",
-    "logger": "Where curves go: `logger=NAME`",
+    "logger": "Where curves go: `logger=NAME`, or several,\n"
+    " `'logger=[default,wandb]'` ([Dashboards](dashboards.md#wb-and-mlflow))",
     "preflight": "The checks before a distilled run: `preflight=NAME`",
     "hparams_search": "Searches by Optuna: `-m hparams_search=NAME`",
     "hydra/launcher": "Where the runs of a sweep are computed: `-m hydra/launcher=NAME`",
@@ -68,6 +69,16 @@ defeat-train +experiment=scenes distiller=fgfi trainer=cpu
 leave one out with `~key`. **Sweep** over values with `-m key=a,b,c`. Words with brackets, blanks or `$` stand
 in quotes: `'format=[onnx,core]'`. A folder of your own files is added by `--config-dir=conf`
 ([Adding a method](adding-a-method.md)).
+
+**Tab** completes commands, with all names of conf/ and all keys, in bash after
+
+```sh
+for script in train eval predict export import demo; do eval "$(defeat-$script -sc install=bash)"; done
+```
+
+which may stand in `~/.bashrc` where the virtual environment is always active. In zsh the same works after
+`autoload -Uz compinit bashcompinit; compinit; bashcompinit`; in fish it is
+`defeat-train -sc install=fish | source`. What follows a comma or stands in quotes is not completed.
 
 `null` is no value, `???` has to be given, and `${name}` is the value of another key. A key `_target_` names
 the class or function that takes its neighbours as arguments, so that one of your own can be put in its place.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import yaml  # type: ignore[import-untyped]
 
@@ -36,19 +36,27 @@ def help_text(config_name: str) -> str:
     template: str = content["hydra"]["help"]["template"]
     usage = re.split(r"^(?:Choices|Any key|----)", template.partition("Usage\n")[2], flags=re.MULTILINE)[0]
     lines = [*textwrap.wrap(content["hydra"]["help"]["header"], _WIDTH), "", "Usage"]
-    lines += [part for line in usage.rstrip().splitlines() for part in _usage(line)]
-    lines += ["", "Keys (KEY=VALUE)", *_keys(text)]
+    usages = usage.rstrip().splitlines()
+    apart = any(len(line) > _WIDTH and "   " in line.strip() for line in usages)
+    lines += [part for line in usages for part in _usage(line, apart)]
+    choices = _choices(content.get("defaults", []), config_name)
+    mounted = {key.rpartition("@")[2] for key in choices}
+    meanings = {key: (value, meaning) for key, value, meaning in _keys(text)}
+    lines += ["", "Keys (KEY=VALUE)"]
+    for key, (value, meaning) in meanings.items():
+        if key not in mounted:
+            lines += _entry(key if value is None else f"{key}={value}", meaning)
     if config_name == "train":
         lines += [line for key, meaning in OF_GROUPS.items() for line in _entry(key, meaning)]
-    groups = list(_groups(content.get("defaults", []), config_name))
+    groups = list(_groups(choices, {key: meanings[key][1] for key in mounted & meanings.keys()}))
     lines += ["", "Groups (GROUP=NAME)", *groups] if groups else []
     return "\n".join([*lines, "", *_options(config_name)])
 
 
-def _usage(line: str) -> Iterator[str]:
-    """Put what a command is for below it, where both do not fit beside each other."""
+def _usage(line: str, apart: bool) -> Iterator[str]:
+    """Put what a command is for below it, where both do not fit beside each other for all of them."""
     command, _, meaning = line.strip().partition("   ")
-    if len(line) <= _WIDTH:
+    if len(line) <= _WIDTH and not (apart and meaning):
         yield line
         return
     if not command.startswith("defeat-"):
@@ -61,8 +69,8 @@ def _usage(line: str) -> Iterator[str]:
         yield f"      {meaning.strip()}"
 
 
-def _keys(text: str) -> Iterator[str]:
-    """List the keys that have a comment, with their defaults."""
+def _keys(text: str) -> Iterator[tuple[str, str | None, str]]:
+    """List the keys that have a comment, with their defaults, and None where further keys are below one."""
     body = text.partition("\nhydra:\n")[0]
     body = re.sub(r"^defaults:\n(?:[ -].*\n)*", "", body, flags=re.MULTILINE)
     parents: list[str] = []
@@ -74,30 +82,39 @@ def _keys(text: str) -> Iterator[str]:
         value, meaning = found[3].strip(), found[4]
         key = ".".join(parents)
         if meaning and key != "run_dir" and (value or len(parents) == 1):
-            shown = "" if value.startswith("$") else value.replace("???", "")
-            yield from _entry(f"{key}={shown}", meaning)
-        elif value and len(parents) > 1 and meaning:
-            yield from _entry(f"{key}={value}", meaning)
+            yield (
+                key,
+                None if not value else "" if value.startswith("$") else value.replace("???", ""),
+                meaning,
+            )
 
 
-def _groups(defaults: list[object], config_name: str) -> Iterator[str]:
-    """List the groups that the command's file chooses from, and their files."""
+def _choices(defaults: list[object], config_name: str) -> dict[str, str | None]:
+    """Return the groups that the command's file chooses from, and their default choices."""
     entries = [next(iter(entry.items())) for entry in defaults if isinstance(entry, dict)]
-    chosen = [(key, choice) for key, choice in entries if not str(key).startswith("override ")]
-    if config_name == "train":
-        chosen = [("experiment", None), *chosen, ("transforms@data.train_transforms", None)]
-    for key, choice in chosen:
-        folder = conf_dir() / str(key).partition("@")[0]
-        names = sorted(path.stem for path in folder.glob("*.yaml"))
-        label = "+experiment" if key == "experiment" else str(key)
-        yield f"  {label}{f'  (default: {choice})' if choice else ''}"
-        yield from textwrap.wrap(
-            ", ".join(names),
-            _WIDTH,
-            initial_indent=" " * 6,
-            subsequent_indent=" " * 6,
-            break_on_hyphens=False,
-        )
+    chosen = {str(key): choice for key, choice in entries if not str(key).startswith("override ")}
+    if config_name != "train":
+        return chosen
+    return {"+experiment": None, **chosen, "transforms@data.train_transforms": None}
+
+
+def _groups(choices: Mapping[str, str | None], meanings: Mapping[str, str]) -> Iterator[str]:
+    """List groups and their files, once for those that stand under several names."""
+    folders: dict[str, list[str]] = {}
+    for key in choices:
+        folders.setdefault(key.removeprefix("+").partition("@")[0], []).append(key)
+    for folder, keys in folders.items():
+        for key in keys:
+            default = f"  (default: {choices[key]})" if choices[key] else ""
+            meaning = meanings.get(key.rpartition("@")[2])
+            yield from _wrapped(f"  {key}{default}{f'  {meaning}' if meaning else ''}", "")
+        names = sorted(path.stem for path in (conf_dir() / folder).glob("*.yaml"))
+        yield from _wrapped(", ".join(names), " " * 6)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    later = " " * 6
+    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False)
 
 
 def _entry(key: str, meaning: str) -> Iterator[str]:
@@ -113,6 +130,11 @@ def _entry(key: str, meaning: str) -> Iterator[str]:
 
 
 def _options(config_name: str) -> list[str]:
+    completion = [
+        "",
+        "Completion by Tab, in bash; other shells: docs/configuration.md",
+        f'  eval "$(defeat-{config_name} -sc install=bash)"',
+    ]
     several = ["  -m                        one run for each combination of values with commas"]
     return [
         "Options",
@@ -121,4 +143,5 @@ def _options(config_name: str) -> list[str]:
         *(several if config_name == "train" else []),
         "  --version                 versions of this project and of its libraries",
         "  hydra.verbose=true        show where an error came from",
+        *(completion if not config_name.startswith("data_") else []),
     ]

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from defeat.cli.completion import complete
 from defeat.cli.error_messages import explain
 from defeat.cli.help import help_text
 from defeat.cli.overrides import check_choices, check_types, in_order, is_choice, parse, quote_texts
@@ -51,6 +52,7 @@ def launch(task: Callable[[DictConfig], object], config_name: str) -> None:
     except ConfigError as error:
         _end(error, config_name, words)
     sys.argv[1:] = words
+    complete(words, config_name)
     full_error = os.environ.get(FULL_ERROR)
     verbose = full_error is not None or any(map(_is_verbose, words))
 
