@@ -49,6 +49,10 @@ defeat-train +experiment=frcnn_r152_r50 data.root=/data/coco download=true \\
   teacher.weights=runs/frcnn_r152/<run>/checkpoints/best.ckpt
 ```
 
+RetinaNet and FCOS derive the strides of their anchors and points from the size of a batch, as in torchvision;
+`student.model.strides=fixed` beside a row is what the authors' framework has, for teachers likewise.
+It is the better one where many objects are larger than 256 pixels after the resize.
+
 Every other method is `distiller=NAME` beside a row, with the names [below](#distillers). The weights that
 the data's recipe sets come along. Give the run a `name` of its own, since runs are filed by it:
 
