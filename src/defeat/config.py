@@ -39,6 +39,10 @@ _OPTIONAL: Mapping[Any, tuple[type, ...]] = {
 """Annotations of arguments that may be null, and the types that they accept."""
 
 
+_BARE = re.compile(r"[\w./~@%+-]+", re.ASCII)
+"""Paths that neither a shell nor Hydra's grammar reads as anything else."""
+
+
 def conf_dir() -> Path:
     """Find the folder of the YAML files: in the package in a wheel, at the top of the checkout otherwise."""
     here = Path(__file__).resolve().parent
@@ -74,6 +78,11 @@ def spelled(key: str, value: object) -> str:
     if not re.search(r"[$`\"!\\]", word):
         return f'"{word}"'
     return shlex.quote(f"{key}={quoted(str(value), Quote.double)}")
+
+
+def typed(key: str, value: object) -> str:
+    """Write an override whose value is a text as one types it: bare, unless more would be read in it."""
+    return f"{key}={value}" if _BARE.fullmatch(str(value)) else spelled(key, value)
 
 
 def text_override(key: str, value: object) -> str:

@@ -62,11 +62,13 @@ def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> 
     run_dir = Path("whole").resolve()
     best = run_dir / "checkpoints" / "best.ckpt"
     assert "evaluate    defeat-eval checkpoint=whole/checkpoints/best.ckpt\n" in ended.out
+    assert "export      defeat-export checkpoint=whole/checkpoints/best.ckpt\n" in ended.out
     assert list(logged(run_dir, "distill/neck_object")) == list(range(20))
 
     # the command that the summary gives
     evaluated = script("defeat-eval", f"checkpoint={best}", "save_results=true", "name=of_best")
     assert evaluated.status == 0, evaluated.err
+    assert evaluated.out.endswith(f"export      defeat-export checkpoint={best}\n")
     of_best = figures("of_best")
     assert of_best["coco"]["AR100"] > of_best["coco"]["AP"] > 0
     assert (of_best["source"], of_best["split"]) == (str(best), "val")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from defeat.command_line import command_words
+from defeat.config import typed
 from defeat.errors import ConfigError
 from defeat.io.text import counted, one_line
 from defeat.render import print_line
@@ -49,3 +53,6 @@ def run(config: DictConfig) -> None:
     print_line(console, f"{ending}; {counted(len(report.problems), 'findings')}; written to {folder}")
     if report.fails:
         sys.exit(1)
+    chosen = [shlex.quote(word) for word in command_words() or [] if re.match("data(=|[.](?!root=))", word)]
+    words = " ".join([typed("data.root", config.data.root), *chosen])
+    print_line(console, f"train       defeat-train +experiment=own_teacher {words} download=true")

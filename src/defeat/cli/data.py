@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from defeat.cli import check
 from defeat.cli.launch import launch
 from defeat.cli.streams import prepare_streams
 from defeat.cli.version import version_text
-from defeat.config import quoted
+from defeat.config import quoted, typed
 from defeat.io.atomic_write import write_text
 from defeat.io.text import one_line
 from defeat.render import Table, print_line
@@ -66,6 +68,9 @@ def split(config: DictConfig) -> None:
     console = Console()
     console.print(Table(("images", *lists), rows).as_rich())
     print_line(console, f"written to {config.run_dir}")
+    root, lists_dir = Path(config.data.root), Path(config.run_dir)
+    used = [] if lists_dir == root / "splits" else [typed("data.split", os.path.relpath(lists_dir, root))]
+    print_line(console, " ".join(["check       defeat-data check", shlex.quote(str(root)), *used]))
 
 
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {"check": check.run, "split": split}

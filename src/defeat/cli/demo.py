@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
+from defeat.config import typed
 from defeat.render import print_line
 
 
@@ -25,5 +29,8 @@ def run(config: DictConfig) -> None:
     demo = run_demo(config, console)
     for name, path in (("detections", demo.detections), ("curves", demo.curves), ("table", demo.table)):
         print_line(console, f"{name:<11} {path}")
-    print_line(console, f"dashboard   tensorboard --logdir {config.run_dir}")
+    print_line(console, f"dashboard   {shlex.join(['tensorboard', '--logdir', str(config.run_dir)])}")
+    checkpoint = Path(config.run_dir, "DeFeat", "checkpoints", "best.ckpt")
+    if checkpoint.is_file():
+        print_line(console, f"export      defeat-export {typed('checkpoint', checkpoint)}")
     print_line(console, f"seconds     {demo.seconds:.0f}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
+from defeat.config import typed
 from defeat.errors import ConfigError
 from defeat.io.atomic_write import write_text
 from defeat.io.run_dirs import refuse_overwriting
@@ -50,4 +51,6 @@ def run(config: DictConfig) -> float:
     console = Console()
     console.print(evaluation_table(evaluated.evaluation, title=Path(evaluated.source).name))
     print_line(console, f"written to {path}")
+    if config.checkpoint is not None and Path(config.checkpoint).suffix == ".ckpt":
+        print_line(console, f"export      defeat-export {typed('checkpoint', config.checkpoint)}")
     return evaluated.evaluation.coco["AP"]

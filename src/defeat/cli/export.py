@@ -7,7 +7,7 @@ import sys
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
-from defeat.config import to_plain
+from defeat.config import to_plain, typed
 from defeat.export.keys import check_keys
 from defeat.render import print_line
 
@@ -47,3 +47,7 @@ def run(config: DictConfig) -> None:
     if any(failed.values()):
         print("error: a file does not do what the student does, see above and export.md", file=sys.stderr)
         sys.exit(1)
+    graph = exported.files.get("onnx")
+    if graph is not None and config.nms:
+        print_line(console, f"predict     defeat-predict {typed('checkpoint', graph)} source=PICTURES")
+    print_line(console, f"how to use  {exported.folder / 'README.md'}")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from defeat.config import spelled
+from defeat.config import typed
 from defeat.evaluation.detections import DETECTIONS_FILE
 from defeat.render import decimals, print_line
 from defeat.run.train import Outcome
-
-BARE = re.compile(r"[\w./~@%+-]+", re.ASCII)
-"""Paths that neither a shell nor Hydra's grammar reads as anything else."""
 
 GO_ON = "take best.ckpt, or go on with callbacks.early_stopping.patience raised and ckpt_path=last"
 
@@ -51,6 +47,7 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
         checkpoint = _checkpoint(outcome.best, outcome.run_dir)
         rows.append(("evaluate", f"defeat-eval {checkpoint}"))
         rows.append(("predict", f"defeat-predict {checkpoint} source=PICTURES"))
+        rows.append(("export", f"defeat-export {checkpoint}"))
     if (outcome.run_dir / DETECTIONS_FILE).is_file():
         rows.append(("report", shlex.join(["defeat-report", str(outcome.run_dir)])))
     rows += [("curves", viewer) for viewer in outcome.viewers]
@@ -61,4 +58,4 @@ def _checkpoint(path: Path, run_dir: Path) -> str:
     """Write a checkpoint as a word of a command, from where the run's folder is named from."""
     if path.is_relative_to(run_dir.absolute()):
         path = run_dir / path.relative_to(run_dir.absolute())
-    return f"checkpoint={path}" if BARE.fullmatch(str(path)) else spelled("checkpoint", path)
+    return typed("checkpoint", path)
