@@ -1,4 +1,4 @@
-"""Graphs of detectors with the anchors, strides, levels and RoIAlign of other frameworks."""
+"""Graphs of detectors with the anchors, strides, levels, RoIAlign and heads of other frameworks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from defeat.export.onnx_file import write_onnx
 from tests.helpers.graphs import Tally, detector, expected, padded, pictures, student
 
 FOREIGN: dict[str, dict[str, Any]] = {
-    "faster_rcnn": {"anchors": "float", "strides": "fixed", "roi_align": "aligned"},
+    "faster_rcnn": {"anchors": "float", "strides": "fixed", "roi_align": "aligned", "heads": "v2"},
     "retinanet": {"anchors": "float", "strides": "fixed", "extra_levels_from": "c5", "relu_before_p7": False},
     "fcos": {"strides": "fixed", "extra_levels_from": "c5"},
 }
