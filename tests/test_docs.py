@@ -28,7 +28,7 @@ HYDRA = {
 }
 FLAGS = {
     *("-m", "--multirun", "--help", "--help-all", "--version", "--cfg", "job", "--resolve"),
-    *("-sc", "install=bash", "..."),
+    *("-sc", "install=bash", "install=fish", "..."),
 }
 REST = {"git", "pip", "pre-commit", "scontrol", "tensorboard"}
 """Programs whose words are not looked at."""
@@ -59,7 +59,7 @@ def commands() -> list[str]:
         blocks += re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
         if page.name != "CHANGELOG.md":  # which speaks of what was, and of keys alone
             prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-            blocks += re.findall(r"(?<!`)`((?:defeat-\w+|make|python|tensorboard) [^`]+)`(?!`)", prose)
+            blocks += re.findall(r"(?<!`)`((?:defeat-\w+|make|python|tensorboard) [^`|]+)[`|](?!`)", prose)
     return list(dict.fromkeys("\x1f".join(words) for block in blocks for words in run_block(block)))
 
 
