@@ -113,7 +113,7 @@ def _groups(choices: Mapping[str, str | None], meanings: Mapping[str, str]) -> I
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
-    later = " " * 6
+    later = indent or " " * 4
     return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False)
 
 

@@ -89,14 +89,20 @@ def _parser() -> argparse.ArgumentParser:
         help="group to compare with (default: the only one without a distiller, else the first)",
     )
     parser.add_argument(
-        "--resamples", type=_positive, default=1000, metavar="N", help="of the bootstrap (default: 1000)"
+        "--resamples",
+        type=_positive,
+        default=1000,
+        metavar="N",
+        help="draws of the bootstrap (default: 1000)",
     )
     parser.add_argument(
         "--trust",
         action="store_true",
         help="count the cost of students of other packages too, by running the code that their runs name",
     )
-    parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the bootstrap (default: 0)")
+    parser.add_argument(
+        "--seed", type=_natural, default=0, metavar="N", help="seed of the bootstrap (default: 0)"
+    )
     return parser
 
 

@@ -75,7 +75,7 @@ class WandB(Tracker, WandbLogger):
                     "WANDB_API_KEY, and logger.wandb.mode=offline needs none"
                 ) from error
             self._viewer = shlex.join(["wandb", "sync", run.sync_dir]) if run.offline else run.url
-            if run.offline and self.continued:
+            if run.offline and self._rows:
                 run.log({}, step=self._rows + AFTER_CHECKPOINT, commit=False)
         return self._experiment
 
@@ -103,7 +103,8 @@ class WandB(Tracker, WandbLogger):
             run = runs[self._place()]
             self._id = self._wandb_init["id"] = run["id"]
             self._rows = run["rows"]
-            self.continued = True
+            # Offline the last rows before a kill never reach the disk: there they are all logged again.
+            self.continued = self._wandb_init.get("mode") == "online"
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
