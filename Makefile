@@ -109,5 +109,5 @@ types: $(READY)  ## Check types
 
 check: lint types test  ## Everything that CI checks but the wheel
 
-clean:  ## Remove .venv and caches; runs and demo stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+clean:  ## Remove .venv, caches and the built site; runs and demo stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .cache build/site
