@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -23,6 +24,7 @@ def draw_precision_recall(curves: Mapping[str, Floats]) -> Figure:
     figure = Figure((7.5, 4.6), 100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab20"].resampled(MOST_NAMES)(range(MOST_NAMES)))
     named = len(curves) <= MOST_NAMES
     for name, precision in curves.items():
         style = {"label": class_label(name)} if named else {"color": INK, "alpha": 0.25}
