@@ -14,6 +14,7 @@ from defeat.config import build, compose_config, to_plain
 from defeat.detectors import Detector, faster_rcnn, read_weights
 from defeat.detectors.weights import describe, read_model
 from defeat.errors import WeightsError
+from defeat.export.student import read_student
 from defeat.run.checkpoint_detector import build_student, described_by_weights
 from tests.helpers.narrow import NARROW
 
@@ -61,6 +62,12 @@ def test_a_described_file_is_evaluated_like_a_checkpoint(path: str) -> None:
     assert student.rpn.anchor_generator.strides == (4, 8, 16, 32, 64)
     with_node: Any = build_student(file, CLASSES, node=node(path, "teacher.model.min_size=96"))
     assert with_node.transform.min_size == (96,)
+
+
+def test_a_described_file_is_exported_like_a_checkpoint(path: str) -> None:
+    student = read_student(path)
+    assert (student.classes, student.class_ids) == (tuple(CLASSES), (1, 2, 3))
+    assert student.record == {"defeat": None, "global_step": None, "curves": None}
 
 
 def test_a_detector_that_names_its_builder_stays_as_it_is(path: str) -> None:

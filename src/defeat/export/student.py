@@ -42,7 +42,7 @@ class TrainedStudent:
 
 
 def read_student(checkpoint: str | Path, *, ema: bool | None = None) -> TrainedStudent:
-    """Build the student of a checkpoint of ``defeat-train``.
+    """Build the student of a checkpoint of ``defeat-train``, or the detector of a file of ``defeat-import``.
 
     Args:
         checkpoint: the path of the file.
@@ -60,12 +60,13 @@ def read_student(checkpoint: str | Path, *, ema: bool | None = None) -> TrainedS
             "and which classes it is of: give one of defeat-train, checkpoint=<run>/checkpoints/best.ckpt"
         )
     path = Path(checkpoint).expanduser()
-    content = load_plain(path, mapped=True)
+    # a file of defeat-import says all in its metadata, which the reading above has taken
+    content = {} if path.suffix.lower() == ".safetensors" else load_plain(path, mapped=True)
     detector = build_student(file, file.classes)
     return TrainedStudent(
         detector.float().cpu().eval().requires_grad_(False),
         file.classes,
-        _class_ids(path, content["defeat"], len(file.classes)),
+        _class_ids(path, content.get("defeat") or {}, len(file.classes)),
         path,
         sha256(path),
         file.config,
