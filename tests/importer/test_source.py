@@ -234,6 +234,23 @@ def test_the_configuration_in_a_file_decides_over_its_name() -> None:
         with_config(tensors, mean="103.5, 116, 123", std="1, 1, 1", rgb="True", style="pytorch")
 
 
+def test_settings_that_no_tensor_shows_are_refused_by_the_configuration() -> None:
+    tensors = shapes("retinanet", "mmdetection", extra_levels_from="p5")
+
+    def of(text: str) -> Any:
+        return convert(source_of(tensors, "mmdetection", meta={**META, "config": text}))
+
+    coder = "bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[{}]), reg_decoded_bbox=False"
+    for usual in ("1.0, 1.0, 1.0, 1.0", "0.1, 0.1, 0.2, 0.2"):
+        of(f"add_extra_convs='on_output', {coder.format(usual)}")
+    for wrong, told in (
+        ("add_extra_convs='on_lateral'", "on_lateral.*lateral of C5"),
+        (coder.format("0.05, 0.05, 0.1, 0.1"), r"target_stds=\[0\.05.*scaled otherwise"),
+    ):
+        with pytest.raises(WeightsError, match=told):
+            of(wrong)
+
+
 def test_pixel_statistics_in_old_files_are_compared() -> None:
     tensors = shapes("faster_rcnn", "detectron2")
     source = source_of(tensors, "detectron2", meta=META)

@@ -32,7 +32,7 @@ from defeat.importer.pixels import (
     plain_text,
     statistics_warning,
 )
-from defeat.importer.refusals import refusal
+from defeat.importer.refusals import refusal, refuse_by_settings
 from defeat.importer.source import Source
 from defeat.importer.torchvision_source import convert_torchvision
 from defeat.io.text import few
@@ -60,6 +60,7 @@ def convert(source: Source, *, classes: str | None = None, style: str = "auto") 
 
 def _convert(source: Source, classes: str | None, style: str) -> Imported:
     text = plain_text(source.meta)
+    refuse_by_settings(text, source.path)
     tables = {"mmdetection": mmdetection_names, "detectron2": detectron2_names}
     renamed = rename(source.tensors, tables[source.kind](source.tensors))
     _refuse_unknown(renamed, source)

@@ -113,6 +113,25 @@ def refuse_by_record(content: Mapping[Any, Any], path: Path) -> None:
         raise refusal(path, f"meta mmdet_version {version}", *_REASONS[-1][1:])
 
 
+def refuse_by_settings(text: str, path: Path) -> None:
+    """Refuse settings that no tensor shows, by the text of mmdetection's configuration.
+
+    Args:
+        text: of the configuration; empty where the file has none.
+        path: for messages.
+
+    Raises:
+        WeightsError: with the setting, the reason, and what to take instead.
+    """
+    if lateral := re.search(r"add_extra_convs\W{1,4}on_lateral", text):
+        raise refusal(path, lateral[0], "P6 is made of the lateral of C5, and not of C5 or P5", _PLAIN)
+    for found in re.finditer(r"target_stds\W{1,4}([\d., ]+)", text):
+        stds = [float(number) for number in re.findall(r"\d*\.?\d+", found[1])]
+        if stds not in ([1.0] * 4, [0.1, 0.1, 0.2, 0.2]):
+            reason = "boxes are scaled otherwise than here, by 1 or by 0.1, 0.1, 0.2, 0.2"
+            raise refusal(path, found[0].strip(), reason, "take a model with the usual box coder")
+
+
 def refusal(path: Path, key: str, reason: str, instead: str) -> WeightsError:
     """Return the error that names file, tensor, reason and what to do."""
     named = quote(key, 120) if key.isprintable() else repr(key)
