@@ -16,6 +16,8 @@ from defeat.run.fit_to_data import fit_to_data, fitted_sizes
 from defeat.types import Record
 from tests.helpers.narrow import NARROW
 
+SIZES = {"min_size": None, "max_size": None, "anchor_sizes": None}
+
 
 def records(width: int, height: int, side: float) -> list[Record]:
     """Pictures with one square object each."""
@@ -40,11 +42,16 @@ def test_large_pictures_are_reduced_and_small_objects_enlarged() -> None:
     assert fitted_sizes("defeat.detectors.faster_rcnn", records(320, 320, 2))["min_size"][-1] == 640
 
 
+@pytest.mark.parametrize("layers", [None, [2, 3], [3]])
 @pytest.mark.parametrize("builder", [faster_rcnn, retinanet, fcos], ids=lambda builder: builder.__name__)
-def test_every_family_is_built_of_its_sizes(builder: Any) -> None:
-    sizes = fitted_sizes(f"defeat.detectors.{builder.__name__}", records(320, 240, 30))
+def test_every_family_is_built_of_its_sizes(builder: Any, layers: list[int] | None) -> None:
+    """Also over fewer stages; the builders refuse another number of sizes than of levels."""
+    target = f"defeat.detectors.{builder.__name__}"
+    given = {} if layers is None else {"returned_layers": layers}
+    fitted = fit_to_data(config(_target_=target, **SIZES, **given), records(320, 240, 30))["student"]["model"]
     with torch.device("meta"):
-        detector = builder(3, backbone=NARROW, fpn_channels=64, **sizes)
+        sizes = {key: fitted[key] for key in SIZES}
+        detector = builder(3, backbone=NARROW, fpn_channels=64, **sizes, **given)
     assert detector.transform.min_size == tuple(sizes["min_size"])
 
 

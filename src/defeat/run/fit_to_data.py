@@ -74,7 +74,9 @@ def fit_to_data(config: Mapping[str, Any], records: Sequence[Record]) -> dict[st
         if not is_given:
             _fill("student", "teacher", model, _teacher_resize(teacher["model"]))
     given = {key: model.get(key) for key in RESIZE}
-    filled: dict[str, Any] = fitted_sizes(model["_target_"], records, **given)
+    filled: dict[str, Any] = fitted_sizes(
+        model["_target_"], records, stages=len(model.get("returned_layers") or ()) or None, **given
+    )
     if student.get("weights"):  # whose boxes are relative to the anchors of their training
         del filled["anchor_sizes"]
         _fill("student", "weights", model, {"anchor_sizes": _trained_sizes(student).get("anchor_sizes")})
@@ -137,6 +139,7 @@ def fitted_sizes(
     records: Sequence[Record],
     min_size: int | Sequence[int] | None = None,
     max_size: int | None = None,
+    stages: int | None = None,
 ) -> dict[str, Any]:
     """Choose resize and anchors for a training split.
 
@@ -150,6 +153,7 @@ def fitted_sizes(
         records: at least one. Where none tells its size, some of the pictures do.
         min_size: pixels of the shorter side, where they are given; the last one is that of evaluation.
         max_size: pixels of the longer side at most, where they are given.
+        stages: of the backbone on which the pyramid stands; None for those of its builder.
 
     Raises:
         DataError: no record and no picture tells its size.
@@ -172,7 +176,7 @@ def fitted_sizes(
     size = min(sizes[-1], max_size / float(np.median(long / short)))
     family = builder.rpartition(".")[2]
     finest = float(np.clip(small * size, 8, 32))
-    return {"min_size": sizes, "max_size": max_size, "anchor_sizes": _anchor_sizes(family, finest)}
+    return {"min_size": sizes, "max_size": max_size, "anchor_sizes": _anchor_sizes(family, finest, stages)}
 
 
 def _listed(sizes: int | Sequence[int]) -> list[int]:
@@ -197,13 +201,16 @@ def _measured(records: Sequence[Record]) -> list[Record]:
     return measured
 
 
-def _anchor_sizes(family: str, finest: float) -> list[list[int]]:
-    base = [finest * 2**level for level in range(5)]
+def _anchor_sizes(family: str, finest: float, stages: int | None) -> list[list[int]]:
+    """Choose the sizes of each level: those of the stages, P6, and P7 of one-stage detectors."""
+    one_stage = family in ("retinanet", "fcos")
+    levels = 5 if stages is None else stages + (2 if one_stage else 1)
     if family == "retinanet":
+        base = [finest * 2**level for level in range(levels)]
         return [[round(side * 2 ** (octave / 3)) for octave in range(3)] for side in base]
-    if family == "fcos":  # takes objects of up to 16 squares on its finest level
-        return [[max(1, round(finest / 4)) * 2**level] for level in range(5)]
-    return [[4 * max(1, round(finest / 4)) * 2**level] for level in range(5)]
+    # FCOS takes objects of up to 16 squares on its finest level, Faster R-CNN has anchors of 4 sizes
+    unit = max(1, round(finest / 4)) * (1 if one_stage else 4)
+    return [[unit * 2**level] for level in range(levels)]
 
 
 def _object_sides(record: Record) -> np.ndarray[Any, Any]:
