@@ -18,7 +18,7 @@ from defeat.distill.terms import AnchorTerm, HeadTerm
 
 KNOWN = (1, 3)
 SPEC: Any = SimpleNamespace(head="proposals", neck=())
-ANCHORS: Any = SimpleNamespace(head="anchors", neck=())
+ANCHORS: Any = SimpleNamespace(head="anchors", neck=(), fixed_strides=False)
 WEIGHTS = {
     "object_weight": 2.0,
     "background_weight": 3.0,
