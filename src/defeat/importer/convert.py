@@ -175,6 +175,8 @@ def _unchecked(tensors: Mapping[str, Tensor], style: Style, source: Source, chos
         lines.append(f"{style}: no tensor shows it; style={other} says otherwise, about 4 AP apart if wrong")
     if warning := statistics_warning(tensors, style):
         lines.append(warning)
+    if source.kind == "detectron2":
+        lines.append("anchors and FPN.FUSE_TYPE=sum are taken from the zoo: no tensor shows them")
     lines.append("the detector was not run in its own framework: defeat-eval must show its AP within 0.3")
     return lines
 
