@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from defeat.cli.launch import launch
-from defeat.config import spelled, to_plain
+from defeat.config import to_plain, typed
 from defeat.importer.keys import check_keys
 from defeat.render import print_line
 
@@ -34,6 +34,6 @@ def run(config: DictConfig) -> None:
     console = Console()
     console.print(report_table(imported.rows).as_rich())
     print_line(console, f"written to {plain['output']}")
-    weights = spelled("teacher.weights", plain["output"])
-    print_line(console, f"defeat-eval {spelled('checkpoint', plain['output'])} data=coco data.root=<folder>")
+    weights = typed("teacher.weights", plain["output"])
+    print_line(console, f"defeat-eval {typed('checkpoint', plain['output'])} data=coco data.root=<folder>")
     print_line(console, f"defeat-train +experiment=<name> detector@teacher=imported {weights}")
