@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -155,42 +156,36 @@ def test_signals_between_accumulated_batches_wait_for_the_step(images: Path, tmp
     assert place["batches"] == 6
 
 
-@pytest.fixture
-def limited() -> Callable[[int], None]:
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
     """Let no file of this process grow beyond so many bytes, which is a full disk to a writer."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size: int) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-
-    yield limit  # type: ignore[misc]
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:  # before the test ends: pytest may write its report to a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [0, 100, 5_000, 100_000, 399_000, 401_000])
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    size: int, limited: Callable[[int], None], tmp_path: Path
-) -> None:
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(size: int, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     SafeCheckpointIO().save_checkpoint({"step": 1}, path)
-    limited(size)
-    with pytest.raises(StorageError, match=r"cannot be written: .* allows; the one before it is still there"):
+    message = r"cannot be written: .* allows; the one before it is still there"
+    with pytest.raises(StorageError, match=message), files_of_at_most(size):
         SafeCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_a_run_on_a_full_disk_says_so_and_its_last_checkpoint_resumes(
-    images: Path, tmp_path: Path, limited: Callable[[int], None]
-) -> None:
+def test_a_run_on_a_full_disk_says_so_and_its_last_checkpoint_resumes(images: Path, tmp_path: Path) -> None:
     class Fill(pl.Callback):
         def on_train_batch_end(self, trainer, *args) -> None:  # type: ignore[no-untyped-def]
             if trainer.global_step == 3:
-                limited(100_000)
+                disk.enter_context(files_of_at_most(100_000))
 
-    with pytest.raises(StorageError, match=r"last.ckpt cannot be written"):
+    with pytest.raises(StorageError, match=r"last.ckpt cannot be written"), ExitStack() as disk:
         run(tmp_path / "a", images, watch=(Fill(),))
-    limited(2**40)
     last = tmp_path / "a" / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 2
     assert run(tmp_path / "b", images, f"ckpt_path={last}") == 5
