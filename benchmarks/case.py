@@ -32,12 +32,13 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from defeat.config import build, compose_config
 from defeat.detectors import FrozenTeacher, capture
 from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign
+from defeat.detectors.detect import to_unit_range
 from defeat.detectors.teacher_precision import Precision, PrecisionReport, optimize_for_inference
 from defeat.distill import DistillBatch, Distiller, FeatureTerm
 from defeat.distill.normalizers import global_normalizer
 from defeat.run.hardware import keep_freed_memory, lay_channels_last, set_hardware
 from defeat.seeds import Stream, derive_seed, seed_all
-from defeat.training.module import DetectionModule, to_unit_range
+from defeat.training.module import DetectionModule
 from defeat.types import Batch, Target
 
 CLASSES = tuple(f"class {i}" for i in range(1, 81))

@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from defeat.config import build, compose_config
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector, FrozenTeacher, capture
+from defeat.detectors.detect import to_unit_range
 from defeat.distill import Distiller
 from defeat.run.prepare_teacher import prepare_teacher
 from defeat.run.train import train
 from defeat.seeds import seed_all
 from defeat.training.loss_gradients import DETECTION
-from defeat.training.module import DetectionModule, to_unit_range
+from defeat.training.module import DetectionModule
 from defeat.types import Batch
 from defeat.warning_filters import filter_warnings
 

@@ -24,6 +24,7 @@ from torchvision.models.detection import (
 )
 
 from defeat.detectors.adapted import adapt
+from defeat.detectors.detect import detect
 from defeat.errors import ConfigError
 from defeat.export.core import write_core
 from defeat.export.graph import check_exportable, exportable
@@ -31,7 +32,6 @@ from defeat.export.graph_detector import load_onnx
 from defeat.export.onnx_file import write_onnx
 from defeat.export.student import TrainedStudent
 from defeat.export.verify import verify
-from defeat.training.module import detect
 from defeat.types import Prediction
 from tests.helpers.graphs import (
     CLASSES,

@@ -14,12 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from defeat.detectors import FrozenTeacher, capture, faster_rcnn, retinanet
+from defeat.detectors.detect import to_unit_range
 from defeat.distill import DistillBatch, Distiller, FeatureTerm, HeadTerm, Term, conv3x3_relu, shared_mask
 from defeat.errors import ConfigError
 from defeat.training.balance import balanced_weights
 from defeat.training.gradient_tables import as_csv, chart, figures, gradient_tables, short, strong_losses
 from defeat.training.loss_gradients import DETECTION, Measurement, measure
-from defeat.training.module import DetectionModule, to_unit_range
+from defeat.training.module import DetectionModule
 from defeat.types import Batch, Target
 from tests.helpers.narrow import NARROW
 

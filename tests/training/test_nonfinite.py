@@ -26,11 +26,12 @@ from defeat.cli.error_messages import explain
 from defeat.data import collate
 from defeat.data.images import read_image
 from defeat.detectors import FrozenTeacher, capture, faster_rcnn
+from defeat.detectors.detect import to_unit_range
 from defeat.distill import Distiller, FeatureTerm
 from defeat.errors import ConfigError
 from defeat.run.train import train
 from defeat.training.callbacks.nonfinite import NonFinite, NonFiniteError
-from defeat.training.module import DetectionModule, to_unit_range
+from defeat.training.module import DetectionModule
 from defeat.types import Target
 from tests.helpers.narrow import NARROW
 from tests.helpers.ranks import start_two

@@ -15,12 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from defeat.config import compose_config
 from defeat.data import DetectionDataset
+from defeat.detectors.detect import to_unit_range
 from defeat.errors import ConfigError
 from defeat.run.build import build_run
 from defeat.training.callbacks import DrawPictures
 from defeat.training.callbacks.pictures import _compared, _level_map, _Sample
 from defeat.training.loggers import TensorBoard
-from defeat.training.module import to_unit_range
 from defeat.training.run import Run
 from defeat.visual.region_maps import LevelMap, draw_region_maps
 from tests.helpers.naive import object_mask

@@ -3,6 +3,7 @@
 from defeat.detectors.builders import faster_rcnn, fcos, retinanet
 from defeat.detectors.capture import Captured, DetectorSpec, Level, capture, inspect_detector
 from defeat.detectors.create import Detector, create_detector
+from defeat.detectors.detect import detect, to_unit_range
 from defeat.detectors.detection_limit import allow_detections
 from defeat.detectors.frozen_teacher import FrozenTeacher
 from defeat.detectors.loading import LoadReport, load_backbone_weights, load_detector_weights
@@ -19,6 +20,7 @@ __all__ = [
     "allow_detections",
     "capture",
     "create_detector",
+    "detect",
     "faster_rcnn",
     "fcos",
     "inspect_detector",
@@ -26,4 +28,5 @@ __all__ = [
     "load_detector_weights",
     "read_weights",
     "retinanet",
+    "to_unit_range",
 ]

@@ -18,7 +18,7 @@ from defeat.export.student import TrainedStudent
 from defeat.io.safe_read import is_file, load_json
 from defeat.io.text import few, quote
 from defeat.training.curves import Curves
-from defeat.training.module import class_metric
+from defeat.training.metric_names import class_metric
 
 
 class Figures(NamedTuple):

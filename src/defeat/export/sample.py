@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from defeat.data.dataset import DetectionDataset
 from defeat.data.scenes.scene import render_scene
+from defeat.detectors.detect import detect
 from defeat.errors import DefeatError
 from defeat.evaluation import DEFAULT_MAX_DETS, DetectionMetrics
 from defeat.export.student import TrainedStudent
 from defeat.io.text import one_line
 from defeat.run.evaluate import evaluation_data
-from defeat.training.module import detect
 from defeat.types import Target
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from defeat.detectors.compiled_backbone import compile_backbone
+from defeat.detectors.detect import detect
 from defeat.errors import ConfigError
 from defeat.io.text import one_line
 from defeat.render import Table
 from defeat.report.student_cost import Cost, count
-from defeat.training.module import detect
 
 log = logging.getLogger(__name__)
 

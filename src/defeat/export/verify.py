@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from defeat.detectors.detect import detect
 from defeat.export.check import Check
 from defeat.export.graph.exportable import MULTIPLE
 from defeat.export.graph_detector import GraphDetector, load_core, load_onnx
 from defeat.export.onnx_file import TRACED
 from defeat.export.student import TrainedStudent
 from defeat.io.text import counted
-from defeat.training.module import detect
 from defeat.types import Prediction
 
 log = logging.getLogger(__name__)

@@ -14,12 +14,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from defeat import __version__
+from defeat.detectors.detect import detect
 from defeat.export.check import Check
 from defeat.export.load_script import NAME, load_script
 from defeat.export.student import TrainedStudent
 from defeat.io.atomic_write import replacing, write_text
 from defeat.io.text import counted
-from defeat.training.module import detect
 from defeat.types import Prediction
 
 

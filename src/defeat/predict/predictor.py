@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from defeat.data import read_image, to_rgb_tensor
+from defeat.detectors.detect import detect
 from defeat.errors import ConfigError
 from defeat.predict.extra import supervision
-from defeat.training.module import detect
 from defeat.types import ExifRule, Prediction
 
 Picture = str | PathLike[str] | Image.Image | Tensor

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from defeat.detectors import FrozenTeacher
+from defeat.detectors.detect import detect
 from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.evaluation.image_result import ImageResult, to_image_result
 from defeat.evaluation.matching import NO_MATCH, best_scored_detection
@@ -21,7 +22,6 @@ from defeat.io.text import few
 from defeat.preflight.agreement import evaluation_size, normalisation
 from defeat.preflight.finding import Finding, Problem
 from defeat.preflight.samples import chunks, spread, timed_samples, transform_of, until
-from defeat.training.module import detect
 from defeat.training.run import Distillation, Run
 
 CHUNK = 8

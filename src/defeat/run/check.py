@@ -15,7 +15,7 @@ from defeat.io.text import few
 from defeat.run.check_trainer import check_trainer_settings
 from defeat.run.hardware import check_hardware
 from defeat.run.provenance import check_no_run
-from defeat.training.module import class_metric
+from defeat.training.metric_names import class_metric
 
 
 def check_config(config: DictConfig) -> None:

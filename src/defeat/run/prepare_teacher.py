@@ -12,9 +12,9 @@ from torch import nn
 
 from defeat.data import DetectionDataModule, DetectionDataset
 from defeat.detectors import Detector, FrozenTeacher
+from defeat.detectors.detect import to_unit_range
 from defeat.detectors.teacher_precision import TOLERANCE, is_exact, optimize_for_inference
 from defeat.errors import DataError
-from defeat.training.module import to_unit_range
 
 log = logging.getLogger(__name__)
 

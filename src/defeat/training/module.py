@@ -18,13 +18,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.ops import FrozenBatchNorm2d
 
-from defeat.detectors import FrozenTeacher, allow_detections, capture
+from defeat.detectors import FrozenTeacher, allow_detections, capture, detect, to_unit_range
 from defeat.detectors.capture import Captured
 from defeat.distill import Distiller
 from defeat.evaluation import DEFAULT_BACKEND, DEFAULT_MAX_DETS, DetectionMetrics, Evaluation
-from defeat.io.text import printable
 from defeat.seeds import Stream, derive_seed, seed_all
 from defeat.timing import phase
+from defeat.training.metric_names import class_metric, distilled_loss
 from defeat.types import Batch, Prediction
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -272,34 +272,3 @@ class DetectionModule(LightningModule):
         if self.teacher is not None:
             teacher = {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **teacher}
-
-
-def detect(detector: nn.Module, images: Sequence[Tensor]) -> list[Prediction]:
-    """Detect objects in (3, H, W) uint8 images with a detector in eval mode."""
-    predictions: list[Prediction] = detector(to_unit_range(images))
-    # torchvision's one-stage detectors have an output for background too, and may return it as a detection.
-    return [_without_background(prediction) for prediction in predictions]
-
-
-def _without_background(prediction: Prediction) -> Prediction:
-    kept = prediction["labels"] > 0
-    return cast(Prediction, {name: cast(Tensor, value)[kept] for name, value in prediction.items()})
-
-
-def distilled_loss(name: str) -> str:
-    """Return the name under which a loss of the distiller is logged."""
-    return f"distill/{name}"
-
-
-def class_metric(name: str) -> str:
-    """Name the metric of a class so that every logger takes it, whatever the class is called."""
-    # Lightning keeps "/dataloader_idx_" for itself, and files of loggers hold no halves of surrogate pairs.
-    return f"val_AP_class/{printable(name).replace('/dataloader_idx_', '/dataloader idx ')}"
-
-
-def to_unit_range(images: Sequence[Tensor]) -> list[Tensor]:
-    """uint8 images to [0, 1]: done on the device, a quarter of the bytes having travelled.
-
-    In torch's default dtype, which Lightning sets where it converts the detector to another one.
-    """
-    return [image / 255 for image in images]  # converts and divides in one pass

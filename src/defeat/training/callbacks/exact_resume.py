@@ -21,7 +21,8 @@ from torch.optim import Optimizer
 from defeat.errors import ConfigError
 from defeat.training.curves import Curves
 from defeat.training.loggers import trackers
-from defeat.training.module import DetectionModule, class_metric, distilled_loss
+from defeat.training.metric_names import class_metric, distilled_loss
+from defeat.training.module import DetectionModule
 
 log = logging.getLogger(__name__)
 

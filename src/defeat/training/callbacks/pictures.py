@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from defeat.data import DetectionDataset
 from defeat.data.pictures import spread
 from defeat.detectors import FrozenTeacher, capture
+from defeat.detectors.detect import detect, to_unit_range
 from defeat.distill import Distiller
 from defeat.distill.terms import ComparedMaps
 from defeat.errors import ConfigError
 from defeat.evaluation.image_result import ImageResult
 from defeat.training.callbacks.last_checkpoint import is_of_training
 from defeat.training.loggers import trackers
-from defeat.training.module import DetectionModule, detect, to_unit_range
+from defeat.training.module import DetectionModule
 from defeat.types import Prediction, Target
 from defeat.visual import side_by_side
 from defeat.visual.figures import rendered

@@ -14,7 +14,8 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from defeat.training.module import DetectionModule, distilled_loss
+from defeat.training.metric_names import distilled_loss
+from defeat.training.module import DetectionModule
 
 log = logging.getLogger(__name__)
 

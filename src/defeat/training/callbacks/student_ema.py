@@ -12,9 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from defeat.detectors.detect import detect
 from defeat.errors import ConfigError
 from defeat.evaluation import DetectionMetrics
-from defeat.training.module import DetectionModule, detect
+from defeat.training.module import DetectionModule
 from defeat.types import Batch
 
 log = logging.getLogger(__name__)

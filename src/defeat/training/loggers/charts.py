@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from defeat.io.text import cut, printable
-from defeat.training.module import DetectionModule, class_metric
+from defeat.training.metric_names import class_metric
+from defeat.training.module import DetectionModule
 
 Layout = dict[str, dict[str, list[Any]]]
 """Categories of charts, each with the regular expressions of its tags: that of ``add_custom_scalars``."""
