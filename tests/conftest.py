@@ -73,6 +73,14 @@ def _without_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_hydra() -> Iterator[None]:
+    from tests.helpers.quick_hydra import quick_hydra
+
+    with quick_hydra():
+        yield
+
+
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of generated scenes, made by the first run that needs them."""

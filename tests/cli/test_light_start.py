@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import defeat
+from tests.helpers.console import process_environment
 
 HEAVY = {
     "torch",
@@ -28,18 +29,20 @@ HEAVY = {
 
 PROGRAM = """
 import contextlib, importlib, io, json, sys
+from tests.helpers.quick_hydra import quick_hydra
 heavy, command_lines = json.loads(sys.argv[1])
 answers = []
-for command, words in command_lines:
-    main = importlib.import_module(f"defeat.cli.{command}").main
-    sys.argv = ["command", *words]
-    out, status = io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code or 0
-    answers.append([status, out.getvalue(), sorted(set(heavy) & set(sys.modules))])
+with quick_hydra():
+    for command, words in command_lines:
+        main = importlib.import_module(f"defeat.cli.{command}").main
+        sys.argv = ["command", *words]
+        out, status = io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            try:
+                main()
+            except SystemExit as end:
+                status = end.code or 0
+        answers.append([status, out.getvalue(), sorted(set(heavy) & set(sys.modules))])
 print(json.dumps(answers))
 """
 
@@ -76,6 +79,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         text=True,
         check=True,
         cwd=folder,
+        env=process_environment(),
     )
     assert not any(path.is_file() for path in folder.rglob("*"))
     found: dict[str, list[Any]] = {}
