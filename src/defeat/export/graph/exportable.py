@@ -15,13 +15,14 @@ from torchvision.models.detection.ssd import SSD
 from defeat.errors import ConfigError
 from defeat.export.graph.faster_rcnn import FasterRCNNGraph
 from defeat.export.graph.one_stage import OneStageGraph
+from defeat.export.graph.parts import with_constant_norms
 
 MULTIPLE = 32
 """Pixels: the sides of the images that a graph takes are multiples of it."""
 
 
 def exportable(detector: nn.Module, *, nms: bool) -> nn.Module:
-    """Build the module that is exported in place of a detector; the layers are shared.
+    """Build the module that is exported in place of a detector, which stays as it is.
 
     It takes ``images`` (B, 3, H, W) float32 RGB in [0, 1], resized and then padded to multiples of 32 pixels,
     and ``sizes`` (B, 2) int64, height and width of each image without its padding. It gives, in pixels of the
@@ -38,7 +39,7 @@ def exportable(detector: nn.Module, *, nms: bool) -> nn.Module:
     """
     check_exportable(detector)
     graph = FasterRCNNGraph if type(detector) is FasterRCNN else OneStageGraph
-    return graph(detector, nms=nms).eval()
+    return graph(with_constant_norms(detector), nms=nms).eval()
 
 
 def check_exportable(detector: nn.Module) -> None:

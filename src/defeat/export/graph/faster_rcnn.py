@@ -59,12 +59,14 @@ class ProposalGraph(nn.Module):
         """Propose regions on (B, C, h, w) maps of (B, 3, H, W) images."""
         anchors = grid_anchors(self.anchor_generator, images, maps)
         levels = [self._level(*level) for level in zip(maps, anchors, strict=True)]
-        boxes = clip(torch.cat([boxes for boxes, _ in levels], dim=1), sizes)  # (B, N, 4)
-        scores = torch.cat([logits for _, logits in levels], dim=1).sigmoid()
+        codes, cells, logits = (torch.cat(part, dim=1) for part in zip(*levels, strict=True))
+        boxes = self.box_coder.decode_single(codes.flatten(0, 1), cells.flatten(0, 1))
+        boxes = clip(boxes.reshape(codes.shape), sizes)  # (B, N, 4)
+        scores = logits.sigmoid()
         valid = is_large(boxes, self.min_size) & (scores >= self.score_thresh)
         scores = torch.where(valid, scores, -1)
         # Each level is a class of its own.
-        numbers = [torch.full_like(logits[0], level) for level, (_, logits) in enumerate(levels)]
+        numbers = [torch.full_like(logits[0], level) for level, (_, _, logits) in enumerate(levels)]
         own = torch.cat(numbers) == torch.arange(len(levels), device=boxes.device)[:, None]  # (L, N)
         mask = nms_mask(
             boxes, torch.where(own, scores[:, None], -1), self.nms_thresh, -0.5, self.post_nms_top_n
@@ -74,13 +76,11 @@ class ProposalGraph(nn.Module):
         padded = nn.functional.pad(boxes.flatten(1), (0, 4 * self.post_nms_top_n))
         return Proposals(pick(padded, positions), scores >= 0)
 
-    def _level(self, features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode the best (B, k) boxes of a level."""
+    def _level(self, features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the best of a level: their codes and anchors (B, k, 4), and their logits (B, k)."""
         (logits,), (deltas,) = self.head([features])
         values, positions = top(channels_last(logits).flatten(1), self.pre_nms_top_n)
-        codes = pick(channels_last(deltas).flatten(1), positions)  # (B, k, 4)
-        boxes = self.box_coder.decode_single(codes.flatten(0, 1), anchors[positions].flatten(0, 1))
-        return boxes.reshape(codes.shape), values
+        return pick(channels_last(deltas).flatten(1), positions), anchors[positions], values
 
 
 class FasterRCNNGraph(nn.Module):

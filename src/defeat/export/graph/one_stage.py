@@ -49,18 +49,16 @@ class OneStageGraph(nn.Module):
         maps = list(self.features(images, sizes).values())
         anchors = grid_anchors(self.anchor_generator, images, maps)
         levels = [self._level(*level) for level in zip(maps, anchors, strict=True)]
-        boxes, scores, labels = (torch.cat(part, dim=1) for part in zip(*levels, strict=True))
-        candidates = Detections(clip(boxes, sizes), scores, labels)
+        codes, cells, scores, labels = (torch.cat(part, dim=1) for part in zip(*levels, strict=True))
+        candidates = Detections(clip(self._decode(codes, cells), sizes), scores, labels)
         return best(self._suppress(candidates), self.detections) if self.nms else tuple(candidates)
 
-    def _level(self, features: Tensor, anchors: Tensor) -> Detections:
-        """Decode the best (B, k) of a level."""
+    def _level(self, features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Find the best of a level: their codes and anchors (B, k, 4), scores and labels (B, k)."""
         scores, codes = self._scores_and_codes(features)
         values, flat = top(scores, self.candidates)
         positions = flat // self.num_classes
-        return Detections(
-            self._decode(pick(codes, positions), anchors[positions]), values, flat % self.num_classes
-        )
+        return pick(codes, positions), anchors[positions], values, flat % self.num_classes
 
     def _scores_and_codes(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Run the heads: (B, h * w * A * (K + 1)) scores, and (B, h * w * A * 4) numbers for the boxes."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import FrozenBatchNorm2d
 
 
 class Detections(NamedTuple):
@@ -51,6 +53,38 @@ class Features(nn.Module):
         inside = (rows & columns)[:, None].to(images.dtype)  # (B, 1, H, W)
         features = self.backbone((images - self.mean) / self.std * inside)
         return {"0": features} if isinstance(features, Tensor) else dict(features)
+
+
+class ScaleShift(nn.Module):
+    """A frozen batch normalisation as the two numbers a channel that it comes to, which make a smaller graph.
+
+    They are computed as torchvision computes them in every forward: the result is the same to the bit.
+
+    Args:
+        norm: its statistics and weights.
+    """
+
+    def __init__(self, norm: FrozenBatchNorm2d) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.shift: Tensor
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        self.register_buffer("scale", scale.reshape(-1, 1, 1))
+        self.register_buffer("shift", (norm.bias - norm.running_mean * scale).reshape(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) features."""
+        return x * self.scale + self.shift
+
+
+def with_constant_norms(detector: nn.Module) -> nn.Module:
+    """Copy a detector with a :class:`ScaleShift` in the place of each frozen batch normalisation."""
+    detector = copy.deepcopy(detector)
+    for parent in list(detector.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, FrozenBatchNorm2d):
+                setattr(parent, name, ScaleShift(child))
+    return detector
 
 
 def grid_anchors(generator: AnchorGenerator, images: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
