@@ -32,7 +32,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from defeat.config import build, compose_config
 from defeat.detectors import FrozenTeacher, capture
 from defeat.detectors.adapted.parallel_roi_align import ParallelRoIAlign
-from defeat.detectors.detect import to_unit_range
+from defeat.detectors.inference import to_unit_range
 from defeat.detectors.teacher_precision import Precision, PrecisionReport, optimize_for_inference
 from defeat.distill import DistillBatch, Distiller, FeatureTerm
 from defeat.distill.normalizers import global_normalizer

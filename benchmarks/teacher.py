@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from defeat.config import build, compose_config
 from defeat.data import read_image
 from defeat.detectors import FrozenTeacher
-from defeat.detectors.detect import to_unit_range
+from defeat.detectors.inference import to_unit_range
 from defeat.detectors.teacher_precision import PRECISIONS, Precision, PrecisionReport, optimize_for_inference
 from defeat.run.hardware import keep_freed_memory
 from defeat.warning_filters import filter_warnings

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from defeat.config import build, compose_config
 from defeat.data import DetectionDataModule
 from defeat.detectors import Detector, FrozenTeacher, capture
-from defeat.detectors.detect import to_unit_range
+from defeat.detectors.inference import to_unit_range
 from defeat.distill import Distiller
 from defeat.run.prepare_teacher import prepare_teacher
 from defeat.run.train import train

@@ -16,7 +16,7 @@ from typing import Any
 from case import Case, seed_step, torchvisions_pooling
 from torch import Tensor
 
-from defeat.detectors.detect import to_unit_range
+from defeat.detectors.inference import to_unit_range
 
 MAPS = tuple(f"backbone.fpn.layer_blocks.{i}" for i in range(4))
 """Modules whose outputs are P2 to P5; P6 is pooled by a module that has several outputs."""

@@ -24,7 +24,7 @@ from torchvision.models.detection import (
 )
 
 from defeat.detectors.adapted import adapt
-from defeat.detectors.detect import detect
+from defeat.detectors.inference import detect
 from defeat.errors import ConfigError
 from defeat.export.core import write_core
 from defeat.export.graph import check_exportable, exportable

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from defeat.detectors.detect import detect
+from defeat.detectors.inference import detect
 from defeat.export.graph_detector import GraphDetector, load_onnx
 from defeat.export.onnx_file import write_onnx
 from defeat.export.student import read_student

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from defeat.data import collate
 from defeat.detectors import FrozenTeacher, faster_rcnn, retinanet
-from defeat.detectors.detect import to_unit_range
+from defeat.detectors.inference import to_unit_range
 from defeat.distill import Distiller, FeatureTerm
 from defeat.training.lr_schedules import warmup_cosine, warmup_multistep
 from defeat.training.module import DetectionModule

@@ -26,7 +26,7 @@ from defeat.cli.error_messages import explain
 from defeat.data import collate
 from defeat.data.images import read_image
 from defeat.detectors import FrozenTeacher, capture, faster_rcnn
-from defeat.detectors.detect import to_unit_range
+from defeat.detectors.inference import to_unit_range
 from defeat.distill import Distiller, FeatureTerm
 from defeat.errors import ConfigError
 from defeat.run.train import train

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from defeat.config import compose_config
 from defeat.data import DetectionDataset
-from defeat.detectors.detect import to_unit_range
+from defeat.detectors.inference import to_unit_range
 from defeat.errors import ConfigError
 from defeat.run.build import build_run
 from defeat.training.callbacks import DrawPictures

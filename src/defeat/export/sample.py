@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from defeat.data.dataset import DetectionDataset
 from defeat.data.scenes.scene import render_scene
-from defeat.detectors.detect import detect
+from defeat.detectors.inference import detect
 from defeat.errors import DefeatError
 from defeat.evaluation import DEFAULT_MAX_DETS, DetectionMetrics
 from defeat.export.student import TrainedStudent

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from defeat.detectors.compiled_backbone import compile_backbone
-from defeat.detectors.detect import detect
+from defeat.detectors.inference import detect
 from defeat.errors import ConfigError
 from defeat.io.text import one_line
 from defeat.render import Table

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from defeat.detectors.detect import detect
+from defeat.detectors.inference import detect
 from defeat.export.check import Check
 from defeat.export.graph.exportable import MULTIPLE
 from defeat.export.graph_detector import GraphDetector, load_core, load_onnx

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from defeat import __version__
-from defeat.detectors.detect import detect
+from defeat.detectors.inference import detect
 from defeat.export.check import Check
 from defeat.export.load_script import NAME, load_script
 from defeat.export.student import TrainedStudent

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from defeat.data import read_image, to_rgb_tensor
-from defeat.detectors.detect import detect
+from defeat.detectors.inference import detect
 from defeat.errors import ConfigError
 from defeat.predict.extra import supervision
 from defeat.types import ExifRule, Prediction

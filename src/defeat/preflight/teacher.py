@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from defeat.detectors import FrozenTeacher
-from defeat.detectors.detect import detect
+from defeat.detectors.inference import detect
 from defeat.evaluation.coco_metrics import coco_metrics
 from defeat.evaluation.image_result import ImageResult, to_image_result
 from defeat.evaluation.matching import NO_MATCH, best_scored_detection

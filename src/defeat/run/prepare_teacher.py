@@ -12,7 +12,7 @@ from torch import nn
 
 from defeat.data import DetectionDataModule, DetectionDataset
 from defeat.detectors import Detector, FrozenTeacher
-from defeat.detectors.detect import to_unit_range
+from defeat.detectors.inference import to_unit_range
 from defeat.detectors.teacher_precision import TOLERANCE, is_exact, optimize_for_inference
 from defeat.errors import DataError
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from defeat.data import DetectionDataset
 from defeat.data.pictures import spread
 from defeat.detectors import FrozenTeacher, capture
-from defeat.detectors.detect import detect, to_unit_range
+from defeat.detectors.inference import detect, to_unit_range
 from defeat.distill import Distiller
 from defeat.distill.terms import ComparedMaps
 from defeat.errors import ConfigError

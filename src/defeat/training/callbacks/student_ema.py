@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from defeat.detectors.detect import detect
+from defeat.detectors.inference import detect
 from defeat.errors import ConfigError
 from defeat.evaluation import DetectionMetrics
 from defeat.training.module import DetectionModule
