@@ -96,11 +96,20 @@ def distilled(teacher: dict[str, Any], weights: str | None) -> dict[str, Any]:
 
 def test_the_teacher_has_the_sizes_of_its_training_and_the_student_its_resize(tmp_path: Path) -> None:
     sizes = {"min_size": [96, 128], "max_size": 200, "anchor_sizes": [[8], [16], [32], [64], [128]]}
-    recorded = {"classes": ["a"], "config": {"student": {"model": {**sizes, "norm": "batch"}}}}
+    recorded = {
+        "classes": ["a"],
+        "config": {"student": {"model": {**sizes, "norm": "batch", "stride_in_1x1": True}}},
+    }
     torch.save({"state_dict": {"student.x": torch.zeros(1)}, "defeat": recorded}, tmp_path / "t.ckpt")
-    node = config(backbone="resnet10", min_size=None, max_size=None, anchor_sizes=None)["student"]["model"]
-    fitted = fit_to_data(distilled(node, str(tmp_path / "t.ckpt")), records(320, 240, 60))
+    is_open = dict.fromkeys(("min_size", "max_size", "anchor_sizes", "stride_in_1x1"))
+    node = config(backbone="resnet50", **is_open)["student"]["model"]
+    given = distilled(node, str(tmp_path / "t.ckpt"))
+    fitted = fit_to_data(given, records(320, 240, 60))
     teacher, student = fitted["teacher"]["model"], fitted["student"]["model"]
+    assert teacher["stride_in_1x1"] is True
+    given["teacher"]["model"] = node | {"min_size": 64, "stride_in_1x1": False}
+    chosen = fit_to_data(given, records(320, 240, 60))["teacher"]["model"]
+    assert (chosen["min_size"], chosen["max_size"], chosen["stride_in_1x1"]) == (64, 200, False)
     assert (teacher["min_size"], teacher["anchor_sizes"]) == ([96, 128], sizes["anchor_sizes"])
     assert teacher["norm"] == "frozen"
     assert (student["min_size"], student["max_size"]) == ([96, 128], 200)

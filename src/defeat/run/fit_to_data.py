@@ -27,6 +27,9 @@ RESIZE = ("min_size", "max_size")
 
 SIZES = (*RESIZE, "anchor_sizes")
 
+TRAINED = (*SIZES, "stride_in_1x1")
+"""Settings of a teacher that its checkpoint records, and that shapes of weights do not show."""
+
 MEASURED = 200
 """Pictures whose headers are read where the records tell no sizes."""
 
@@ -49,7 +52,7 @@ long as with 512, of which few hold an object."""
 def fit_to_data(config: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
     """Fill in what the detectors of a run leave open (null).
 
-    The teacher's resize is that of its checkpoint, or else that of its configuration or builder. The student
+    The teacher's settings are those of its checkpoint, or else those of its builder. The student
     takes it over, since the teacher is shown the student's images; without a teacher the data decide. Where
     the student's is given and nothing says the teacher's, the teacher takes that one over.
 
@@ -70,7 +73,7 @@ def fit_to_data(config: Mapping[str, Any], records: Sequence[Record]) -> dict[st
     model = student["model"]
     is_given = any(model.get(key) for key in RESIZE)
     if teacher:
-        teacher["model"] = _sized_by_training(teacher)
+        teacher["model"] = _as_trained(teacher)
         if not is_given:
             _fill("student", "teacher", model, _teacher_resize(teacher["model"]))
     given = {key: model.get(key) for key in RESIZE}
@@ -79,7 +82,7 @@ def fit_to_data(config: Mapping[str, Any], records: Sequence[Record]) -> dict[st
     )
     if student.get("weights"):  # whose boxes are relative to the anchors of their training
         del filled["anchor_sizes"]
-        _fill("student", "weights", model, {"anchor_sizes": _trained_sizes(student).get("anchor_sizes")})
+        _fill("student", "weights", model, {"anchor_sizes": _recorded(student).get("anchor_sizes")})
     if not student.get("weights") and not student.get("backbone_weights") and model.get("norm") == "frozen":
         model |= {"norm": None, "trainable_layers": None}
         filled |= {"norm": "batch", "trainable_layers": 5}
@@ -104,20 +107,20 @@ def _fill(role: str, origin: str, model: dict[str, Any], settings: Mapping[str, 
         log.info("from the %s: %s", origin, " ".join(f"{role}.model.{k}={v}" for k, v in filled.items()))
 
 
-def _sized_by_training(teacher: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a teacher the sizes that its checkpoint records; where nothing says any, those of its builder."""
+def _as_trained(teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what a teacher's checkpoint records; what nothing says is left to its builder."""
     node = dict(teacher["model"])
     if teacher.get("weights"):
-        node |= {key: value for key, value in _trained_sizes(teacher).items() if key in node}
+        _fill("teacher", "checkpoint", node, _recorded(teacher))
     # torchvision's builders take no null
-    return {key: value for key, value in node.items() if value is not None or key not in SIZES}
+    return {key: value for key, value in node.items() if value is not None or key not in TRAINED}
 
 
-def _trained_sizes(detector: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes that the checkpoint of a detector records, of this project alone."""
+def _recorded(detector: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the checkpoint of a detector records, of this project alone."""
     recorded = read_weights(detector["weights"], download=detector["download"]).config or {}
     trained = recorded.get("student", {}).get("model", {})
-    return {key: trained[key] for key in SIZES if key in trained}
+    return {key: trained[key] for key in TRAINED if key in trained}
 
 
 def _teacher_resize(model: Mapping[str, Any]) -> dict[str, Any]:
