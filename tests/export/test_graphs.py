@@ -102,7 +102,7 @@ def outputs_and_expected(path: Path, model: nn.Module) -> Iterator[tuple[list[An
             yield [part[i] for part in outputs], detections
 
 
-@pytest.mark.parametrize("family", ["faster_rcnn", "retinanet"])
+@pytest.mark.parametrize("family", ["faster_rcnn", pytest.param("retinanet", marks=pytest.mark.slow)])
 def test_onnx_detects_what_torchvision_detects(family: str, made: Any):
     of, path = made(family)
     tally = Tally()
@@ -124,6 +124,7 @@ def test_candidates_and_the_documented_numpy_are_what_torchvision_detects(made: 
     tally.check()
 
 
+@pytest.mark.slow
 def test_the_program_of_torch_export_takes_every_size(made: Any):
     of, path = made("retinanet", write_core)
     checks = verify(of, path, [(255 * x).byte() for x in pictures((90, 140), (30, 40))], format="core")
@@ -169,7 +170,7 @@ def test_the_documented_script_runs_without_torch_and_without_this_project(made:
 
 
 def test_what_a_user_must_know_is_in_the_file_and_beside_it(made: Any):
-    of, path = made("retinanet")
+    of, path = made("faster_rcnn")
     metadata = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
     described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert {key: json.loads(value) for key, value in metadata.items()} == described
