@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from defeat.config import build, compose_config, conf_dir, to_plain
 from defeat.detectors.weights import read_weights
 from defeat.distill import Distiller
 from defeat.errors import ConfigError, WeightsError
+from tests.helpers.console import process_environment
 from tests.helpers.data_sets import CocoFiles
 from tests.helpers.distillation import distiller_config
 
@@ -119,3 +123,36 @@ def test_a_target_that_does_not_exist_and_one_called_wrongly() -> None:
         build(OmegaConf.create({"_target_": "defeat.nothing"}))
     with pytest.raises(ConfigError, match="unexpected keyword argument 'colour'"):
         build(OmegaConf.create({"a": {"_target_": "torch.nn.ReLU", "colour": 1}}).a)
+
+
+def test_compositions_of_the_suite_are_those_of_hydra_alone() -> None:
+    """The suite's Hydra remembers what it has read, see ``tests/helpers/quick_hydra.py``."""
+    lines = [
+        ["+experiment=scenes", "distiller=neck", "data.root=x", *RUN],
+        ["+experiment=own", "data.root=x", "~logger", "teacher.weights=y", *RUN],
+        [
+            "+experiment=own",
+            "data.root=z",
+            "detector@student=fcos_r18",
+            "+new.key=1",
+            "teacher.weights=y",
+            *RUN,
+        ],
+    ]
+    program = (
+        "import json, sys; from defeat.config import compose_config; from omegaconf import OmegaConf;"
+        "configs = [compose_config('train', words) for words in json.loads(sys.argv[1])];"
+        "print(json.dumps([OmegaConf.to_container(config) for config in configs]))"
+    )
+    command = [sys.executable, "-c", program, json.dumps(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=process_environment())
+    for _ in range(2):
+        assert json.loads(done.stdout) == [OmegaConf.to_container(compose_config("train", x)) for x in lines]
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    words = ["+experiment=other", f"hydra.searchpath=[file://{tmp_path}]", *RUN]
+    for seed in (11, 2):
+        (tmp_path / "experiment").mkdir(exist_ok=True)
+        (tmp_path / "experiment" / "other.yaml").write_text(f"# @package _global_\nseed: {seed}\n")
+        assert compose_config("train", words).seed == seed

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.ops import FrozenBatchNorm2d
 
 from defeat.export.graph import exportable
+from defeat.export.graph.parts import with_constant_norms
 from defeat.export.onnx_file import write_onnx
 from tests.helpers.graphs import Tally, detector, expected, padded, pictures, student
 
@@ -32,6 +34,22 @@ def test_a_graph_detects_what_the_detector_does(family: str) -> None:
             for i, found in enumerate(expected(model, images)):
                 tally.add([part[i][: count[i]] for part in outputs], found)
     tally.check()
+
+
+def test_norms_with_statistics_are_the_same_to_the_bit_and_the_detector_stays() -> None:
+    """Detectors of random weights have norms that change nothing."""
+    model = detector("faster_rcnn", norm="frozen")
+    norms = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
+    assert norms
+    for norm in norms:
+        for buffer in norm.buffers():
+            buffer.uniform_(0.5, 2)
+    (image,) = pictures((64, 96))
+    with torch.inference_mode():
+        expected_maps = model.backbone(image[None])  # type: ignore[operator]
+        found = with_constant_norms(model).backbone(image[None])  # type: ignore[operator]
+    assert all(found[name].equal(value) for name, value in expected_maps.items())
+    assert norms == [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
 
 
 @pytest.mark.slow
