@@ -2,17 +2,22 @@
 
     python tools/evidence.py scenes
     python tools/evidence.py bccd --data BCCD --resnet50 resnet50.safetensors --jobs 4
+    python tools/evidence.py person --data coco_open_320 --resnet50 resnet50.safetensors \\
+        --mobilenetv2 mobilenet_v2.safetensors
 
 All rows of a table have the same student, steps and batches, and weights that come from the same procedure:
 every loss pulls as strongly as the detection loss (``distiller.balance=gradient``); of ``all_neck_tuned`` so
-many times as strongly as was best on a seed that no table uses. Begun again, it leaves out what has ended and
-goes on with what was cut off. Further words are passed on to every training, such as ``trainer=gpu``.
+many times as strongly as was best on a seed that no table uses (``--share`` of ``--seeds 100``). Begun again,
+it leaves out what has ended and goes on with what was cut off. Further words are passed on to every training,
+such as ``trainer=gpu``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -46,6 +51,46 @@ LONGER = 1.5
 """Steps of ``plain_long`` over those of the other rows."""
 
 
+class Table(NamedTuple):
+    """The recipes of a table, each with the words of ``defeat-train`` that make them comparable."""
+
+    plain: list[str]
+    distilled: list[str]
+    teacher: list[str]  # none for the scenes, whose teacher comes with the package
+
+
+BY_STEPS = ["data.batch_size=8", "trainer.max_epochs=1000", "trainer.check_val_every_n_epoch=null"]
+SMALL_R18 = [  # the student of +experiment=bccd_r18
+    "detector@student=frcnn_r18",
+    "student.backbone_weights=null",
+    "student.model.norm=batch",
+    "student.model.trainable_layers=5",
+    "student.model.box_head_channels=512",
+    "optim.optimizer.lr=1.0e-3",
+    "optim.lr_schedule.warmup_steps=100",
+]
+OWN_TEACHER = [
+    "+experiment=own_teacher",
+    *BY_STEPS,
+    "trainer.max_steps=500",
+    "trainer.val_check_interval=250",
+]
+TABLES = {
+    "scenes": Table(["+experiment=scenes_plain"], ["+experiment=scenes"], []),
+    "bccd": Table(
+        ["+experiment=bccd_r18", "data.test=null"],
+        ["+experiment=bccd_r50_r18", "data.test=null", "teacher.model.stride_in_1x1=true"],
+        ["+experiment=bccd_r50_teacher", "data.test=null"],
+    ),
+    "person": Table(["+experiment=own_plain", *BY_STEPS], ["+experiment=own", *BY_STEPS], OWN_TEACHER),
+    "person_r18": Table(
+        ["+experiment=own_plain", *BY_STEPS, *SMALL_R18],
+        ["+experiment=own", *BY_STEPS, *SMALL_R18],
+        OWN_TEACHER,
+    ),
+}
+
+
 class Job(NamedTuple):
     """One training: words of ``defeat-train``, and the folder that holds its runs."""
 
@@ -63,34 +108,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", choices=["scenes", "bccd"])
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument(
         "--folder", type=Path, default=Path("evidence"), help="of all runs (default: evidence)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--rows", nargs="+", choices=ROWS, help="(default: all)")
     parser.add_argument("--steps", type=int, default=400, help="of every row (default: 400)")
-    parser.add_argument("--data", help="the folder of BCCD")
+    parser.add_argument("--labels", type=int, help="of bccd's 205 images the student has these (default: 20)")
+    parser.add_argument("--share", type=float, help="of every distillation loss (default: 1)")
+    parser.add_argument("--data", type=Path, help="the folder of BCCD or of coco_open_320")
     parser.add_argument("--resnet50", help="ImageNet weights of the teacher's backbone")
+    parser.add_argument("--mobilenetv2", help="ImageNet weights of the student's backbone, for person")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     options, passed_on = parser.parse_known_args(arguments)
-    if options.table == "bccd" and not (options.data and options.resnet50):
-        parser.error("bccd needs --data and --resnet50")
+    if options.table != "scenes" and not (options.data and options.resnet50):
+        parser.error(f"{options.table} needs --data and --resnet50")
+    if options.table == "person" and not options.mobilenetv2:
+        parser.error("person needs --mobilenetv2")
+    if options.labels and options.table != "bccd":
+        parser.error("--labels is for bccd")
     options.rows = options.rows or [row for row in ROWS if row != "all_neck_tuned" or options.table in TUNED]
     if "all_neck_tuned" in options.rows and options.table not in TUNED:
         parser.error(f"the share of all-neck that is best is not known for {options.table}")
     root = options.folder / f"{options.table}_{options.steps}"
-    teacher = _teacher(options, root, passed_on)
+    if options.labels:
+        root = root.with_name(f"{root.name}_labels{options.labels}")
+    if options.share:
+        root = root.with_name(f"{root.name}_share{options.share:g}")
+    if options.table.startswith("person"):
+        options.data = _persons(options.data, options.folder / "coco_person", options.dry_run)
+    teacher = _teacher(options, passed_on)
     jobs = [_student(options, row, seed, root, passed_on) for seed in options.seeds for row in options.rows]
     if options.dry_run:
         for job in [*teacher, *jobs]:
             print("defeat-train", shlex.join(job.words))
         return
-    failed = [job for job in teacher if not _train(job)]
-    if not failed:
-        with ThreadPoolExecutor(options.jobs) as pool:
-            failed = [job for job, ended in zip(jobs, pool.map(_train, jobs), strict=True) if not ended]
+    taught = [job for job in jobs if any(word.startswith("teacher.weights=") for word in job.words)]
+    first = [*teacher, *(job for job in jobs if job not in taught)]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        failed = [job for job, ended in zip(first, pool.map(_train, first), strict=True) if not ended]
+        if not failed:
+            failed = [job for job, ended in zip(taught, pool.map(_train, taught), strict=True) if not ended]
     if failed:
         sys.exit(
             f"{len(failed)} trainings failed, such as {failed[0].folder}: see train.log there; run this again"
@@ -99,29 +159,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
     subprocess.run([BIN / "defeat-report", *folders], check=True)
 
 
-def _teacher(options: argparse.Namespace, root: Path, passed_on: list[str]) -> list[Job]:
-    if options.table == "scenes":  # whose teacher comes with the package
+def _persons(source: Path, folder: Path, dry_run: bool) -> Path:
+    """A copy of coco_open_320 with one class: most of its 78 have too few pictures to be learnt."""
+    if not dry_run and not (folder / "annotations/instances_val.json").exists():
+        shutil.copytree(source / "images", folder / "images", dirs_exist_ok=True)
+        (folder / "annotations").mkdir(exist_ok=True)
+        for name in ("instances_train.json", "instances_val.json"):
+            content = json.loads((source / "annotations" / name).read_text())
+            content["categories"] = [row for row in content["categories"] if row["name"] == "person"]
+            person = content["categories"][0]["id"]
+            content["annotations"] = [row for row in content["annotations"] if row["category_id"] == person]
+            (folder / "annotations" / name).write_text(json.dumps(content))
+    return folder
+
+
+def _teacher(options: argparse.Namespace, passed_on: list[str]) -> list[Job]:
+    """The training of the teacher, one for all tables of the same pictures."""
+    words = TABLES[options.table].teacher
+    if not words:
         return []
-    words = ["+experiment=bccd_r50_teacher", f"data.root={options.data}", "data.test=null"]
+    words = [*words, f"data.root={options.data}"]
     words += [f"student.backbone_weights={options.resnet50}", "student.model.stride_in_1x1=true"]
-    return [_job(words, "teacher", root, passed_on)]
+    return [_job(words, "teacher", _teacher_root(options), passed_on)]
+
+
+def _teacher_root(options: argparse.Namespace) -> Path:
+    return Path(options.folder, options.table.partition("_")[0])
 
 
 def _student(options: argparse.Namespace, row: str, seed: int, root: Path, passed_on: list[str]) -> Job:
-    distiller = ROWS[row]
-    if options.table == "scenes":
-        words = ["+experiment=scenes" if distiller else "+experiment=scenes_plain"]
-    else:
-        words = ["+experiment=bccd_r50_r18" if distiller else "+experiment=bccd_r18"]
-        words += [f"data.root={options.data}", "data.test=null"]
+    distiller, table = ROWS[row], TABLES[options.table]
+    words = list(table.distilled if distiller else table.plain)
     if distiller:
         # The scenes' own DeFeat is that of small backbones, which end at stride 16.
         name = "defeat_scenes" if (options.table, distiller) == ("scenes", "defeat") else distiller
         words += [f"distiller={name}", "distiller.balance=gradient", "preflight=off"]
-        if row == "all_neck_tuned":
-            words.append(f"distiller.share={TUNED[options.table]}")
-        if options.table == "bccd":
-            words += [f"teacher.weights={root}/teacher/best.ckpt", "teacher.model.stride_in_1x1=true"]
+        share = TUNED[options.table] if row == "all_neck_tuned" else options.share
+        words += [f"distiller.share={share}"] * bool(share)
+        if table.teacher:
+            words.append(f"teacher.weights={_teacher_root(options)}/teacher/best.ckpt")
+    if table.teacher:
+        words.append(f"data.root={options.data}")
+    if options.table == "person":
+        words.append(f"student.backbone_weights={options.mobilenetv2}")
+    if options.labels:  # 200 images an epoch, as in the recipe
+        words += [f"data.limit_train={options.labels}", f"data.repeat={max(1, round(200 / options.labels))}"]
     steps = round(options.steps * (LONGER if row == "plain_long" else 1))
     words += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps // 2}", f"seed={seed}"]
     return _job(words, row, root / f"seed{seed}", passed_on)
