@@ -93,8 +93,8 @@ bench-gpu: $(READY)  ## Time distillation on a GPU beside its floor, its peak me
 evidence: $(READY)  ## Train every row of the method on generated scenes over seeds, resumably, and compare (days)
 	$(BIN)/python tools/evidence.py scenes $(ARGS)
 
-evidence-real: $(READY)  ## The same on blood cells: ARGS="--data BCCD --resnet50 WEIGHTS trainer=gpu"
-	$(BIN)/python tools/evidence.py bccd $(ARGS)
+evidence-real: $(READY)  ## The same on real images: TABLE=bccd, person or person_r18, ARGS="--data FOLDER --resnet50 FILE"
+	$(BIN)/python tools/evidence.py $(or $(TABLE),bccd) $(ARGS)
 
 format: $(READY)  ## Format the code
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from defeat.cli.report import _parser
 from defeat.config import conf_dir
+from tests.helpers.tools import load_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,7 +32,7 @@ FLAGS = {
     *("-m", "--multirun", "--help", "--help-all", "--version", "--cfg", "job", "--resolve"),
     *("-sc", "install=bash", "install=fish", "..."),
 }
-REST = {"git", "pip", "pre-commit", "scontrol", "tensorboard"}
+REST = {"git", "nvidia-cuda-mps-control", "pip", "pre-commit", "scontrol", "tensorboard"}
 """Programs whose words are not looked at."""
 
 STAND_IN = "command_not_found_handle() { local IFS=$'\\x1f'; printf '%s\\n' \"$*\"; }\n"
@@ -99,6 +101,12 @@ def test_a_command_can_be_typed_as_it_stands(command: str) -> None:
         program, words = "defeat-train", words[start + 1 :]
     if program == "make":
         assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.M)
+        if words[0] in ("evidence", "evidence-real"):
+            given = dict(word.split("=", 1) for word in words[1:])
+            table = given.get("TABLE", "bccd") if words[0] == "evidence-real" else "scenes"
+            load_tool("evidence").main([table, *shlex.split(given.get("ARGS", "")), "--dry-run"])
+    elif program == "python" and words[0] == "tools/evidence.py":
+        load_tool("evidence").main([*words[1:], "--dry-run"])
     elif program == "python":
         assert (ROOT / words[0]).is_file()
         if words[0].startswith("benchmarks/"):

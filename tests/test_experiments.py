@@ -163,12 +163,13 @@ def test_the_page_in_docs_is_what_the_files_say() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", rows, re.M)) == set(EXPERIMENTS)
 
 
-@pytest.mark.parametrize("name", ["scenes", "bccd"])
+@pytest.mark.parametrize("name", ["scenes", "bccd", "person", "person_r18"])
 def test_the_rows_of_a_table_of_results_differ_in_nothing_but_the_method(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evidence = load_tool("evidence")
-    evidence.main([name, "--data", "d", "--resnet50", "w", "--seeds", "3", "--dry-run", "trainer=gpu"])
+    files = ["--data", "d", "--resnet50", "w", "--mobilenetv2", "m"]
+    evidence.main([name, *files, "--seeds", "3", "--dry-run", "trainer=gpu"])
     words = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
     configs = [compose_config("train", command) for command in words]
     rows = [config for config in configs if config.name != "teacher"]

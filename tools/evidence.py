@@ -138,7 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.share:
         root = root.with_name(f"{root.name}_share{options.share:g}")
     if options.table.startswith("person"):
-        options.data = _persons(options.data, options.folder / "coco_person", options.dry_run)
+        photos, options.data = options.data, options.folder / "coco_person"
+        if not options.dry_run and not (options.data / "annotations/instances_val.json").exists():
+            copy_persons(photos, options.data)
     teacher = _teacher(options, passed_on)
     jobs = [_student(options, row, seed, root, passed_on) for seed in options.seeds for row in options.rows]
     if options.dry_run:
@@ -159,17 +161,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     subprocess.run([BIN / "defeat-report", *folders], check=True)
 
 
-def _persons(source: Path, folder: Path, dry_run: bool) -> Path:
-    """A copy of coco_open_320 with one class: most of its 78 have too few pictures to be learnt."""
-    if not dry_run and not (folder / "annotations/instances_val.json").exists():
-        shutil.copytree(source / "images", folder / "images", dirs_exist_ok=True)
-        (folder / "annotations").mkdir(exist_ok=True)
-        for name in ("instances_train.json", "instances_val.json"):
-            content = json.loads((source / "annotations" / name).read_text())
-            content["categories"] = [row for row in content["categories"] if row["name"] == "person"]
-            person = content["categories"][0]["id"]
-            content["annotations"] = [row for row in content["annotations"] if row["category_id"] == person]
-            (folder / "annotations" / name).write_text(json.dumps(content))
+def copy_persons(source: Path, folder: Path) -> Path:
+    """Copy coco_open_320 with one of its classes alone: most of the 78 have too few pictures to be learnt."""
+    shutil.copytree(source / "images", folder / "images", dirs_exist_ok=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    for name in ("instances_train.json", "instances_val.json"):
+        content = json.loads((source / "annotations" / name).read_text())
+        content["categories"] = [row for row in content["categories"] if row["name"] == "person"]
+        person = content["categories"][0]["id"]
+        content["annotations"] = [row for row in content["annotations"] if row["category_id"] == person]
+        (folder / "annotations" / name).write_text(json.dumps(content))
     return folder
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from defeat.data import DetectionDataModule, DetectionDataset, drop_undecodable, read_coco, read_voc
+from tests.helpers.tools import load_tool
 
 
 def total(annotations) -> int:
@@ -56,6 +57,21 @@ def test_coco_photos(photos: Path, split: str, images: int, boxes: int, crowds: 
     assert data.class_ids[-1] == 90
     assert data.counts == {}  # coordinates rounded to 0.01 pass the border, but are no fault
     assert not caplog.records
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_set_of_persons_has_all_photos_and_the_persons_of_each(
+    photos: Path, split: str, tmp_path: Path
+) -> None:
+    folder = load_tool("evidence").copy_persons(photos, tmp_path / "persons")
+    file = f"annotations/instances_{split}.json"
+    data, whole = (read_coco(file, "images", root=root) for root in (folder, photos))
+    assert data.classes == ("person",)
+    for record, of_all in zip(data.records, whole.records, strict=True):
+        person = of_all.labels == 1
+        assert record.image_id == of_all.image_id
+        np.testing.assert_array_equal(record.boxes, of_all.boxes[person])
+        np.testing.assert_array_equal(record.ignore, of_all.ignore[person])
 
 
 def test_coco_photos_decode_to_the_size_annotated(photos: Path) -> None:
