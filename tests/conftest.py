@@ -13,7 +13,12 @@ import pytest
 from defeat.warning_filters import IGNORED
 
 # Extras that some of the tests need: the others are collected without them.
-EXTRAS = {"optuna": "cli/test_search.py", "nbformat": "test_notebooks.py"}
+EXTRAS = {
+    "optuna": "cli/test_search.py",
+    "nbformat": "test_notebooks.py",
+    "mlflow": "run/test_loggers.py",
+    "wandb": "run/test_loggers.py",
+}
 
 collect_ignore = [path for package, path in EXTRAS.items() if find_spec(package) is None]
 

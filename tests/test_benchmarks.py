@@ -33,7 +33,9 @@ def case() -> Case:
     return Case((64, 64), 2, 3, overrides=TINY)
 
 
-@pytest.mark.parametrize("kind", ["features", "lean", "full", "plain"])
+@pytest.mark.parametrize(
+    "kind", ["full", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("features", "lean", "plain"))]
+)
 def test_the_usual_design_has_the_same_loss_bit_for_bit(case: Case, kind: Kind) -> None:
     ours, theirs = distilled(case, kind), usual(case, kind)
     assert ours().equal(theirs())
@@ -144,6 +146,7 @@ def test_every_goal_is_of_variants_that_exist() -> None:
         assert {*goal.over, *goal.under} <= set(VARIANTS)
 
 
+@pytest.mark.slow
 def test_lightning_adds_to_every_step_after_the_first_ones() -> None:
     assert len(lightning_adds(5).seconds) == 2
 

@@ -94,9 +94,18 @@ def pair(family: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     return build_detector(student), build_detector(teacher)
 
 
-@pytest.mark.parametrize("name", choices("distiller"))
-@pytest.mark.parametrize("family", ["frcnn", "retinanet", "fcos"])
-def test_distillers_instantiate_or_say_why_not(name: str, family: str) -> None:
+ONE_STAGE = ["neck", "neck_cls", "pkd", "defeat_retinanet", "defeat_retinanet_head"]
+"""One distiller of each kind of term; tests/distill computes with more."""
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        *(("frcnn", name) for name in choices("distiller")),
+        *((family, name) for family in ("retinanet", "fcos") for name in ONE_STAGE),
+    ],
+)
+def test_distillers_instantiate_or_say_why_not(family: str, name: str) -> None:
     node, (student, teacher) = distiller_config(name), pair(family)
     terms = [term for term in node.terms.values() if term is not None]
     targets = {term["_target_"] for term in terms}

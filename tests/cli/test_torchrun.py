@@ -156,7 +156,8 @@ def test_two_processes_validate_the_average_that_they_save(script: Run) -> None:
     assert logged(run_dir, "val/AP_raw")[1] == pytest.approx(alone, abs=1e-6)
 
 
-@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 2])
 def test_a_wrong_key_ends_all_launchers(nodes: int, tmp_path: Path) -> None:
     for node, ended in enumerate(torchrun(nodes, 2 // nodes, "data.root=x", "optim.optmizer.lr=1")):
         assert ended.status != 0

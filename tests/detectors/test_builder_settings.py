@@ -194,8 +194,10 @@ def test_every_setting_arrives(both: Callable[[], tuple[nn.Module, nn.Module]]) 
 NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm}
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [*(("resnet18", norm) for norm in NORMS), *((f"resnet{depth}", "batch") for depth in (34, 50, 101, 152))],
+)
 def test_resnets_are_torchvisions(name: str, norm: str) -> None:
     with torch.device("meta"):
         for layers in (0, 3, 4, 5) if name == "resnet18" else (1,):

@@ -7,7 +7,7 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +60,8 @@ SHAPES: dict[str, list[tuple[int, int]]] = {
 }
 """Heights and widths of the resized images of a batch."""
 
+Graph = Callable[[torch.Tensor, torch.Tensor], Sequence[Any]]
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[TrainedStudent, Path]]:
@@ -91,13 +93,16 @@ def documented(heading: str) -> str:
     return str(code)
 
 
-def outputs_and_expected(path: Path, model: nn.Module) -> Iterator[tuple[list[Any], Prediction]]:
-    """What onnxruntime gives for each picture of :data:`SHAPES`, and what torchvision detects there."""
+def by_onnx_runtime(path: Path) -> Graph:
     session = onnxruntime.InferenceSession(path)
+    return lambda batch, sizes: session.run(None, {"images": batch.numpy(), "sizes": sizes.numpy()})
+
+
+def outputs_and_expected(graph: Graph, model: nn.Module) -> Iterator[tuple[list[Any], Prediction]]:
+    """What a graph gives for each picture of :data:`SHAPES`, and what torchvision detects there."""
     for shapes in SHAPES.values():
         images = pictures(*shapes)
-        batch, sizes = padded(images)
-        outputs = session.run(None, {"images": batch.numpy(), "sizes": sizes.numpy()})
+        outputs = graph(*padded(images))
         for i, detections in enumerate(expected(model, images)):
             yield [part[i] for part in outputs], detections
 
@@ -106,20 +111,29 @@ def outputs_and_expected(path: Path, model: nn.Module) -> Iterator[tuple[list[An
 def test_onnx_detects_what_torchvision_detects(family: str, made: Any):
     of, path = made(family)
     tally = Tally()
-    for (*outputs, count), detections in outputs_and_expected(path, of.detector):
+    for (*outputs, count), detections in outputs_and_expected(by_onnx_runtime(path), of.detector):
         assert count > 0
         assert not any(part[count:].any() for part in outputs)
         tally.add([part[:count] for part in outputs], detections)
     tally.check()
 
 
-def test_candidates_and_the_documented_numpy_are_what_torchvision_detects(made: Any):
-    of, path = made("fcos", nms=False)
+@pytest.mark.parametrize("computed", ["by torch", pytest.param("by ONNX Runtime", marks=pytest.mark.slow)])
+def test_candidates_and_the_documented_numpy_are_what_torchvision_detects(computed: str, made: Any):
+    if computed == "by torch":
+        model: Any = detector("fcos")
+        eager = exportable(model, nms=False)
+        graph: Graph = lambda batch, sizes: [part.detach().numpy() for part in eager(batch, sizes)]  # noqa: E731
+        limits = {"score": model.score_thresh, "nms_iou": model.nms_thresh}
+        limits["detections_per_image"] = model.detections_per_img
+    else:
+        of, path = made("fcos", nms=False)
+        model, graph = of.detector, by_onnx_runtime(path)
+        limits = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["thresholds"]
     suppress: dict[str, Any] = {}
     exec(documented("Without NMS"), suppress)
-    limits = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["thresholds"]
     tally = Tally()
-    for outputs, detections in outputs_and_expected(path, of.detector):
+    for outputs, detections in outputs_and_expected(graph, model):
         tally.add(suppress["suppress"](*outputs, limits), detections)
     tally.check()
 

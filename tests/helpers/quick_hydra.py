@@ -5,14 +5,16 @@ Half of the suite's time went into compositions, and nearly all of theirs goes i
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hydra._internal import config_loader_impl
+from hydra._internal import config_loader_impl, config_repository
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.defaults_list import Overrides
 from hydra.core.default_element import ResultDefault
@@ -49,6 +51,9 @@ def quick_hydra() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_once)
+        patch.setattr(
+            config_repository, "copy", SimpleNamespace(deepcopy=copy.copy)
+        )  # its sources are replaced
         patch.setattr(config_loader_impl, "create_defaults_list", list_once)
         patch.setattr(config_loader_impl.ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once)
         yield

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from lightning.pytorch import Trainer
@@ -22,8 +22,8 @@ from defeat.training.loggers import MLflow, TensorBoard, trackers
 from tests.helpers import wandb_files
 from tests.helpers.tiny import tiny, tiny_teacher
 
-mlflow = pytest.importorskip("mlflow")
-pytest.importorskip("wandb")
+if TYPE_CHECKING:  # which takes two seconds
+    import mlflow
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,8 +84,10 @@ def wandb_values(run_dir: Path, tag: str) -> list[tuple[int, float]]:
     return [(row["trainer/global_step"], row[tag]) for row in rows if tag in row]
 
 
-def client(place: Path) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(f"file:{place}/mlruns")
+def client(place: Path, folder: str = "mlruns") -> mlflow.MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"file:{place}/{folder}")
 
 
 def runs(place: Path) -> list[mlflow.entities.Run]:
@@ -162,7 +164,7 @@ def test_in_another_place_a_resumed_run_begins_with_the_curves_so_far(
     third = train(compose_config("train", ["+experiment=scenes", *words(place, "c", scenes, *more, steps=3)]))
     assert wandb_file(third.run_dir).name != wandb_file(first.run_dir).name
     assert [step for step, _ in wandb_values(third.run_dir, "train/loss")] == [0, 1, 2]
-    there = mlflow.MlflowClient(f"file:{place}/others")
+    there = client(place, "others")
     experiment = there.get_experiment_by_name("defeat")
     (run,) = there.search_runs([experiment.experiment_id])
     assert [m.step for m in there.get_metric_history(run.info.run_id, "train/loss")] == [0, 1, 2]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,9 @@ centre, so the finest level takes objects up to 16 cells.
 
 BLANK_SIDE = 256
 """Pixels: a multiple of every stride up to 256."""
+
+_MAPS: WeakKeyDictionary[nn.Module, tuple[tuple[Level, ...], tuple[Level, ...]]] = WeakKeyDictionary()
+"""Stages and neck of each backbone that was looked at."""
 
 
 class DetectorSpec(NamedTuple):
@@ -163,13 +167,18 @@ def _find(detector: nn.Module, name: str) -> nn.Module | None:
 def inspect_detector(detector: nn.Module) -> DetectorSpec:
     """Find a detector's feature maps, their strides, channels and anchors, by looking at a blank image.
 
+    The image is computed once in the life of a backbone, whose maps are the same ever after.
+
     Raises:
         ConfigError: see :func:`head_of`.
     """
     head = head_of(detector)
-    captured = capture_blank_image(detector)
-    side = captured.images.shape[-1]
-    stages, neck = _levels(captured.stages, side), _levels(captured.neck, side)
+    backbone = detector.get_submodule("backbone")
+    if backbone not in _MAPS:
+        captured = capture_blank_image(detector)
+        side = captured.images.shape[-1]
+        _MAPS[backbone] = _levels(captured.stages, side), _levels(captured.neck, side)
+    stages, neck = _MAPS[backbone]
     generator = _find(detector, "rpn.anchor_generator") or _find(detector, "anchor_generator")
     anchors = _cell_anchors(generator)
     if len(anchors) == len(neck):

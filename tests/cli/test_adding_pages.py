@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+from tests.helpers.console import Run
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"(?:^`(?P<path>[^`\n]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 SHORT = [
     *(
@@ -39,29 +40,31 @@ def write_files(page: str, folder: Path) -> list[str]:
     return [line for block in blocks if not block["path"] for line in block["text"].splitlines()]
 
 
-def type_command(line: str, folder: Path, *more: str) -> None:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    line = line.replace("PYTHONPATH=.", f"PYTHONPATH=.:{DOCS.parent / 'src'}")  # this checkout's package
-    ended = subprocess.run(
-        ["bash", "-c", " ".join([line, *(f"'{word}'" for word in more)])],
-        cwd=folder,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+@pytest.fixture
+def type_command(script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Type a command of a page in the folder of its files, with further words."""
+
+    def type_command(line: str, *more: str) -> None:
+        python_path, name, *words = shlex.split(line)
+        assert python_path == "PYTHONPATH=."
+        monkeypatch.syspath_prepend(tmp_path)
+        ended = script(name, *words, *more)
+        assert ended.status == 0, ended.err
+
+    return type_command
 
 
 @pytest.mark.slow
-def test_a_detector_of_ones_own_is_taught(tmp_path: Path, scenes: Path) -> None:
+def test_a_detector_of_ones_own_is_taught(
+    type_command: Callable[..., None], tmp_path: Path, scenes: Path
+) -> None:
     *_, taught = write_files("adding-a-detector.md", tmp_path)
     few = ["data.train.images=4", "data.val.images=2", "data.val_batch_size=2", f"data.root={scenes}"]
-    type_command(taught, tmp_path, *SHORT, *few)
+    type_command(taught, *SHORT, *few)
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_a_data_format_of_ones_own_is_read(tmp_path: Path) -> None:
+def test_a_data_format_of_ones_own_is_read(type_command: Callable[..., None], tmp_path: Path) -> None:
     (command,) = write_files("adding-a-data-format.md", tmp_path)
     (tmp_path / "pictures").mkdir()
     rows = ["file,x1,y1,x2,y2,class"]
@@ -73,7 +76,7 @@ def test_a_data_format_of_ones_own_is_read(tmp_path: Path) -> None:
         (tmp_path / "pictures" / f"{split}.csv").write_text("\n".join(rows))
     tiny = ("backbone=resnet10", "fpn_channels=8", "min_size=64", "max_size=64", "box_head_channels=16")
     small = [*(f"student.model.{word}" for word in tiny), "student.backbone_weights=null"]
-    type_command(command, tmp_path, *SHORT, *small)
+    type_command(command, *SHORT, *small)
     data = (tmp_path / "run" / "data.json").read_text()
     assert '"cat"' in data
     assert '"dog"' in data
