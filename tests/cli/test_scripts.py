@@ -42,10 +42,10 @@ def assert_equal(found: dict[str, float | None], expected: dict[str, float]) -> 
 
 def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> None:
     # enough steps and images for figures that are not 0; run folders get their usual names
-    hits = ["data.val.images=24", "student.model.box_score_thresh=0", "optim.optimizer.lr=5e-3"]
-    often = ["optim.lr_schedule.warmup_steps=5", "trainer.val_check_interval=10"]
+    hits = ["data.val.images=12", "student.model.box_score_thresh=0", "optim.optimizer.lr=5e-3"]
+    often = ["optim.lr_schedule.warmup_steps=3", "trainer.val_check_interval=6"]
     more = [*tiny_teacher(teacher), *hits, *often]
-    words = [w for w in tiny(Path(), tmp_path / "scenes", *more, steps=20) if not w.startswith("run_dir")]
+    words = [w for w in tiny(Path(), tmp_path / "scenes", *more, steps=12) if not w.startswith("run_dir")]
     Path("sending.py").write_text(SEND)
     more = [IN_A_PROCESS, "+callbacks.send._target_=sending.Send"]
     trained = execute("defeat-train", "+experiment=scenes", *words, *more, PYTHONPATH=str(tmp_path))
@@ -63,7 +63,7 @@ def test_from_teacher_to_figures(teacher: Path, tmp_path: Path, script: Run) -> 
     best = run_dir / "checkpoints" / "best.ckpt"
     assert "evaluate    defeat-eval checkpoint=whole/checkpoints/best.ckpt\n" in ended.out
     assert "export      defeat-export checkpoint=whole/checkpoints/best.ckpt\n" in ended.out
-    assert list(logged(run_dir, "distill/neck_object")) == list(range(20))
+    assert list(logged(run_dir, "distill/neck_object")) == list(range(12))
 
     # the command that the summary gives
     evaluated = script("defeat-eval", f"checkpoint={best}", "save_results=true", "name=of_best")
