@@ -235,15 +235,13 @@ RUNS: dict[str, list[str]] = {
 }
 """The smallest run of every script, in a folder of its own."""
 
-FAST = {"memory.py"}
 NEEDS_PHOTOS = {"input.py", "teacher.py"}
 NOT_RUN = {"case.py", "measure.py", "torchdistill_step.py", "gradient_shares.py", "teacher_gradients.py"}
 """Parts of others; and hundreds of steps of training."""
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_script_prints_tables_under_a_heading(
     name: str,
     request: pytest.FixtureRequest,

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 pytest.importorskip("zensical")
+pytestmark = pytest.mark.slow  # CI runs it
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -44,9 +44,14 @@ def test_contenders_take_turns(monkeypatch: pytest.MonkeyPatch):
     assert (found.height, found.width, found.costs) == (40, 50, {})
 
 
-def test_a_compiled_copy_is_timed_and_a_failure_said(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def detector(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     monkeypatch.setattr(speed, "SECONDS", 0.0)
-    detector = fcos(3, backbone="resnet10", fpn_channels=64, min_size=40, max_size=50).eval()
+    return fcos(3, backbone="resnet10", fpn_channels=64, min_size=40, max_size=50).eval()
+
+
+@pytest.mark.slow
+def test_a_compiled_copy_is_timed(detector: nn.Module, monkeypatch: pytest.MonkeyPatch):
     # torch's own tracer without a compiler behind it, which takes seconds
     whole = speed.compile_backbone
     monkeypatch.setattr(speed, "compile_backbone", lambda d, mode: whole(d, mode, backend="eager"))
@@ -54,6 +59,8 @@ def test_a_compiled_copy_is_timed_and_a_failure_said(monkeypatch: pytest.MonkeyP
     assert {timed.name for timed in found.timed} == {"student, PyTorch", "student, torch.compile"}
     assert found.costs == {"student, PyTorch": count(detector)}
 
+
+def test_a_copy_that_cannot_be_compiled_is_told(detector: nn.Module, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object) -> None:
         raise RuntimeError("no C++ compiler\nwas found")
 

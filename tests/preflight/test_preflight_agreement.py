@@ -173,14 +173,7 @@ def _small(node: DictConfig, classes: list[str]) -> Detector:
 
 
 KINDS = (
-    *(
-        "scenes",
-        "scenes_fgfi",
-        "bccd",
-        "frcnn_r152_r50",
-        "frcnn_r152_r50 distiller=cwd",
-        "voc_frcnn_r152_r50",
-    ),
+    *("scenes", "bccd", "frcnn_r152_r50", "frcnn_r152_r50 distiller=cwd"),
     *("retinanet_r152_r50", "fcos_r152_r50", "frcnn_r152_retinanet_r50", "retinanet_r152_frcnn_r50"),
 )
 """An experiment of each pair of families and of each kind of term; the slow test takes all."""

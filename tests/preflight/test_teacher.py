@@ -22,9 +22,9 @@ LENIENT = Expected(0.05, None, 0.1)
 
 
 def look(run: Run, expected: Expected = LENIENT, seconds: float = 100) -> tuple[Finding, Finding]:
-    """The findings on classes and teacher, on 32 images."""
+    """The findings on classes and teacher, on 24 images."""
     assert run.distillation is not None
-    classes, teacher = check_teacher(run, run.distillation, expected, images=32, seconds=seconds)
+    classes, teacher = check_teacher(run, run.distillation, expected, images=24, seconds=seconds)
     assert (classes.check, teacher.check) == ("classes", "teacher")
     return classes, teacher
 
@@ -39,7 +39,7 @@ def test_a_good_teacher_passes_with_the_figures_it_is_known_for(found: tuple[Fin
     assert (classes.result, teacher.result) == ("ok", "ok")
     assert teacher.figures["ap"] == pytest.approx(0.48, abs=0.08)
     assert teacher.figures["ap50"] == pytest.approx(0.67, abs=0.08)
-    assert teacher.figures["images"] == 32
+    assert teacher.figures["images"] == 24
 
 
 def shuffled(rows: Sequence[int], path: Path) -> str:
