@@ -131,7 +131,7 @@ def test_no_objects_are_a_warning(built: Run) -> None:
     built.data.annotations["val"] = split._replace(records=empty)
     teacher = look(built)[1]
     assert teacher.result == "warning"
-    assert "none of the 32 images has an object" in teacher.problems[0].cause
+    assert "none of the 24 images has an object" in teacher.problems[0].cause
     assert teacher.figures["ap"] is None
 
 
