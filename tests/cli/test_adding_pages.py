@@ -25,7 +25,6 @@ SHORT = [
     *("trainer.val_check_interval=1", "trainer.log_every_n_steps=1", "~logger", "data.batch_size=2"),
     *("data.num_workers=0", "callbacks.measure=null", "preflight=off", "run_dir=run"),
 ]
-SCENES = ["data.train.images=4", "data.val.images=2", "data.val_batch_size=2"]
 
 
 def write_files(page: str, folder: Path) -> list[str]:

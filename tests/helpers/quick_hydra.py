@@ -51,9 +51,8 @@ def quick_hydra() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_once)
-        patch.setattr(
-            config_repository, "copy", SimpleNamespace(deepcopy=copy.copy)
-        )  # its sources are replaced
+        # The list of a repository's sources is replaced, never changed.
+        patch.setattr(config_repository, "copy", SimpleNamespace(deepcopy=copy.copy))
         patch.setattr(config_loader_impl, "create_defaults_list", list_once)
         patch.setattr(config_loader_impl.ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once)
         yield
