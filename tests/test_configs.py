@@ -43,7 +43,10 @@ def detector(name: str) -> DictConfig:
 DETECTORS = [name for name in choices("detector") if name != "imported"]  # whose builder stands in its file
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    "name",  # the deepest take long, and are built with their experiments
+    [pytest.param(n, marks=pytest.mark.slow) if n.endswith(("101", "152")) else n for n in DETECTORS],
+)
 def test_detectors_instantiate(name: str) -> None:
     with torch.device("meta"):
         assert build_detector(detector(name)).training
