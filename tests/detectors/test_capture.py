@@ -211,6 +211,20 @@ def test_inspect_detector_leaves_the_detector_as_it_was() -> None:
     assert hooks(detector) == 0
 
 
+def test_a_backbone_is_looked_at_once_and_another_in_its_place_anew() -> None:
+    one, other = (faster_rcnn(3, **{**SMALL, "fpn_channels": channels}) for channels in (64, 32))
+    seen: list[nn.Module] = []
+    for detector in (one, other):
+        detector.backbone.register_forward_hook(lambda module, *_: seen.append(module))
+    first = inspect_detector(one)
+    assert inspect_detector(one) == first
+    assert seen == [one.backbone]
+    one.backbone = other.backbone
+    assert {level.channels for level in inspect_detector(one).neck} == {32}
+    assert {level.channels for level in first.neck} == {64}
+    assert seen[1:] == [other.backbone]
+
+
 def test_inspect_detector_refuses_what_it_cannot_see_into() -> None:
     with pytest.raises(ConfigError, match="Linear is no Faster R-CNN"):
         inspect_detector(nn.Linear(2, 2))
