@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from scipy.stats import ttest_rel
 
 from defeat.errors import ConfigError
 from defeat.evaluation.coco_metrics import coco_metrics
@@ -167,6 +168,31 @@ def test_the_difference_is_paired(made, few, tmp_path):
     assert better.difference["AP"].estimate[1:] == pytest.approx((low, high))
     alone = np.percentile(resampled[0], [2.5, 97.5]) - resampled[1].mean()
     assert high - low < alone[1] - alone[0], "pairing takes out what the images have in common"
+
+
+def test_the_interval_over_seeds_is_of_the_differences_seed_by_seed(made, tmp_path):
+    plain, better, one = made.comparison.groups
+    found = ttest_rel(*([run.coco["AP"] for run in of.runs] for of in (better, plain))).confidence_interval()
+    lead = better.difference["AP"].over_seeds
+    assert lead == pytest.approx((better.difference["AP"].estimate.value, found.low, found.high))
+    assert one.difference["AP"].over_seeds.value == one.runs[0].coco["AP"] - plain.runs[0].coco["AP"]
+    assert np.isnan(one.difference["AP"].over_seeds.low), "one pair has no interval"
+    rows = table(made.folder / "summary.csv")
+    assert float(rows[1]["AP_difference_seeds_low"]) == pytest.approx(found.low)
+    assert rows[0]["AP_difference_seeds_low"] == rows[2]["AP_difference_seeds_low"] == ""
+    assert any(
+        f"| ±{found.high - lead.value:.3f} |".replace("0.", ".") in line
+        for line in (made.folder / "report.md").read_text().splitlines()
+    )
+
+    truth = random_truth(np.random.default_rng(0), 20, classes=3)
+    for seed, experiment in ((0, "scenes_plain"), (1, "scenes_plain"), (1, "scenes"), (2, "scenes")):
+        found = detect(np.random.default_rng([3, seed, len(experiment)]), truth, jitter=5 * seed + 3)
+        write_run(tmp_path / "runs" / f"{experiment}{seed}", found, experiment=experiment, seed=seed)
+    comparison, _ = report(tmp_path / "runs", tmp_path / "report")
+    (_, second), (same, _) = (group.runs for group in comparison.groups)
+    shared = comparison.groups[1].difference["AP"].over_seeds.value
+    assert shared == same.coco["AP"] - second.coco["AP"], "of the seeds that both have"
 
 
 def test_the_seed_of_the_bootstrap_decides(few, tmp_path):

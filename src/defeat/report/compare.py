@@ -46,6 +46,8 @@ class PairedDifference(NamedTuple):
     """Difference of the means over seeds, with the interval of the bootstrap over images."""
     ahead: float
     """Share of the resamples in which it is ahead."""
+    over_seeds: Estimate
+    """Mean of the differences seed by seed, with the interval of Student's t; of the seeds that both have."""
 
 
 class GroupFigures(NamedTuple):
@@ -184,6 +186,8 @@ def _over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
 
 def _difference(runs: list[RunFigures], baseline: list[RunFigures]) -> dict[str, PairedDifference]:
     resampled = _mean_resampled(runs) - _mean_resampled(baseline)  # the same images in each row
+    by_seeds = {run.run.seeds: run.coco for run in baseline}
+    pairs = [(run.coco, by_seeds[run.run.seeds]) for run in runs if run.run.seeds in by_seeds]
     differences = {}
     for name, column in zip(FIGURES, resampled.T, strict=True):
         reached, expected = (
@@ -191,7 +195,8 @@ def _difference(runs: list[RunFigures], baseline: list[RunFigures]) -> dict[str,
         )
         numbers = column[~np.isnan(column)]
         ahead = float((numbers > 0).mean()) if len(numbers) else np.nan
-        differences[name] = PairedDifference(of_resamples(reached - expected, column), ahead)
+        paired = over_seeds([coco[name] - other[name] for coco, other in pairs])
+        differences[name] = PairedDifference(of_resamples(reached - expected, column), ahead, paired)
     return differences
 
 

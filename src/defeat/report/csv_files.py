@@ -69,6 +69,8 @@ def _group(group: GroupFigures, is_baseline: bool) -> Row:
         difference = group.difference[name] if group.difference else None
         row |= _estimate(f"{name}_difference", difference.estimate if difference else Estimate(math.nan))
         row[f"{name}_ahead"] = difference.ahead if difference else None
+        seeds = difference.over_seeds if difference else Estimate(math.nan)
+        row |= _estimate(f"{name}_difference_seeds", seeds)
     return row
 
 

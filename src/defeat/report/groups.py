@@ -164,7 +164,7 @@ def _without_repeats(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], li
     """The runs that count, by seed, and the others."""
     best: dict[tuple[int, str], FinishedRun] = {}
     for run in sorted(runs, key=lambda run: (run.detections.step, run.written)):
-        best[run.seed, str(run.config["data"].get("seed"))] = run
+        best[run.seeds] = run
     kept = sorted(best.values(), key=lambda run: run.seed)
     return kept, [run for run in runs if all(run is not counted for counted in kept)]
 

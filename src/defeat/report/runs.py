@@ -47,6 +47,11 @@ class FinishedRun(NamedTuple):
         """Seed of initial weights, order and augmentation."""
         return int(self.config["seed"])
 
+    @property
+    def seeds(self) -> tuple[int, str]:
+        """The seed, and that of the data, which follows it unless it was given."""
+        return self.seed, str(self.config["data"].get("seed"))
+
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
     """Read the runs that are, or lie below, ``paths``; each once, in the order of the paths.

@@ -21,13 +21,13 @@ class Estimate(NamedTuple):
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean of independent runs with the 95 % interval of Student's t; no interval of one run.
+    """Mean of independent runs with the 95 % interval of Student's t; no interval of one run, nan of none.
 
     Example:
         >>> [round(figure, 4) for figure in over_seeds([0.1, 0.2, 0.3])]
         [0.2, -0.0484, 0.4484]
     """
-    mean = math.fsum(values) / len(values)
+    mean = math.fsum(values) / len(values) if values else math.nan
     if len(values) < 2:
         return Estimate(mean)
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
