@@ -175,18 +175,39 @@ def test_the_rows_of_a_table_of_results_differ_in_nothing_but_the_method(
     words = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
     configs = [compose_config("train", command) for command in words]
     rows = [config for config in configs if config.name != "teacher"]
-    untuned = set() if name in evidence.TUNED else {"all_neck_tuned"}
-    assert [config.name for config in rows] == (
-        chosen or [row for row in evidence.ROWS if row not in untuned]
-    )
+    assert [config.name for config in rows] == (chosen or list(evidence.ROWS))
     for same in ("seed", "data", "optim", "student"):
         assert all(config[same] == rows[0][same] for config in rows), same
     assert {config.trainer.max_steps for config in rows if config.name != "plain_long"} == {400}
     distilled = [config for config in rows if config.name not in ("plain", "plain_long")]
     assert {config.distiller.balance for config in distilled} == {"gradient"}
     assert all(config.teacher == distilled[0].teacher for config in distilled)
-    shares = {config.name for config in distilled if config.distiller.share != 1}
-    assert shares == {"all_neck_tuned"} - untuned
+    assert {(config.distiller.share, config.distiller.shares) for config in distilled} == {(1, None)}
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "shares"),
+    [
+        (["--share", "3"], "fgfi_share3", {"neck": 3}),
+        (
+            ["--object-share", "3"],
+            "defeat_objects3",
+            {"neck_object": 3, "neck_background": 1, "head_object": 1},
+        ),
+        (["--tuned"], "all_neck_tuned", {"neck": 30}),
+    ],
+)
+def test_rows_at_other_shares_have_names_of_their_own(
+    option: list[str], name: str, shares: dict[str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = name.rpartition("_")[0]
+    load_tool("evidence").main(["scenes", *option, "--dry-run", "--seeds", "0", "--rows", "plain", row])
+    plain, config = (
+        compose_config("train", shlex.split(line)[1:]) for line in capsys.readouterr().out.splitlines()
+    )
+    assert (plain.name, config.name) == ("plain", name)
+    wanted = {loss: (config.distiller.shares or {}).get(loss, config.distiller.share) for loss in shares}
+    assert wanted == shares
 
 
 FEW = {

@@ -6,10 +6,11 @@
         --mobilenetv2 mobilenet_v2.safetensors
 
 All rows of a table have the same student, steps and batches, and weights that come from the same procedure:
-every loss pulls as strongly as the detection loss (``distiller.balance=gradient``); of ``all_neck_tuned`` so
-many times as strongly as was best on a seed that no table uses (``--share`` of ``--seeds 100``). Begun again,
-it leaves out what has ended and goes on with what was cut off. Further words are passed on to every training,
-such as ``trainer=gpu``.
+every loss pulls as strongly as the detection loss (``distiller.balance=gradient``), or ``--share`` times as
+strongly, or, with ``--tuned``, as strongly as was best for its method in a search with a seed that no table
+uses. Rows at other shares have other names, so that one folder holds them all. Begun again, it leaves out
+what has ended and goes on with what was cut off. Further words are passed on to every training, such as
+``trainer=gpu``; they stand before ``--rows`` and ``--seeds``, which take all words that follow.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ ROWS = {
     "plain": None,
     "plain_long": None,
     "all_neck": "all_neck",
-    "all_neck_tuned": "all_neck",
     "neck_object": "neck_object",
     "neck_background": "neck_background",
     "neck": "neck",
@@ -44,8 +44,12 @@ ROWS = {
 }
 """The distiller of each row; ``plain_long`` has the time that distilling costs, as further steps."""
 
-TUNED = {"scenes": 30}
-"""The share of all-neck's loss that was best, of 1, 3, 10, 30 and 100 with seed 100, by table."""
+TUNED = {
+    "scenes": {
+        "all_neck": "distiller.share=30",
+    }
+}
+"""By table and row the shares that were best with seed 100 (docs/results.md has all that were tried)."""
 
 LONGER = 1.5
 """Steps of ``plain_long`` over those of the other rows."""
@@ -116,7 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, help="(default: all)")
     parser.add_argument("--steps", type=int, default=400, help="of every row (default: 400)")
     parser.add_argument("--labels", type=int, help="of bccd's 205 images the student has these (default: 20)")
-    parser.add_argument("--share", type=float, help="of every distillation loss (default: 1)")
+    shares = parser.add_mutually_exclusive_group()
+    shares.add_argument("--share", type=float, help="of every distillation loss (default: 1)")
+    shares.add_argument(
+        "--object-share", type=float, help="of the loss of the neck's object regions; all others have 1"
+    )
+    shares.add_argument("--tuned", action="store_true", help="those that were best for each row")
     parser.add_argument("--data", type=Path, help="the folder of BCCD or of coco_open_320")
     parser.add_argument("--resnet50", help="ImageNet weights of the teacher's backbone")
     parser.add_argument("--mobilenetv2", help="ImageNet weights of the student's backbone, for person")
@@ -129,14 +138,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("person needs --mobilenetv2")
     if options.labels and options.table != "bccd":
         parser.error("--labels is for bccd")
-    options.rows = options.rows or [row for row in ROWS if row != "all_neck_tuned" or options.table in TUNED]
-    if "all_neck_tuned" in options.rows and options.table not in TUNED:
-        parser.error(f"the share of all-neck that is best is not known for {options.table}")
+    tuned = TUNED.get(options.table, {})
+    if not options.rows:
+        options.rows = [row for row in ROWS if not options.tuned or row in tuned or not ROWS[row]]
+    unknown = [row for row in options.rows if ROWS[row] and row not in tuned]
+    if options.tuned and unknown:
+        parser.error(f"the share that is best is not known in {options.table} for {', '.join(unknown)}")
     root = options.folder / f"{options.table}_{options.steps}"
     if options.labels:
         root = root.with_name(f"{root.name}_labels{options.labels}")
-    if options.share:
-        root = root.with_name(f"{root.name}_share{options.share:g}")
     if options.table.startswith("person"):
         photos, options.data = options.data, options.folder / "coco_person"
         if not options.dry_run and not (options.data / "annotations/instances_val.json").exists():
@@ -157,8 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(
             f"{len(failed)} trainings failed, such as {failed[0].folder}: see train.log there; run this again"
         )
-    folders = [str(root / f"seed{seed}" / row) for seed in options.seeds for row in options.rows]
-    subprocess.run([BIN / "defeat-report", *folders], check=True)
+    subprocess.run([BIN / "defeat-report", *(str(job.folder) for job in jobs)], check=True)
 
 
 def copy_persons(source: Path, folder: Path) -> Path:
@@ -190,13 +199,20 @@ def _teacher_root(options: argparse.Namespace) -> Path:
 
 def _student(options: argparse.Namespace, row: str, seed: int, root: Path, passed_on: list[str]) -> Job:
     distiller, table = ROWS[row], TABLES[options.table]
-    words = list(table.distilled if distiller else table.plain)
+    words, name = list(table.distilled if distiller else table.plain), row
     if distiller:
         # The scenes' own DeFeat is that of small backbones, which end at stride 16.
-        name = "defeat_scenes" if (options.table, distiller) == ("scenes", "defeat") else distiller
-        words += [f"distiller={name}", "distiller.balance=gradient", "preflight=off"]
-        share = TUNED[options.table] if row == "all_neck_tuned" else options.share
-        words += [f"distiller.share={share}"] * bool(share)
+        config = "defeat_scenes" if (options.table, distiller) == ("scenes", "defeat") else distiller
+        words += [f"distiller={config}", "distiller.balance=gradient", "preflight=off"]
+        if options.tuned:
+            words.append(TUNED[options.table][row])
+            name += "_tuned"
+        elif options.share:
+            words.append(f"distiller.share={options.share:g}")
+            name += f"_share{options.share:g}"
+        elif options.object_share:
+            words.append(f"distiller.shares={{neck_object: {options.object_share}}}")
+            name += f"_objects{options.object_share:g}"
         if table.teacher:
             words.append(f"teacher.weights={_teacher_root(options)}/teacher/best.ckpt")
     if table.teacher:
@@ -207,7 +223,7 @@ def _student(options: argparse.Namespace, row: str, seed: int, root: Path, passe
         words += [f"data.limit_train={options.labels}", f"data.repeat={max(1, round(200 / options.labels))}"]
     steps = round(options.steps * (LONGER if row == "plain_long" else 1))
     words += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps // 2}", f"seed={seed}"]
-    return _job(words, row, root / f"seed{seed}", passed_on)
+    return _job(words, name, root / f"seed{seed}", passed_on)
 
 
 def _job(words: list[str], name: str, root: Path, passed_on: list[str]) -> Job:
