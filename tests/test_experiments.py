@@ -201,11 +201,13 @@ def test_rows_at_other_shares_have_names_of_their_own(
     option: list[str], name: str, shares: dict[str, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = name.rpartition("_")[0]
-    load_tool("evidence").main(["scenes", *option, "--dry-run", "--seeds", "0", "--rows", "plain", row])
+    load_tool("evidence").main(
+        ["scenes", *option, "--dry-run", "--rows", "plain", row, "--seeds", "0", "data.root=d"]
+    )
     plain, config = (
         compose_config("train", shlex.split(line)[1:]) for line in capsys.readouterr().out.splitlines()
     )
-    assert (plain.name, config.name) == ("plain", name)
+    assert (plain.name, config.name, config.data.root) == ("plain", name, "d")
     wanted = {loss: (config.distiller.shares or {}).get(loss, config.distiller.share) for loss in shares}
     assert wanted == shares
 

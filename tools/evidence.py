@@ -9,8 +9,7 @@ All rows of a table have the same student, steps and batches, and weights that c
 every loss pulls as strongly as the detection loss (``distiller.balance=gradient``), or ``--share`` times as
 strongly, or, with ``--tuned``, as strongly as was best for its method in a search with a seed that no table
 uses. Rows at other shares have other names, so that one folder holds them all. Begun again, it leaves out
-what has ended and goes on with what was cut off. Further words are passed on to every training, such as
-``trainer=gpu``; they stand before ``--rows`` and ``--seeds``, which take all words that follow.
+what has ended and goes on with what was cut off. Words such as ``trainer=gpu`` go to all trainings.
 """
 
 from __future__ import annotations
@@ -117,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--folder", type=Path, default=Path("evidence"), help="of all runs (default: evidence)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, help="(default: all)")
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"{', '.join(ROWS)} (default: all)"
+    )
     parser.add_argument("--steps", type=int, default=400, help="of every row (default: 400)")
     parser.add_argument("--labels", type=int, help="of bccd's 205 images the student has these (default: 20)")
     shares = parser.add_mutually_exclusive_group()
@@ -131,7 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mobilenetv2", help="ImageNet weights of the student's backbone, for person")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
-    options, passed_on = parser.parse_known_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    passed_on = [word for word in arguments if "=" in word and not word.startswith("-")]
+    options = parser.parse_args([word for word in arguments if word not in passed_on])
     if options.table != "scenes" and not (options.data and options.resnet50):
         parser.error(f"{options.table} needs --data and --resnet50")
     if options.table == "person" and not options.mobilenetv2:
