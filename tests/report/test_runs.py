@@ -175,6 +175,17 @@ def test_a_part_that_others_have_not_is_one_key(tmp_path):
     assert keys == {"teacher": ["null", "create_detector"], "distiller": ["null", "Distiller"]}
 
 
+def test_keys_without_a_target_are_written_out(tmp_path):
+    for name, shares in (("0", None), ("1", {"neck_object": 0.1, "head_object": 2.0})):
+        changes = {"distiller.shares": shares}
+        write_run(tmp_path / name, IMAGES, experiment="scenes", changes=changes)
+    key = "distiller.shares"
+    assert list(labels(tmp_path)) == [
+        f"scenes [{key}=null]",
+        f"scenes [{key}={{neck_object: 0.1, head_object: 2.0}}]",
+    ]
+
+
 def test_of_repeats_of_a_seed_the_one_trained_furthest_counts_then_the_newest(tmp_path):
     old, new, short = (
         write_run(tmp_path / name, IMAGES, seed=5, step=step)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import yaml  # type: ignore[import-untyped]
 
 from defeat.errors import ConfigError
 from defeat.report.runs import FinishedRun
@@ -204,7 +207,9 @@ def _walk_differences(nodes: Sequence[Any], prefix: str = "") -> Iterator[Settin
 
 
 def _text(value: Any) -> str:
-    """A value as the command line has it; for a group of keys the name of its target."""
+    """A value as the command line has it; for a group of keys the name of its target, if it has one."""
     if isinstance(value, Mapping):
-        return str(value.get("_target_", "{...}")).rpartition(".")[2]
+        if "_target_" in value:
+            return str(value["_target_"]).rpartition(".")[2]
+        return str(yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False)).strip()
     return value if isinstance(value, str) else json.dumps(value)
