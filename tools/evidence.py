@@ -46,9 +46,14 @@ ROWS = {
 TUNED = {
     "scenes": {
         "all_neck": "distiller.share=30",
+        "neck_object": "distiller.share=10",
+        "neck": "distiller.shares={neck_object: 30.0}",
+        "neck_cls": "distiller.shares={neck_object: 30.0}",
+        "fgfi": "distiller.share=30",
+        "defeat": "distiller.shares={neck_object: 30.0}",
     }
 }
-"""By table and row the shares that were best with seed 100 (docs/results.md has all that were tried)."""
+"""By table and row the shares that were best with seed 100, of those in docs/results.md."""
 
 LONGER = 1.5
 """Steps of ``plain_long`` over those of the other rows."""
