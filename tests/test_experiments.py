@@ -209,6 +209,19 @@ def test_rows_at_other_shares_have_names_of_their_own(
     assert wanted == shares
 
 
+def test_a_row_that_was_trained_with_other_words_is_not_reported_as_this_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a second setting in the same folder would get the figures of the first."""
+    row = tmp_path / "scenes_400" / "seed0" / "defeat"
+    row.mkdir(parents=True)
+    (row / "ended").write_text("distiller=defeat optim.optimizer.lr=1")
+    with pytest.raises(SystemExit):
+        load_tool("evidence").main(["scenes", "--folder", str(tmp_path), "--seeds", "0", "--rows", "defeat"])
+    assert "optim.optimizer.lr=1): name another --folder" in capsys.readouterr().err
+    assert [path.name for path in row.iterdir()] == ["ended"], "nothing was trained"
+
+
 FEW = {
     "rpn_pre_nms_top_n_train": 50,
     "rpn_pre_nms_top_n_test": 20,

@@ -107,7 +107,7 @@ class Job(NamedTuple):
 
     @property
     def ended(self) -> Path:
-        """A file that says that the training came to its end."""
+        """A file that says that the training came to its end, and with which words."""
         return self.folder / "ended"
 
 
@@ -165,6 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for job in [*teacher, *jobs]:
             print("defeat-train", shlex.join(job.words))
         return
+    for job in [*teacher, *jobs]:
+        if job.ended.exists() and job.ended.read_text() != shlex.join(job.words):
+            parser.error(
+                f"{job.folder} was trained with other words ({job.ended.read_text()}): name another --folder"
+            )
     taught = [job for job in jobs if any(word.startswith("teacher.weights=") for word in job.words)]
     first = [*teacher, *(job for job in jobs if job not in taught)]
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -254,7 +259,7 @@ def _train(job: Job) -> bool:
     link = job.folder / "best.ckpt"
     link.unlink(missing_ok=True)
     link.symlink_to(newest.resolve())
-    job.ended.touch()
+    job.ended.write_text(shlex.join(job.words))
     return True
 
 

@@ -109,8 +109,8 @@ KILLED = "(was killed, as the system does when memory runs out|exited unexpected
     ],
     ids=["killed", "gone", "stuck"],
 )
-# The signal of the death may interrupt torch while it opens files to see whether too many are open.
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+# The signal of the death may interrupt torch while it opens temporary files to see whether too many are open.
+@pytest.mark.filterwarnings(r"ignore:unclosed file <_io\.BufferedRandom:ResourceWarning")
 def test_a_worker_that_dies_or_hangs_ends_the_run_with_a_line(
     at: Callable[[], object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ def _differences(comparison: Comparison) -> Table:
         f"({comparison.resamples} resamples, seed {comparison.seed}), and the share of resamples in which AP "
         "is ahead. It holds the runs fixed: it says how far other images could change the difference of "
         "these runs. How far other seeds could, on these images, says the column of seeds: half of the 95% "
-        "interval of Student's t of the differences in AP, seed by seed."
+        "interval of Student's t of the differences in AP, seed by seed, of the seeds that both have."
     )
     title = f"Difference to {comparison.baseline.label}"
     return Table(["group", "AP", "ahead", "seeds", *SIZES], rows, title, note)
